@@ -1,0 +1,48 @@
+"""A compiler for the time axis of PyTorch models.
+
+::
+
+    import fxtemporal
+
+    fast = fxtemporal.optimize(model, (clip,))     # an nn.Module: use it like the model
+    print(fxtemporal.report(fast))                 # what was done, what was not, and why
+"""
+
+from fxtemporal.api import audit, optimize, report
+from fxtemporal.errors import (
+    CaptureError,
+    FxTemporalError,
+    LoweringError,
+    PassError,
+    SpecializationError,
+    VerificationError,
+)
+from fxtemporal.passes.factorize_2plus1d import Factorize
+from fxtemporal.report import Report
+from fxtemporal.rules import Code, Reason, Remark
+from fxtemporal.specializations import Specialization
+from fxtemporal.tuning import Tune
+from fxtemporal.verify import Comparison
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "Code",
+    "Comparison",
+    "Factorize",
+    "FxTemporalError",
+    "LoweringError",
+    "PassError",
+    "Reason",
+    "Remark",
+    "Report",
+    "Specialization",
+    "SpecializationError",
+    "Tune",
+    "VerificationError",
+    "__version__",
+    "audit",
+    "optimize",
+    "report",
+]

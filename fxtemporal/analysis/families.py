@@ -1,0 +1,356 @@
+"""Unrolled frames, recovered by value numbering in one walk.
+
+::
+
+    x0 = x[:, 0];  y0 = conv(x0);  z0 = relu(y0)        family 0: x[:, t]      lanes 0..T-1
+    x1 = x[:, 1];  y1 = conv(x1);  z1 = relu(y1)   →    family 1: conv(0 @ t)  lanes 0..T-1
+    ...                                                 family 2: relu(1 @ t)  lanes 0..T-1
+
+Every node is *invariant* or *lane t of family f*. Two nodes are of the same family when their ops,
+static arguments and parameters agree, and their inputs are the same invariants, or lanes of the
+same families at the same offset from their own. So a frame that reads the frame before it is a
+family at offset −1, and a state carried from frame to frame never forms a family at all: each of
+its steps reads another step. The cost is one dictionary look-up a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxtemporal.graph import Program, shape
+from fxtemporal.ops import WHOLE, Attr, Op
+
+__all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of"]
+
+SAME_MEMORY = frozenset(
+    """
+    detach expand flatten identity movedim permute select slice squeeze transpose unbind unflatten
+    unsqueeze view split chunk
+    """.split()
+)
+"""Ops whose result is the very memory of their input: taken twice, it is the same."""
+
+_UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Lane t is ``length`` entries of ``base`` along ``dim``, from t on.
+
+    ``length`` None: one entry, the dimension dropped (``x[:, t]``). ``cut`` names the op that cuts
+    it out: a slice gives less where the tensor ends, chunk() cuts by the size it meets. With
+    ``from_end`` t is negative, and counts from the end of a dimension that may have any size.
+    """
+
+    base: fx.Node
+    dim: int
+    length: int | None
+    cut: str
+    from_end: bool = False
+
+
+@dataclass(frozen=True)
+class Lane:
+    """An input that is lane ``t + offset`` of ``family``, for the node that is lane t."""
+
+    family: Family
+    offset: int
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """An input that is the same number in every lane (a size of a frame)."""
+
+    family: Family
+
+
+Operand = Lane | Uniform | fx.Node
+
+
+@dataclass(eq=False)
+class Family:
+    """The same computation on several frames; ``lanes`` maps the frame to its node.
+
+    ``op`` and ``operands`` are those of the first lane met, ``operands`` in the order of
+    ``op.nodes()``. ``op`` is None for a call that :mod:`fxtemporal.ops` does not know.
+    """
+
+    number: int
+    op: Op | None
+    operands: tuple[Operand, ...]
+    source: Source | None = None
+    uniform: bool = False
+    lanes: dict[int, fx.Node] = field(default_factory=dict)
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def first(self) -> fx.Node:
+        """The node that stands first in the graph."""
+        return self.nodes[0]
+
+    @property
+    def name(self) -> str:
+        return "frames" if self.source else self.op.name if self.op else str(self.first.target)
+
+    def lane_operands(self) -> Iterator[Lane]:
+        return (operand for operand in self.operands if isinstance(operand, Lane))
+
+    def equal_shapes(self) -> bool:
+        return len({_shapes(node) for node in self.lanes.values()}) == 1
+
+
+@dataclass(frozen=True)
+class Families:
+    """All families of a graph, sources first, in the order in which they can be computed."""
+
+    all: tuple[Family, ...]
+    of: dict[fx.Node, tuple[Family, int]]
+
+    def regions(self) -> list[list[Family]]:
+        """Families that feed one another, source families with one lane alone left out."""
+        parent = list(range(len(self.all)))
+
+        def find(number: int) -> int:
+            while parent[number] != number:
+                parent[number] = parent[parent[number]]
+                number = parent[number]
+            return number
+
+        for family in self.all:
+            for operand in family.operands:
+                if not isinstance(operand, fx.Node):
+                    parent[find(family.number)] = find(operand.family.number)
+        grouped: dict[int, list[Family]] = {}
+        for family in self.all:
+            grouped.setdefault(find(family.number), []).append(family)
+        return [
+            region
+            for region in grouped.values()
+            if any(family.source and len(family.lanes) > 1 for family in region)
+        ]
+
+
+def families_of(program: Program) -> Families:
+    """Number every node of ``program`` that depends on a frame.
+
+    A first walk finds the joins, ``stack`` and ``cat`` over lanes of one family that no other lane
+    repeats; in the second they are what they are for the rest of the graph: invariants.
+    """
+    numbering = _Numbering(program, frozenset())
+    joins = frozenset(f.first for f in numbering.families if _joins(f))
+    if joins:
+        numbering = _Numbering(program, joins)
+    return Families(tuple(numbering.families), numbering.of)
+
+
+def _joins(family: Family) -> bool:
+    if family.op is None or family.op.name not in ("stack", "cat") or len(family.lanes) > 1:
+        return False
+    lanes = list(family.lane_operands())
+    same = len({lane.family for lane in lanes}) == 1 and len(lanes) == len(family.operands)
+    return same and len({lane.offset for lane in lanes}) > 1
+
+
+class _Numbering:
+    def __init__(self, program: Program, joins: frozenset[fx.Node]) -> None:
+        self.program = program
+        self.joins = joins
+        self.families: list[Family] = []
+        self.of: dict[fx.Node, tuple[Family, int]] = {}
+        self._keys: dict[Any, Family] = {}
+        self._invariants: dict[Any, fx.Node] = {}
+        self._held_sizes, self._held_numbers = program.held()
+        self._same: dict[fx.Node, fx.Node] = {}
+        for node in program.graph.nodes:
+            self._visit(node)
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op in ("placeholder", "get_attr", "output") or node in self.joins:
+            return
+        op = self.program.op(node)
+        if op is not None and (found := self._frame(node, op)) is not None:
+            source, index = found
+            self._number(node, index, ("source", source), op, (), source)
+            return
+        inputs = op.nodes() if op is not None else tuple(node.all_input_nodes)
+        if not any(source in self.of for source in inputs):
+            if op is not None and (op.name in SAME_MEMORY or _is_number(node)):
+                self._note_invariant(node, op)
+            return
+        operands, anchor = self._operands(inputs)
+        uniform = anchor is None or (op is not None and op.name in _UNIFORM_OPS)
+        if isinstance(node.meta.get("val"), torch.Tensor) and not self._only_read(node):
+            uniform = False  # a buffer made for each frame, which something writes
+        lane = 0 if anchor is None else anchor
+        self._number(node, lane, self._key(node, op, operands), op, operands, None, uniform)
+
+    def _only_read(self, node: fx.Node) -> bool:
+        ops = [self.program.op(user) for user in node.users]
+        return all(op is not None and not op.inplace and op.name not in SAME_MEMORY for op in ops)
+
+    def _note_invariant(self, node: fx.Node, op: Op) -> None:
+        """Let the same view or size of a tensor, taken anew for each frame, be one node."""
+        source = op.args.get("input")
+        if is_whole(op) and isinstance(source, fx.Node):
+            self._same[node] = self._same.get(source, source)
+            return
+        key = (op.static(), tuple(self._same.get(n, n) for n in op.nodes()))
+        self._same[node] = self._invariants.setdefault(key, node)
+
+    def _operands(self, inputs: tuple[fx.Node, ...]) -> tuple[tuple[Operand, ...], int | None]:
+        """Lanes relative to the first of them, which is the lane of the node itself."""
+        lanes = [self.of[n] for n in inputs if n in self.of]
+        anchor = next((lane for family, lane in lanes if not family.uniform), None)
+        operands: list[Operand] = []
+        for source in inputs:
+            if source not in self.of:
+                operands.append(self._same.get(source, source))
+                continue
+            family, lane = self.of[source]
+            operands.append(
+                Uniform(family) if family.uniform else Lane(family, lane - (anchor or 0))
+            )
+        return tuple(operands), anchor
+
+    def _key(self, node: fx.Node, op: Op | None, operands: tuple[Operand, ...]) -> Any:
+        described = tuple(
+            operand
+            if isinstance(operand, fx.Node)
+            else (operand.family.number, operand.offset if isinstance(operand, Lane) else None)
+            for operand in operands
+        )
+        if op is None:
+            static = fx.node.map_arg((node.args, node.kwargs), lambda n: "%")
+            return (node.op, node.target, repr(static), described)
+        if op.random:
+            return (node,)  # drawn anew for every frame: never the same computation
+        return (op.static(), op.inplace, described)
+
+    def _number(
+        self,
+        node: fx.Node,
+        lane: int,
+        key: Any,
+        op: Op | None,
+        operands: tuple[Operand, ...],
+        source: Source | None = None,
+        uniform: bool = False,
+    ) -> None:
+        family = self._keys.get(key)
+        if family is not None and lane in family.lanes and (op is None or op.inplace):
+            family = None  # the same call again, and it may have an effect each time
+            key = (node,)
+        if family is None:
+            family = Family(len(self.families), op, operands, source, uniform)
+            self._keys[key] = family
+            self.families.append(family)
+        family.lanes.setdefault(lane, node)
+        family.nodes.append(node)
+        self.of[node] = family, lane
+
+    def _frame(self, node: fx.Node, op: Op) -> tuple[Source, int] | None:
+        """``(source, t)`` where the op takes constant entries of an invariant tensor."""
+        if node.meta.get("left_over"):
+            return None  # a rewrite reads one frame of its own for what stays in the loop
+        match op.name:
+            case "getitem":  # x[:, [t]]
+                listed = [(d, part) for d, part in enumerate(op.args["index"]) if part != WHOLE]
+                if len(listed) == 1 and isinstance(listed[0][1], tuple) and len(listed[0][1]) == 1:
+                    dim, (index,) = listed[0]
+                    if type(index) is int:
+                        return self._source(_base(node, op), dim, index, 1, "select")
+            case "select":
+                base, dim, index = _base(node, op), op.args["dim"], self._constant(op.args["index"])
+                return None if index is None else self._source(base, dim, index, None, "select")
+            case "slice":
+                base, dim = _base(node, op), op.args["dim"]
+                start, end, step = op.args["start"], op.args["end"], op.args["step"]
+                start, end = self._constant(start), self._constant(end)
+                if step != 1 or start is None or end is None or not 0 <= start < end:
+                    return None
+                return self._source(base, dim, start, end - start, "slice")
+            case "item":
+                return self._piece(op.args["input"], op.args["index"])
+        return None
+
+    def _piece(self, pieces: Any, index: Any) -> tuple[Source, int] | None:
+        """One entry of ``unbind``, ``split`` or ``chunk``."""
+        if not isinstance(pieces, fx.Node) or not isinstance(index, int):
+            return None
+        op = self.program.op(pieces)
+        if op is None or op.name not in ("unbind", "split", "chunk"):
+            return None
+        values = pieces.meta.get("val")
+        if not isinstance(values, list | tuple):
+            return None
+        base, dim = _base(pieces, op), op.args["dim"]
+        if op.name == "unbind":
+            return self._source(base, dim, index, None, "select")
+        index += len(values) if index < 0 else 0
+        lengths = [piece.shape[dim] for piece in values]
+        if len(set(lengths)) != 1:
+            return None
+        return self._source(base, dim, index * lengths[0], lengths[0], op.name)
+
+    def _source(
+        self, base: Any, dim: Any, start: int, length: int | None, cut: str
+    ) -> tuple[Source, int] | None:
+        if not isinstance(base, fx.Node) or base in self.of:
+            return None
+        base = self._same.get(base, base)
+        sizes = shape(base)
+        if not sizes or not isinstance(dim, int):
+            return None
+        size = sizes[dim]
+        if start < 0 and (base, dim) in self._held_sizes:
+            start += size
+        if length is not None and (length >= size or start + length > size):
+            return None  # all of it, or a window that the end cuts short
+        return Source(base, dim, length, cut, from_end=start < 0), start
+
+    def _constant(self, value: Any) -> int | None:
+        """An index as a number: as written, or computed from sizes that checks hold."""
+        if isinstance(value, int):
+            return value
+        if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), int):
+            return None
+        op = self.program.op(value)
+        arithmetic = op is not None and op.name in ("add", "sub", "mul", "floor_divide", "neg")
+        if value in self._held_numbers:
+            return int(value.meta["val"])
+        if op is not None and op.name == "size":
+            held = (op.args["input"], op.args["dim"]) in self._held_sizes
+            return int(value.meta["val"]) if held else None
+        if not arithmetic or any(self._constant(n) is None for n in value.all_input_nodes):
+            return None
+        return int(value.meta["val"])
+
+
+def is_whole(op: Op) -> bool:
+    """Whether the op is a slice of everything, ``x[:]``, as torch.export writes for ``x[:, t]``."""
+    parts = (op.args.get("start"), op.args.get("end"), op.args.get("step"))
+    return op.name == "slice" and parts == (0, None, 1)
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), int | float | torch.Size)
+
+
+def _base(node: fx.Node, op: Op) -> Any:
+    """The node that ``op`` slices, a parameter's get_attr node included."""
+    base = op.args["input"]
+    return node.all_input_nodes[0] if isinstance(base, Attr) else base
+
+
+def _shapes(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in value)
+    return value

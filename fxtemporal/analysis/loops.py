@@ -1,0 +1,357 @@
+"""Which unrolled loops a graph holds, and how much of each can run on all frames at once.
+
+A loop is a region of families (:mod:`fxtemporal.analysis.families`) that feed one another. Each of
+its families is *planned*, if its op folds into the batch (:mod:`fxtemporal.analysis.batching`) and
+so do the families it reads, or there is a reason why not. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxtemporal.analysis.aliasing import Aliasing, written_by
+from fxtemporal.analysis.batching import (
+    ELEMENTWISE,
+    RECURRENT,
+    VIEWS,
+    Call,
+    fold_blockers,
+    shifted,
+    unbatched,
+)
+from fxtemporal.analysis.families import (
+    Families,
+    Family,
+    Lane,
+    Operand,
+    Source,
+    Uniform,
+    families_of,
+)
+from fxtemporal.graph import Program, rank
+from fxtemporal.ops import Attr
+from fxtemporal.rules import Code, Reason, blocked_module
+
+__all__ = ["Loop", "Plan", "computes", "loops_of"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one family is batched.
+
+    ``origin`` says where dimension 0 of its lanes comes from: only lanes of one origin, which have
+    the same number of samples whatever the batch, fold together.
+    """
+
+    call: Call
+    origin: object
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """One unrolled loop: its families, how to batch those that can be, what keeps the others."""
+
+    families: tuple[Family, ...]
+    lanes: Mapping[fx.Node, tuple[Family, int]]
+    plans: Mapping[Family, Plan]
+    reasons: tuple[Reason, ...]
+    aliasing: Aliasing
+
+    @property
+    def frames(self) -> Family:
+        """The source that the most frames are read from."""
+        return max((f for f in self.families if f.source), key=lambda f: len(f.lanes))
+
+
+def loops_of(program: Program) -> Iterator[Loop]:
+    """Every loop of ``program``, in graph order."""
+    families = families_of(program)
+    aliasing: Aliasing | None = None
+    for region in families.regions():
+        aliasing = aliasing or Aliasing(program)
+        loop = _analyse(program, families, region, aliasing)
+        if loop is not None:
+            yield loop
+
+
+def _analyse(
+    program: Program, families: Families, region: list[Family], aliasing: Aliasing
+) -> Loop | None:
+    """The loop that ``region`` is; None where nothing in it repeats."""
+    reasons: dict[Reason, None] = {}
+    plans: dict[Family, Plan] = {}
+    origins: dict[Family, object] = {}
+    writes = [w for f in region if (w := _visible_write(program, f, aliasing)) is not None]
+    reasons.update(dict.fromkeys(writes))
+    for family in region:
+        if family.source:
+            origins[family] = _Samples.of(family.source)
+            continue
+        item = family.op is not None and family.op.name == "item"
+        if family.uniform or (len(family.lanes) < 2 and not item):
+            continue
+        if any(o.family not in origins for o in family.lane_operands()):
+            continue
+        call = None if family.op is None else _call(program, family, origins)
+        found = list(_blockers(program, family, call, origins))
+        reasons.update(dict.fromkeys(found))
+        if call is not None and not found and not writes:
+            origins[family] = _origin(family, call, origins)
+            plans[family] = Plan(call, origins[family])
+    if plans and (late := _late_write(program, families, region, plans, aliasing)) is not None:
+        reasons[late] = None
+        plans.clear()
+    reasons.update(dict.fromkeys(_differences(program, region)))
+    reasons.update(dict.fromkeys(_left_apart(program, region, plans)))
+    repeats = any(computes(f) and len(f.lanes) > 1 for f in region)
+    if not repeats and not reasons and not _only_moves_data(program, region):
+        return None
+    return Loop(tuple(region), families.of, plans, tuple(reasons), aliasing)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Dimension 0 of the frames of a source: ``dim`` of ``base``, None where it is no whole one."""
+
+    base: fx.Node
+    frames: int
+    dim: int | None
+
+    @classmethod
+    def of(cls, source: Source) -> _Samples:
+        dim: int | None = 0
+        if source.dim == 0:
+            dim = 1 if source.length is None else None
+        return cls(source.base, source.dim, dim)
+
+
+def _only_moves_data(program: Program, region: list[Family]) -> bool:
+    """Whether a loop without arithmetic joins its frames: then it is a loop, if an idle one."""
+    for family in region:
+        for node in family.nodes if len(family.lanes) > 1 else ():
+            for user in node.users:
+                op = program.op(user) if user.op.startswith("call") else None
+                if op is not None and op.name in ("stack", "cat") and not family.source:
+                    return True
+    return False
+
+
+def _blockers(
+    program: Program, family: Family, call: Call | None, origins: Mapping[Family, object]
+) -> Iterator[Reason]:
+    node = family.first
+    where = _called(program, node)
+    if call is None:
+        text = f"{where}: {node.target} is not an op that is known here"
+        reason = blocked_module(program, node)
+        yield (
+            Reason(reason.code, f"{where}: {reason.text}")
+            if reason
+            else Reason(Code.UNSUPPORTED_OP, text)
+        )
+        return
+    if call.op.inplace and call.op.args["input"] not in call.lanes:
+        text = f"{where}: the in-place write goes into a tensor that is not one of the frames"
+        yield Reason(Code.VISIBLE_WRITE, text)
+    if not family.equal_shapes():
+        yield Reason(Code.UNEQUAL_FRAMES, f"{where}: the frames differ in shape")
+        return
+    blockers = list(fold_blockers(call, where))
+    yield from blockers
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        readers = [program.op(user) for lane in family.nodes for user in lane.users]
+        state = call.op.name in RECURRENT and any(r and r.args.get("index") != 0 for r in readers)
+        if state:
+            text = (
+                f"{where}: dimension 0 of the state of {call.op.name} is the layer, not the batch"
+            )
+            yield Reason(Code.UNSUPPORTED_OP, text)
+        elif any(op is None or op.name != "item" for op in readers):
+            text = f"{where}: the tuple that {call.op.name} gives is used as a whole"
+            yield Reason(Code.UNSUPPORTED_OP, text)
+    joined = {origins[lane.family] for lane in family.lane_operands()}
+    if not blockers and call.op.name not in ELEMENTWISE and len(joined) > 1:
+        text = f"{where}: {call.op.name} joins frames of different sources"
+        yield Reason(Code.UNSUPPORTED_OP, text)
+
+
+def _call(program: Program, family: Family, origins: Mapping[Family, object]) -> Call:
+    """The family's op, with the inputs that are lanes, and the numbers that count their samples."""
+    assert family.op is not None
+    pairs = list(zip(family.op.nodes(), family.operands, strict=True))
+    lanes = frozenset(node for node, operand in pairs if isinstance(operand, Lane))
+    mine = {origins[operand.family] for _, operand in pairs if isinstance(operand, Lane)}
+    samples = frozenset(
+        node
+        for node, operand in pairs
+        if not isinstance(operand, Lane) and mine == {_counts(program, node, operand, origins)}
+    )
+    return Call(family.op, lanes, samples, program)
+
+
+def _counts(
+    program: Program, node: fx.Node, operand: Operand, origins: Mapping[Family, object]
+) -> object:
+    """The origin whose samples the number ``node`` counts; None where it counts none."""
+    op = program.op(node)
+    if op is None or op.name != "size":
+        return None
+    if isinstance(operand, Uniform):
+        read = operand.family.operands[0]
+        if not isinstance(read, Lane) or op.args["dim"] != 0:
+            return None
+        return origins.get(read.family)
+    for origin in origins.values():
+        counted = (op.args["input"], op.args["dim"])
+        if isinstance(origin, _Samples) and counted == (origin.base, origin.dim):
+            return origin
+    return None
+
+
+def _origin(family: Family, call: Call, origins: Mapping[Family, object]) -> object:
+    """Where dimension 0 of the family's value comes from: its inputs, or the op itself."""
+    inherited = {origins[lane.family] for lane in family.lane_operands()}
+    if len(inherited) > 1 or unbatched(call) or shifted(call) is not None:
+        return family
+    if call.op.name in ELEMENTWISE and not _folds(family, call):
+        return family
+    return inherited.pop()
+
+
+def _folds(family: Family, call: Call) -> bool:
+    """Whether an element-wise op leaves dimension 0 of its lanes alone, broadcasting nothing."""
+    dimensions = rank(family.first) or 0
+    fixed = [call.dims(value) for value in call.op.args.values() if value not in call.lanes]
+    return (
+        dimensions > 0
+        and all(rank(node) == dimensions for node in call.lanes)
+        and all(dims is not None and dims < dimensions for dims in fixed)
+    )
+
+
+def _late_write(
+    program: Program,
+    families: Families,
+    region: list[Family],
+    plans: Mapping[Family, Plan],
+    aliasing: Aliasing,
+) -> Reason | None:
+    """A write into what the loop reads from outside, after the loop has begun.
+
+    All frames are computed where the first was, so they would miss the write.
+    """
+    outside: dict[fx.Node, None] = {}
+    for family in region:
+        if family.source:
+            outside[family.source.base] = None
+    for family in plans:
+        for node in family.first.all_input_nodes:
+            if node not in families.of:
+                outside[node] = None
+    start = min((family.first for family in region), default=None)
+    for writer, written in aliasing.writes():
+        if start is not None and writer > start:
+            for node in outside:
+                if aliasing.share(node, written):
+                    where = _called(program, writer)
+                    text = f"{where}: the in-place write reaches {node.name}, which the loop reads"
+                    return Reason(Code.VISIBLE_WRITE, text)
+    return None
+
+
+def _visible_write(program: Program, family: Family, aliasing: Aliasing) -> Reason | None:
+    """The first in-place write among the lanes, or into their memory, that others can see."""
+    for node in family.nodes:
+        for written in written_by(program, node):
+            seen_by = aliasing.visible(node, written)
+            if seen_by is not None:
+                where = _called(program, node)
+                text = f"{where}: the in-place write reaches {seen_by}"
+                return Reason(Code.VISIBLE_WRITE, text)
+    return None
+
+
+def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
+    """Why frames that the user treats alike do not form families."""
+    single = [f for f in region if not f.source and not f.uniform and len(f.lanes) == 1]
+    steps: dict[Family, dict[Any, tuple[int, int]]] = {}
+    alike: dict[Any, list[Family]] = {}
+    for family in single:
+        where = _called(program, family.first)
+        if family.op is not None and family.op.random:
+            text = f"{where}: {family.op.name} draws random numbers for each frame"
+            yield Reason(Code.RANDOMNESS, text)
+            return
+        lane = next(iter(family.lanes))
+        before: dict[Any, tuple[int, int]] = {}
+        frames = [lane + o.offset for o in family.lane_operands() if o.family not in steps]
+        for operand in family.lane_operands():
+            for kind, (low, high) in steps.get(operand.family, {}).items():
+                before[kind] = (low, high)
+                frames += low, high
+        reach = (min(frames, default=lane), max(frames, default=lane))
+        kind = _kind(program, family)
+        if before.get(kind, reach) != reach:
+            yield Reason(Code.RECURRENCE, f"{where}: it reads a state that another frame left")
+            return
+        steps[family] = before | {kind: reach}
+        readers = tuple(o.family.number for o in family.lane_operands() if len(o.family.lanes) > 1)
+        if family.op is not None and readers:
+            alike.setdefault((family.op.name, readers, rank(family.first)), []).append(family)
+    for group in alike.values():
+        if len({next(iter(f.lanes)) for f in group}) > 1:
+            yield from _difference(group, _called(program, group[0].first))
+
+
+def _difference(alike: list[Family], where: str) -> Iterator[Reason]:
+    """What differs between families that run the same op on different frames of one source."""
+    first, second = alike[0].op, alike[1].op
+    assert first is not None
+    assert second is not None
+    changed = [first.args[k] for k in first.args if first.args[k] != second.args.get(k)]
+    if any(isinstance(value, Attr) for value in changed):
+        text = f"{where}: each frame has a {first.name} with parameters of its own"
+        yield Reason(Code.DIFFERENT_PARAMETERS, text)
+    else:
+        text = f"{where}: {first.name} is not called in the same way for every frame"
+        yield Reason(Code.UNEQUAL_FRAMES, text)
+
+
+def _left_apart(
+    program: Program, region: list[Family], plans: Mapping[Family, Plan]
+) -> Iterator[Reason]:
+    """Frames that run the ops of the others on another way to them."""
+    batched = {plan.call.op.static() for family, plan in plans.items() if computes(family)}
+    for family in region:
+        alone = family not in plans and len(family.lanes) == 1 and computes(family)
+        if alone and family.op is not None and family.op.static() in batched:
+            where = _called(program, family.first)
+            text = f"{where}: a frame comes to {family.op.name} by another way than the others"
+            yield Reason(Code.UNEQUAL_FRAMES, text)
+            return
+
+
+def _kind(program: Program, family: Family) -> Any:
+    """The same for two steps of one recurrence."""
+    op = family.op
+    static = op.static() if op is not None else str(family.first.target)
+    return static, program.location(family.first)
+
+
+def computes(family: Family) -> bool:
+    """Whether the family does arithmetic, rather than move data or read sizes."""
+    if family.source or family.uniform:
+        return False
+    return family.op is None or family.op.name not in VIEWS
+
+
+def _called(program: Program, node: fx.Node) -> str:
+    """``backbone.conv1 (model.py:12)``: the module and the line a reason is about."""
+    path = program.module_path(node) or node.name
+    location = program.location(node)
+    return f"{path} ({location})" if location else path

@@ -1,0 +1,323 @@
+"""optimize, audit and report: the whole path, in order.
+
+::
+
+    capture → factorize (if asked: lossy) → exact rules → verify, undo → measure, undo → report
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import fx, nn
+from torch.export import ExportedProgram
+from tqdm import tqdm
+
+from fxtemporal.capture import Model, capture, check_arguments, example_of
+from fxtemporal.errors import FxTemporalError, PassError, VerificationError
+from fxtemporal.module import MODE
+from fxtemporal.passes import DEFAULT_PASSES
+from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.time_distribute import TimeDistribute
+from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
+from fxtemporal.report import Report
+from fxtemporal.rules import Code, Reason, Remark, Rule
+from fxtemporal.specializations import specializations
+from fxtemporal.tuning import Timing, Tune, worth_keeping
+from fxtemporal.verify import Comparison, Verifier, culprits
+
+__all__ = ["audit", "optimize", "report"]
+
+_META = "fxtemporal"
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def optimize(
+    model: Model,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    passes: Sequence[str | Rule[Any]] | None = None,
+    factorize: Factorize | None = None,
+    tune: Tune | Literal["measure", "static"] | None = None,
+    verify: bool = True,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
+
+    The result computes the same numbers, shares the model's parameters, and is an ``nn.Module`` to
+    be used as the model was. The model itself is not changed.
+
+    Args:
+        model: an ``nn.Module``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
+        example_inputs: the forward's arguments, e.g. one clip (B, T, C, H, W). Without them only
+            what needs no shapes is done, and nothing is measured or verified.
+        example_kwargs: its keyword arguments.
+        passes: names of rules, or rules, in the order to run them; default: all exact ones.
+        factorize: settings of the lossy (2+1)D factorization; default: none is done.
+        tune: ``"measure"`` keeps what measures faster (the default with example inputs),
+            ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure.
+        verify: compare the result with the original, and undo what changes the numbers.
+        progress: show a progress bar; default: on a terminal only.
+
+    Returns:
+        A ``torch.fx.GraphModule``; ``fxtemporal.report(result)`` says what was done and why.
+
+    Raises:
+        CaptureError: the model cannot be captured, or fails on the example inputs.
+        PassError: an unknown pass or setting.
+        VerificationError: the model, captured and otherwise untouched, gives other numbers.
+    """
+    check_arguments(model, example_inputs, example_kwargs)
+    example = example_of(model, example_inputs, example_kwargs)
+    rules = _rules(passes)
+    tuning = _tuning(tune, example)
+    with _progress(progress) as tick:
+        tick("capturing")
+        run = _Run(model, example, rules, factorize, verify and example is not None)
+        tick("rewriting")
+        outcome, comparison = run.verified(tick)
+        timing = None
+        if tuning is not None and example is not None and outcome.applied:
+            outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
+    settings = {"tune": "static" if tuning is None else vars(tuning)}
+    if factorize is not None:
+        settings["factorize"] = vars(factorize)
+    return run.finish(outcome, comparison, timing, settings)
+
+
+def audit(
+    model: Model,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    passes: Sequence[str | Rule[Any]] | None = None,
+) -> Report:
+    """What :func:`optimize` would do to ``model``, and why not more; nothing is run or measured.
+
+    Arguments and errors as for :func:`optimize`. In the result, a remark's status ``"applied"``
+    means that the rewrite is legal here.
+    """
+    program = capture(model, example_inputs, example_kwargs)
+    outcome = run_rules(program, _rules(passes))
+    return Report(
+        mode="audit",
+        remarks=tuple(remark for _, remark in outcome.remarks),
+        specializations=specializations(program.graph),
+        frontend=program.frontend,
+        note=program.note,
+    )
+
+
+def report(gm: nn.Module) -> Report:
+    """The report of a module that :func:`optimize` returned, or of a copy of it.
+
+    Raises:
+        FxTemporalError: ``gm`` did not come from :func:`optimize`.
+    """
+    found = getattr(gm, "meta", {}).get(_META) if isinstance(gm, fx.GraphModule) else None
+    if not isinstance(found, Report):
+        raise FxTemporalError(
+            f"this {type(gm).__name__} carries no report: give what fxtemporal.optimize returned"
+        )
+    return found
+
+
+@dataclass
+class _Run:
+    """One call of optimize: the captured program, and what was found out about its sites."""
+
+    model: Model
+    example: Example | None
+    rules: tuple[Rule[Any], ...]
+    factorize: Factorize | None
+    verify: bool
+    skips: dict[Key, Skip] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        args, kwargs = self.example or (None, None)
+        self.captured = capture(self.model, args, kwargs)
+        self.lossy: tuple[tuple[Key, Remark], ...] = ()
+        self.verifier: Verifier | None = None
+        if self.verify:
+            assert self.example is not None
+            self.verifier = Verifier(self.original, self.example)
+        if self.factorize is not None:
+            self._check_capture()
+            outcome = run_rules(self.captured, (Factorize2Plus1d(self.factorize),))
+            self.captured, self.lossy = outcome.program, outcome.remarks
+            if self.verify:
+                assert self.example is not None
+                self.verifier = Verifier(self.captured.gm, self.example)
+
+    @property
+    def original(self) -> nn.Module:
+        return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
+
+    def _check_capture(self) -> None:
+        """The captured graph must be the model; where it is not, torch.export has its turn."""
+        if self.verifier is None:
+            return
+        assert self.example is not None
+        comparison = self.verifier.compare(self.captured.gm)
+        if not comparison.equal and self.captured.frontend == "fx":
+            self.captured = capture(self.model, *self.example, frontend="export")
+            comparison = self.verifier.compare(self.captured.gm)
+        if not comparison.equal:
+            bad = next(sample for sample in comparison.samples if not sample.equal)
+            what = bad.problem or f"relative error {bad.relative_error:.1e}"
+            raise VerificationError(
+                f"the captured graph is not the model: on {bad.inputs}, {what}. The forward may "
+                "depend on something outside its inputs and parameters (random numbers, a counter, "
+                "a global): make it an input, or call optimize on the part that does not."
+            )
+
+    def verified(self, tick: Any) -> tuple[Outcome, Comparison | None]:
+        """All rewrites, without those that change the numbers."""
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        if self.verifier is None:
+            return outcome, None
+        tick("verifying")
+        verifier = self.verifier
+        comparison = verifier.compare(outcome.program.gm)
+        if comparison.equal:
+            return outcome, comparison
+        if self.factorize is None:
+            self._check_capture()
+            outcome = run_rules(self.captured, self.rules, self.skips)
+
+        def passes(keys: Sequence[Key]) -> bool:
+            tick("looking for the rewrite that is wrong")
+            tried = run_rules(self.captured, self.rules, self.skips, frozenset(keys))
+            return verifier.compare(tried.program.gm).equal
+
+        bad = next(sample for sample in comparison.samples if not sample.equal)
+        for key in culprits(outcome.applied, passes):
+            text = bad.problem or (
+                f"relative error {bad.relative_error:.1e} on {bad.inputs}, "
+                f"at most {bad.bound:.1e} is rounding"
+            )
+            self.skips[key] = Skip("failed", Reason(Code.WRONG_RESULT, text))
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        comparison = verifier.compare(outcome.program.gm)
+        if not comparison.equal:
+            raise VerificationError("rewrites remain that change the numbers; please report this")
+        return outcome, comparison
+
+    @property
+    def baseline(self) -> nn.Module:
+        """What the exact rewrites are measured against."""
+        return self.captured.gm
+
+    def faster(
+        self, outcome: Outcome, comparison: Comparison | None, tune: Tune, tick: Any
+    ) -> tuple[Outcome, Comparison | None, Timing]:
+        """Only the rewrites that pay on this device."""
+        assert self.example is not None
+        groups: dict[str, list[Key]] = {}
+        for key in outcome.applied:
+            groups.setdefault(_group(outcome.remark(key)), []).append(key)
+
+        def build(names: frozenset[str]) -> nn.Module:
+            if not names:
+                return self.baseline
+            only = frozenset(key for name in names for key in groups[name])
+            return run_rules(self.captured, self.rules, self.skips, only).program.gm
+
+        lost, timing = worth_keeping(list(groups), build, self.example, tune, tick)
+        if not lost:
+            return outcome, comparison, timing
+        for name, slower in lost.items():
+            text = f"{slower.before:.3g} ms without it, {slower.after:.3g} ms with it"
+            reason = Reason(Code.NOT_FASTER, text)
+            detail = (("speedup", round(slower.speedup, 3)),)
+            self.skips.update(dict.fromkeys(groups[name], Skip("missed", reason, detail)))
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        if (
+            self.verifier is not None
+            and not self.verifier.compare(outcome.program.gm, example_only=True).equal
+        ):
+            raise VerificationError("fewer rewrites gave other numbers; please report this")
+        return outcome, comparison, timing
+
+    def finish(
+        self,
+        outcome: Outcome,
+        comparison: Comparison | None,
+        timing: Timing | None,
+        settings: dict[str, Any],
+    ) -> fx.GraphModule:
+        gm = outcome.program.gm
+        if self.factorize is not None and comparison is not None and self.example is not None:
+            comparison = Verifier(self.original, self.example).compare(gm, exact=False)
+        if any(k[0] == TimeDistribute.name for k in outcome.applied) and _depends_on_mode(gm):
+            gm.meta[MODE] = gm.training
+        gm.meta[_META] = Report(
+            mode="optimize",
+            remarks=tuple(remark for _, remark in (*self.lossy, *outcome.remarks)),
+            specializations=specializations(gm.graph),
+            comparison=comparison,
+            timing=timing,
+            frontend=self.captured.frontend,
+            note=self.captured.note,
+            settings=settings,
+        )
+        return gm
+
+
+def _depends_on_mode(model: nn.Module) -> bool:
+    """Whether a module computes something else in training: normalization, dropout."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    return any(isinstance(m, kinds) or getattr(m, "dropout", 0) for m in model.modules())
+
+
+def _group(remark: Remark) -> str:
+    """Rewrites that are measured together: each loop by itself, all sites of one form."""
+    form = remark.detail.get("form")
+    return f"{remark.rule} {form or remark.target}"
+
+
+def _rules(passes: Sequence[str | Rule[Any]] | None) -> tuple[Rule[Any], ...]:
+    if passes is None:
+        return DEFAULT_PASSES
+    if isinstance(passes, str):
+        raise PassError(f"passes must be a list of names: write passes=[{passes!r}]")
+    named = {rule.name: rule for rule in DEFAULT_PASSES}
+    chosen = []
+    for entry in passes:
+        if isinstance(entry, Rule):
+            chosen.append(entry)
+        elif entry in named:
+            chosen.append(named[entry])
+        else:
+            raise PassError(f"no pass is called {entry!r}; there are {', '.join(named)}")
+    return tuple(chosen)
+
+
+def _tuning(tune: Tune | str | None, example: Example | None) -> Tune | None:
+    if isinstance(tune, Tune):
+        if example is None:
+            raise PassError("tune: measuring needs example inputs; give them, or tune='static'")
+        return tune
+    if tune not in (None, "measure", "static"):
+        raise PassError(f"tune must be 'measure', 'static' or a fxtemporal.Tune, not {tune!r}")
+    if tune == "measure" and example is None:
+        raise PassError("tune='measure' needs example inputs; give them, or tune='static'")
+    return None if tune == "static" or example is None else Tune()
+
+
+@contextmanager
+def _progress(shown: bool | None) -> Iterator[Any]:
+    """A bar that names the stage; on a terminal only, unless asked for."""
+    disable = None if shown is None else not shown
+    with tqdm(desc="optimize", unit="step", disable=disable, file=sys.stderr, leave=False) as bar:
+
+        def tick(stage: str) -> None:
+            bar.update()
+            bar.set_description_str(stage)  # draws it now: a stage may take long
+
+        yield tick

@@ -1,0 +1,498 @@
+"""From what users have to a :class:`fxtemporal.graph.Program`.
+
+========================  ==========================================================
+``nn.Module``             the shape-aware tracer; ``torch.export`` where that fails
+``fx.GraphModule``        taken as it is, shapes filled in from the example inputs
+``ExportedProgram``       its module, with the sizes it was exported for checked
+========================  ==========================================================
+
+The program shares every parameter with the model it came from and nothing else, so rewriting it
+never changes the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import operator
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.export import Dim, ExportedProgram
+from torch.fx._pytree import tree_flatten_spec
+
+from fxtemporal.errors import CaptureError
+from fxtemporal.graph import Program, is_user_file, run_node, short_location
+from fxtemporal.module import OptimizedModule
+from fxtemporal.ops import WHOLE
+from fxtemporal.specializations import expect
+from fxtemporal.state import ModuleState, StatefulError
+from fxtemporal.tracer import OpError, RecordingTracer, ShapeTracer
+from fxtemporal.twins import twin, unchanged
+
+__all__ = ["Model", "bind_example", "capture", "check_arguments", "example_of"]
+
+Model = nn.Module | fx.GraphModule | ExportedProgram
+
+
+def capture(
+    model: Model,
+    args: tuple[Any, ...] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    frontend: str | None = None,
+) -> Program:
+    """Capture ``model`` as it runs on ``model(*args, **kwargs)``.
+
+    Without example inputs only what needs no shapes is known. ``frontend="export"`` skips the
+    tracer.
+
+    Raises:
+        CaptureError: the model cannot be captured, or does not run on the example inputs.
+    """
+    check_arguments(model, args, kwargs)
+    if isinstance(model, ExportedProgram):
+        return _from_exported(model, *(example_of(model, args, kwargs) or ((), {})))
+    example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
+    if isinstance(model, fx.GraphModule):
+        return _from_graph_module(model, example)
+    if frontend == "export" and example is not None:
+        return _from_export(model, *example, why="the traced graph gave other numbers")
+    if "forward" in vars(model):
+        if example is None:
+            raise CaptureError(
+                "the model's forward was replaced on the instance: give example inputs"
+            )
+        return _from_export(model, *example, why="the forward was replaced on the instance")
+    return _from_module(model, example)
+
+
+def example_of(
+    model: Model, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The example inputs to use: those given, or those that an ExportedProgram carries."""
+    if args is not None or kwargs is not None:
+        return args or (), dict(kwargs or {})
+    if isinstance(model, ExportedProgram) and model.example_inputs is not None:
+        own_args, own_kwargs = model.example_inputs
+        return tuple(own_args), dict(own_kwargs)
+    return None
+
+
+def bind_example(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``{parameter: value}`` of ``model.forward(*args, **kwargs)``, defaults left out."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"the example inputs do not fit {type(model).__name__}.forward"
+            f"{inspect.signature(model.forward)}: {error}"
+        ) from error
+    return dict(bound.arguments)
+
+
+def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
+    """Raise :class:`CaptureError` unless these are a model, a tuple and a dict."""
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise CaptureError(
+            f"expected an nn.Module, a torch.fx.GraphModule or an ExportedProgram, "
+            f"got {type(model).__name__}"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("a TorchScript module has no Python to trace: give the original module")
+    if args is not None and not isinstance(args, tuple | list):
+        raise CaptureError(
+            f"example_inputs must be a tuple of the forward's arguments, got "
+            f"{type(args).__name__}: write optimize(model, (x,))"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise CaptureError(f"example_kwargs must be a dict, got {type(kwargs).__name__}")
+
+
+# -- nn.Module -------------------------------------------------------------------------------------
+
+
+def _from_module(
+    model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]] | None
+) -> Program:
+    bound = None if example is None else bind_example(model, *_behind_pre_hooks(model, *example))
+    root = twin(model)
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tracer = ShapeTracer(fake_mode, bound)
+    state = ModuleState(root)
+    try:
+        graph = tracer.trace(root)
+        note = state.settle(model, example)
+    except StatefulError as error:
+        if error.exportable and example is not None:
+            return _from_export(model, *example, why=str(error))
+        raise CaptureError(
+            f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
+        ) from error
+    except Exception as error:  # the user's forward ran on proxies: it may raise anything
+        if example is None:
+            raise CaptureError(
+                f"{type(model).__name__} cannot be traced without shapes: {_reason(error)}. "
+                "Give example inputs."
+            ) from error
+        _raise_if_model_fails(model, example, error)
+        return _from_export(model, *example, why=_reason(error))
+    gm = _graph_module(root, graph, type(model).__name__)
+    program = Program(gm, fake_mode, "fx", note)
+    _normalize(program)
+    return program
+
+
+def _graph_module(root: nn.Module, graph: fx.Graph, name: str) -> OptimizedModule:
+    graph._tracer_cls = RecordingTracer  # what unpickling will trace the generated code with
+    gm = OptimizedModule(root, graph, name)
+    gm.meta = {}
+    return gm
+
+
+def _behind_pre_hooks(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What the forward gets: the result keeps the model's hooks, and they run before its graph."""
+    for number, hook in model._forward_pre_hooks.items():
+        if number in model._forward_pre_hooks_with_kwargs:
+            args, kwargs = hook(model, args, kwargs) or (args, kwargs)
+            continue
+        changed = hook(model, args)
+        if changed is not None:
+            args = changed if isinstance(changed, tuple) else (changed,)
+    return args, kwargs
+
+
+def _normalize(program: Program) -> None:
+    """Fewer spellings for every rule behind: see the functions."""
+    _one_index_a_node(program)
+    _reads_after_writes(program)
+    program.hoist_checks()
+    program.refresh()
+
+
+def _one_index_a_node(program: Program) -> None:
+    """``x[:, v, t]`` becomes ``x[:, v][:, t]``, so that each index is a loop's own."""
+    for node in list(program.graph.nodes):
+        op = program.op(node) if node.op == "call_function" else None
+        if op is None or op.name != "getitem" or not isinstance(op.args["input"], fx.Node):
+            continue
+        index = op.args["index"]
+        if any(part != WHOLE and type(part) is not int for part in index):
+            continue
+        source, dim = node.args[0], 0
+        with program.graph.inserting_before(node):
+            for part in index:
+                if part == WHOLE:
+                    dim += 1
+                    continue
+                where = (*[slice(None)] * dim, part)
+                source = program.graph.call_function(operator.getitem, (source, where))
+                source.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        node.replace_all_uses_with(source)
+        program.graph.erase_node(node)
+
+
+def _reads_after_writes(program: Program) -> None:
+    """Let what reads a tensor after an in-place op read the op's result, which is that tensor."""
+    for node in program.graph.nodes:
+        op = program.op(node)
+        if op is None or not op.inplace:
+            continue
+        written = op.args.get("input")
+        if isinstance(written, fx.Node) and written.op != "get_attr":
+            later = {user for user in written.users if user > node}
+            written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _raise_if_model_fails(
+    model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], error: Exception
+) -> None:
+    """Tell a wrong input from a forward that the tracer cannot follow."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, example)
+    try:
+        with unchanged(model), torch.no_grad(), torch.random.fork_rng():
+            twin(model)(*args, **kwargs)
+    except Exception as own:  # whatever the model raises, the message passes it on
+        raise CaptureError(_explain(own, error)) from own
+
+
+def _explain(own: Exception, traced: Exception) -> str:
+    """Why the model fails on the example inputs, where, and the usual cure."""
+    message = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
+    frames = [
+        frame for frame in traceback.extract_tb(own.__traceback__) if is_user_file(frame.filename)
+    ]
+    where = f" at {short_location(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
+    module, ranks = "", ""
+    if isinstance(traced, OpError):
+        where = f" at {traced.location}" if traced.location else where
+        module = f" in module '{traced.module_path}'" if traced.module_path else ""
+        ranks = f" on {traced.operand_ranks}" if traced.operand_ranks else ""
+    what = f"the model fails on the example inputs{module}{where}{ranks}"
+    return f"{what}: {message}{_cure(message + ranks)}"
+
+
+_PER_FRAME = (
+    ". This layer takes one frame, (B, C, H, W): wrap it in fxtemporal.nn.TimeDistributed, or fold "
+    "time into the batch with x.flatten(0, 1)"
+)
+_PER_STEP = (
+    ". A recurrent layer takes (B, T, features): flatten the map of each frame with x.flatten(2), "
+    "or pool it with x.mean((-2, -1))"
+)
+
+
+def _cure(message: str) -> str:
+    """Advice for the usual mistakes, told by what PyTorch says of them."""
+    text = message.lower().replace("-", "")
+    if "2d or 3d" in text and any(name in text for name in ("lstm", "rnn", "gru")):
+        return _PER_STEP
+    five = "5d" in text or re.search(r"\[\d+(, \d+){4}\]", text)
+    return _PER_FRAME if five and ("4d" in text or "2d" in text) else ""
+
+
+def _reason(error: Exception) -> str:
+    """One line: what stopped the tracer, and at which line of the user's code."""
+    cause = error.__cause__ if isinstance(error, OpError) and error.__cause__ else error
+    text = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_file(f.filename)]
+    where = f" ({short_location(frames[-1].filename, frames[-1].lineno or 0)})" if frames else ""
+    if isinstance(error, OpError) and error.location:
+        where = f" ({error.location})"
+    return f"{type(cause).__name__}: {text}{where}"
+
+
+# -- torch.export ----------------------------------------------------------------------------------
+
+
+def _from_export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], why: str
+) -> Program:
+    """Capture with torch.export: every dimension free that the model leaves free."""
+    wide_args, wide_kwargs = pytree.tree_map_only(torch.Tensor, _two_samples, (args, kwargs))
+    attempts = [
+        (wide_args, wide_kwargs, _free(model, wide_args, wide_kwargs)),
+        (args, kwargs, _free(model, args, kwargs)),
+        (args, kwargs, None),
+    ]
+    errors = []
+    for a, k, dynamic in attempts:
+        try:
+            with _quiet():
+                root = twin(model)
+                exported = torch.export.export(root, a, k, dynamic_shapes=dynamic, strict=False)
+        except Exception as error:  # torch.export raises its own tree, and the model's errors
+            errors.append(error)
+            continue
+        _refuse_frozen_parameters(exported, model)
+        program = _from_exported(exported, args, kwargs)
+        program.frontend, program.note = "export", why
+        _share_tensors(program.gm, model)
+        _set_training_as(program.gm, model)
+        return program
+    raise CaptureError(
+        f"{type(model).__name__} could not be captured. The tracer stopped at {why}; torch.export "
+        f"at {_reason(errors[-1])}. Move what depends on the data out of the forward, or optimize "
+        "the part of the model that does not."
+    ) from errors[-1]
+
+
+def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> None:
+    """A forward that reaches the model by another way than self has its weights made constants."""
+    weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())} - {0}
+    for name, value in exported.constants.items():
+        named = name in exported.graph_signature.buffers
+        if not named and isinstance(value, torch.Tensor) and value.data_ptr() in weights:
+            raise CaptureError(
+                "the forward uses a parameter that it does not reach through self (a closure, a "
+                "method of another module): torch.export would make it a constant. Define the "
+                "forward in the class"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.export logs and warns of: what matters of it goes into the report."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _two_samples(tensor: torch.Tensor) -> torch.Tensor:
+    """torch.export takes a size of 1 for a constant; a batch of one is shown to it as two."""
+    if tensor.dim() == 0 or tensor.shape[0] != 1:
+        return tensor
+    return tensor.repeat(2, *[1] * (tensor.dim() - 1))
+
+
+def _free(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``dynamic_shapes`` that let every dimension be free that torch.export can let be."""
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    free: dict[str, Any] = pytree.tree_map(_free_dimensions, dict(bound))
+    return free
+
+
+def _free_dimensions(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return None
+    return {dim: Dim.AUTO for dim, size in enumerate(value.shape) if size != 1}
+
+
+def _set_training_as(gm: fx.GraphModule, model: nn.Module) -> None:
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in gm.named_modules():
+        module.training = modes.get(path, model.training)
+
+
+def _share_tensors(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Put the model's own parameter and buffer objects in place of torch.export's."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for kind in ("_parameters", "_buffers"):
+        for path, module in gm.named_modules(remove_duplicate=False):
+            for name in getattr(module, kind):
+                full = f"{path}.{name}" if path else name
+                if full in tensors:
+                    getattr(module, kind)[name] = tensors[full]
+
+
+def _from_exported(
+    exported: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Program:
+    gm = exported.module()
+    assert isinstance(gm, fx.GraphModule)
+    free = {
+        spec.arg.name: node.meta.get("val")
+        for spec, node in zip(
+            exported.graph_signature.input_specs,
+            [n for n in exported.graph.nodes if n.op == "placeholder"],
+            strict=True,
+        )
+        if spec.kind.name == "USER_INPUT"
+    }
+    for hooks in (  # its checks of the input follow as nodes of the graph
+        gm._forward_pre_hooks,
+        gm._forward_pre_hooks_with_kwargs,
+        gm._forward_hooks,
+        gm._forward_hooks_with_kwargs,
+        gm._forward_hooks_always_called,
+    ):
+        hooks.clear()
+    program = _from_graph_module(gm, (args, kwargs) if args or kwargs else None)
+    _check_exported_sizes(program, free)
+    program.refresh()
+    return program
+
+
+def _fixed_size(size: Any) -> int | None:
+    """A size that torch.export holds to one number; None for a free one."""
+    if isinstance(size, torch.SymInt):
+        return None if size.node.expr.free_symbols else int(size)
+    return int(size)
+
+
+def _check_exported_sizes(program: Program, exported: Mapping[str, Any]) -> None:
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    if not placeholders:
+        return
+    for node in program.graph.nodes:
+        if node.op == "call_module" and str(node.target) == "_guards_fn" and not node.users:
+            program.graph.erase_node(node)
+            break
+    with program.graph.inserting_after(placeholders[-1]):
+        for node in reversed(placeholders):
+            value = exported.get(node.name)
+            if not isinstance(value, torch.Tensor):
+                continue
+            for dim, size in reversed(list(enumerate(map(_fixed_size, value.shape)))):
+                if size is None:
+                    continue
+                text = f"{node.target}.size({dim})"
+                why = "torch.export fixed it"
+                actual = program.graph.call_method("size", (node, dim))
+                with program.graph.inserting_after(actual):
+                    check = program.graph.call_function(expect, (actual, size, text, None, why))
+                check.meta["is_wrapped"] = True
+
+
+# -- GraphModule -----------------------------------------------------------------------------------
+
+
+def _from_graph_module(
+    model: fx.GraphModule, example: tuple[tuple[Any, ...], dict[str, Any]] | None
+) -> Program:
+    graph = fx.Graph(tracer_cls=RecordingTracer)
+    graph.output(graph.graph_copy(model.graph, {}))
+    graph._codegen = model.graph._codegen
+    for node in graph.nodes:
+        node.meta.pop("val", None)
+    root = twin(model)
+    gm = _graph_module(root, graph, type(model).__name__)
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    program = Program(gm, fake_mode, "given")
+    if example is not None:
+        _fill_in_values(program, *example)
+    _normalize(program)
+    return program
+
+
+def _fill_in_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run the graph on fake tensors made from the example inputs."""
+    codegen = program.graph._codegen
+    flat: Sequence[Any]
+    if isinstance(codegen, fx.graph._PyTreeCodeGen):
+        spec = codegen.pytree_info.in_spec
+        both = spec.num_children == 2 and spec.child(1).type is dict  # (args, kwargs)
+        try:
+            flat = tree_flatten_spec((tuple(args), kwargs) if both else tuple(args), spec)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise CaptureError(f"the example inputs do not fit the graph's: {error}") from error
+    else:
+        bound = bind_example(program.gm, args, kwargs)
+        parameters = inspect.signature(program.gm.forward).parameters
+        flat = [bound.get(name, parameters[name].default) for name in parameters]
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, value in zip(placeholders, flat, strict=True):
+        node.meta["val"] = pytree.tree_map_only(
+            torch.Tensor,
+            lambda t: program.fake_mode.from_tensor(t, static_shapes=True),
+            value,
+        )
+    for node in program.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if not all("val" in source.meta for source in node.all_input_nodes):
+            continue
+        try:
+            node.meta["val"] = run_node(program.gm, node, program.fake_mode)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            continue  # its size depends on the data: it stays without a value
+        except Exception as error:  # any op of the user's graph may refuse these inputs
+            text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            where = program.location(node) or f"node {node.name}"
+            raise CaptureError(
+                f"the graph fails on the example inputs at {where} "
+                f"({node.op} {node.target}): {text}{_cure(text)}"
+            ) from error

@@ -1,0 +1,509 @@
+"""The command line: ``fxtemporal audit MODEL`` and ``fxtemporal optimize MODEL -o FILE``.
+
+::
+
+    $ fxtemporal audit examples/cnn_lstm.py:build --input 2x10x3x32x32 --fail-on missed
+    $ fxtemporal optimize examples/cnn_lstm.py:build --input 2x10x3x32x32 -o model.pt2
+
+Nothing here imports torch before the arguments are known to be right. Reports go to stdout, all
+else to stderr: what the model itself prints, progress, and errors of one line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import shutil
+import sys
+import sysconfig
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fxtemporal import __version__
+from fxtemporal.errors import (
+    CaptureError,
+    FxTemporalError,
+    PassError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from fxtemporal.passes.factorize_2plus1d import Factorize
+    from fxtemporal.report import Report
+
+__all__ = ["main"]
+
+FINE, FOUND, USAGE, NOT_CAPTURED, NOT_VERIFIED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool", "uint8")
+STATUSES = ("applied", "missed", "failed")
+PICKLES = (".pt", ".pth", ".pkl", ".pickle")
+
+EPILOG = """\
+MODEL is one of
+  package.module:callable    imported; the working directory is searched too
+  path/to/file.py:callable   run as a file; the modules beside it can be imported
+  model.pt2                  saved by torch.export.save or by fxtemporal optimize
+where callable is a function without required arguments that returns an nn.Module, an nn.Module
+subclass that can be built without arguments, or an nn.Module. A model is put in eval mode, since
+that is what is deployed.
+
+exit status
+  0  fine                                    3  the model could not be captured or exported
+  1  something that --fail-on names          4  verification failed
+  2  wrong usage                           130  interrupted
+"""
+
+
+class UsageError(FxTemporalError):
+    """The command line asks for what does not exist."""
+
+
+class ModelCodeError(FxTemporalError):
+    """The user's own code raised while the model was imported or built."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """``2x10x3x32x32:float32``: the shape and dtype of one positional argument."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}:{self.dtype}"
+
+    @classmethod
+    def parse(cls, text: str) -> Input:
+        sizes, colon, dtype = text.partition(":")
+        if not all(size.isascii() and size.isdigit() and int(size) for size in sizes.split("x")):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no shape: write sizes from 1 with x between them, like 2x10x3x32x32"
+            )
+        if colon and dtype not in DTYPES:
+            near = _nearest(dtype, DTYPES)
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: no dtype {dtype!r}{near}; there are {', '.join(DTYPES)}"
+            )
+        return cls(tuple(map(int, sizes.split("x"))), dtype or "float32")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("fxtemporal: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # each ends as one line; what is unexpected is a defect, and says so
+        if "--traceback" in arguments:
+            traceback.print_exc()
+        text, status = _explain(error)
+        print(f"fxtemporal: error: {' '.join(text.split())}", file=sys.stderr)
+        return status
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    match error:
+        case UsageError() | PassError():
+            return str(error), USAGE
+        case VerificationError():
+            return str(error), NOT_VERIFIED
+        case FxTemporalError():
+            return str(error), NOT_CAPTURED
+    what = f"{type(error).__name__}: {error} (at {_line(error, package=True)})"
+    return (
+        f"{what}. A defect of fxtemporal: please report it with --traceback",
+        NOT_CAPTURED,
+    )
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    if options.command == "audit":
+        return _audit(options)
+    return _optimize(options)
+
+
+# -- the arguments ---------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fxtemporal",
+        description="A compiler for the time axis of PyTorch models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fxtemporal {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="audit|optimize")
+    audit = _command(commands, "audit", "say what optimize would do, and why not more")
+    audit.add_argument(
+        "--fail-on",
+        type=_names,
+        metavar="NAME,...",
+        help="exit with 1 if a site has this status (applied, missed, failed) or reason code",
+    )
+    audit.add_argument("--train", action="store_true", help="leave the model in the mode it is in")
+    optimize = _command(commands, "optimize", "write the optimized model as a .pt2")
+    optimize.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pt2")
+    optimize.add_argument(
+        "--tune",
+        choices=("measure", "static"),
+        help="measure: keep what is faster here (default); static: measure nothing",
+    )
+    optimize.add_argument(
+        "--factorize",
+        type=_rank,
+        metavar="RANK",
+        help="also factorize Conv3d as (2+1)D, which is lossy: 'paper', a whole number, or a "
+        "fraction of full rank such as 0.25",
+    )
+    optimize.add_argument(
+        "--no-verify", action="store_true", help="do not compare the result with the model"
+    )
+    return parser
+
+
+def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "--input",
+        action="append",
+        type=Input.parse,
+        default=[],
+        metavar="SHAPE[:DTYPE]",
+        help="a positional input, like 2x10x3x32x32 or 2x10:int64; several are given in order. "
+        "Floats are normal random numbers, the rest random 0 and 1. A .pt2 may carry its own",
+    )
+    parser.add_argument("--passes", type=_names, metavar="NAME,...", help="run just these passes")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name: write NAME or NAME,NAME")
+    return names
+
+
+def _rank(text: str) -> int | float | str:
+    if text == "paper":
+        return text
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: write paper, a whole number or a fraction")
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def _audit(options: argparse.Namespace) -> int:
+    _check_names(options)
+    with contextlib.redirect_stdout(sys.stderr):
+        from fxtemporal.api import audit
+
+        model = _load(options.model, train=options.train)
+        inputs = _inputs(options)
+        try:
+            with _about(options.model):
+                report = audit(model, inputs, passes=options.passes)
+        except CaptureError as error:
+            if inputs is None and "Give example inputs" in str(error):
+                raise UsageError(f"{error} (--input 2x10x3x32x32, for example)") from error
+            raise
+    _show(report, options.json)
+    return _found(report, options.fail_on or ())
+
+
+def _optimize(options: argparse.Namespace) -> int:
+    _check_output(options.output)
+    _check_names(options)
+    with contextlib.redirect_stdout(sys.stderr):
+        from fxtemporal.api import optimize
+        from fxtemporal.api import report as report_of
+        from fxtemporal.capture import example_of
+        from fxtemporal.lowering.exported import save_exported
+
+        factorize = _factorize(options.factorize)
+        model = _load(options.model)
+        example = example_of(model, _inputs(options), None)
+        if example is None:
+            raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
+        with _about(options.model):
+            fast = optimize(
+                model,
+                *example,
+                passes=options.passes,
+                factorize=factorize,
+                tune=options.tune,
+                verify=not options.no_verify,
+            )
+            save_exported(fast, *example, options.output)
+    _show(report_of(fast), options.json)
+    size = options.output.stat().st_size / 1e6
+    print(f"fxtemporal: wrote {options.output} ({size:.1f} MB)", file=sys.stderr)
+    return FINE
+
+
+@contextlib.contextmanager
+def _about(model: str) -> Iterator[None]:
+    """Errors of the package, which do not know what the model is called here, name it."""
+    try:
+        yield
+    except FxTemporalError as error:
+        raise type(error)(f"{model}: {error}") from error
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """Refuse names of passes and reasons that do not exist, before anything is loaded."""
+    from fxtemporal.passes import DEFAULT_PASSES
+    from fxtemporal.rules import Code
+
+    known = {
+        "passes": [rule.name for rule in DEFAULT_PASSES],
+        "fail_on": [*STATUSES, *(str(code) for code in Code)],
+    }
+    for option, names in known.items():
+        for name in getattr(options, option, None) or ():
+            if name not in names:
+                flag = f"--{option.replace('_', '-')}"
+                raise UsageError(
+                    f"{flag}: nothing is called {name!r}{_nearest(name, names)}; "
+                    f"there are {', '.join(names)}"
+                )
+
+
+def _check_output(path: Path) -> None:
+    """What save_exported refuses, before minutes of work."""
+    if path.suffix != ".pt2":
+        raise UsageError(f"--output {path}: name it *.pt2")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--output {path}: give a file in a folder that exists")
+
+
+def _factorize(rank: int | float | str | None) -> Factorize | None:
+    from fxtemporal.passes.factorize_2plus1d import Factorize
+
+    return None if rank is None else Factorize(rank=rank)  # type: ignore[arg-type]
+
+
+def _found(report: Report, names: Sequence[str]) -> int:
+    """1 if a remark has a status or a reason code of ``names``, and what it was."""
+    counts = dict.fromkeys(names, 0)
+    for remark in report.remarks:
+        for name in {remark.status, *(str(reason.code) for reason in remark.reasons)}:
+            if name in counts:
+                counts[name] += 1
+    found = [f"{count} {name}" for name, count in counts.items() if count]
+    if found:
+        print(f"fxtemporal: --fail-on found {', '.join(found)}", file=sys.stderr)
+    return FOUND if found else FINE
+
+
+def _show(report: Report, as_json: bool) -> None:
+    text = report.to_json() if as_json else _wrapped(str(report))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _wrapped(text: str) -> str:
+    """On a terminal, the sentences below the table wrapped to its width."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    table, gap, sentences = text.rpartition("\n\n")
+    lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in sentences.splitlines()]
+    return table + gap + "\n".join(lines)
+
+
+# -- the inputs ------------------------------------------------------------------------------------
+
+
+def _inputs(options: argparse.Namespace) -> tuple[Any, ...] | None:
+    if not options.input:
+        return None
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(entry: Input) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        if dtype.is_floating_point:
+            return torch.randn(entry.shape, generator=generator).to(dtype)
+        return torch.randint(0, 2, entry.shape, generator=generator).to(dtype)
+
+    made = []
+    for entry in options.input:
+        try:
+            made.append(tensor(entry))
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            raise UsageError(
+                f"--input {entry}: {prod(entry.shape)} numbers do not fit into memory; "
+                "give a smaller shape"
+            ) from error
+    return tuple(made)
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+def _load(text: str, *, train: bool = False) -> nn.Module | ExportedProgram:
+    """The model that ``MODEL`` names, in eval mode unless ``train``."""
+    import torch
+    from torch import nn
+
+    if ":" not in text or Path(text).is_file():
+        return _load_file(text)
+    where, _, name = text.rpartition(":")
+    is_file = where.endswith(".py")
+    if not where or not name or (where[0] == "." and not is_file):
+        raise UsageError(f"{text!r}: write package.module:callable or path/to/file.py:callable")
+    module = _run_file(Path(where)) if is_file else _import(where)
+    if not hasattr(module, name):
+        names = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        raise UsageError(f"{where} has no {name!r}{_nearest(name, names)}")
+    found = getattr(module, name)
+    torch.manual_seed(0)
+    model = found if isinstance(found, nn.Module) else _build(text, found)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{text}: gave {_a(model)}, and an nn.Module is needed")
+    return model if train else model.eval()
+
+
+def _load_file(text: str) -> ExportedProgram:
+    from fxtemporal.lowering.exported import load_exported
+
+    path = Path(text)
+    if path.suffix == ".py":
+        raise UsageError(f"{text}: say which callable of it builds the model: {text}:build")
+    if path.suffix not in (".pt2", *PICKLES) and not path.is_file():
+        raise UsageError(
+            f"{text!r} is no model: write package.module:callable, path/to/file.py:callable, "
+            "or a saved .pt2"
+        )
+    if not path.is_file():
+        raise UsageError(f"{text}: there is no such file")
+    return load_exported(path)
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file")
+    name = path.stem if path.stem not in sys.modules else f"_fxtemporal_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code: it may raise anything
+        del sys.modules[name]
+        raise _model_code_error(f"{path} cannot be imported", error) from error
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"no module is called {error.name!r}, neither installed nor in {os.getcwd()}"
+            ) from error
+        raise _model_code_error(f"{name} cannot be imported", error) from error
+    except (Exception, SystemExit) as error:  # the user's code: it may raise anything
+        raise _model_code_error(f"{name} cannot be imported", error) from error
+
+
+def _build(text: str, found: object) -> object:
+    if not callable(found):
+        raise UsageError(f"{text}: is {_a(found)}: name a function, an nn.Module or a class of it")
+    if needed := _required(found):
+        raise UsageError(
+            f"{text}: needs {', '.join(needed)}: name a function that builds the model without "
+            "arguments"
+        )
+    try:
+        return found()
+    except (Exception, SystemExit) as error:  # the user's code: it may raise anything
+        raise _model_code_error(f"{text} failed", error) from error
+
+
+def _required(found: Callable[..., object]) -> list[str]:
+    """The parameters of ``found`` that have no default."""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # a builtin does not tell
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+
+
+def _model_code_error(what: str, error: BaseException) -> ModelCodeError:
+    if isinstance(error, SyntaxError) and error.filename:
+        return ModelCodeError(f"{what}: {error.filename}:{error.lineno}: SyntaxError: {error.msg}")
+    message = f"{type(error).__name__}: {error}".rstrip(": ")
+    return ModelCodeError(
+        f"{what}: {_line(error, package=False)}: {message} (--traceback shows more)"
+    )
+
+
+def _line(error: BaseException, *, package: bool) -> str:
+    """``file:line`` of the deepest frame that is no library's, nor (``package`` False) ours."""
+    outside = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")] + ["<"]
+    if not package:
+        outside.append(os.path.dirname(os.path.abspath(__file__)) + os.sep)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(tuple(outside))]
+    frame = (own or frames)[-1]
+    return f"{frame.filename.removeprefix(os.getcwd() + os.sep)}:{frame.lineno}"
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _a(value: object) -> str:
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"

@@ -1,0 +1,223 @@
+"""A captured program: an fx graph, the value each node had, and what its ops mean.
+
+Every node of a program that was captured with example inputs carries ``node.meta["val"]``: a fake
+tensor (shape, dtype, strides, no data), a number, or a tuple of those. Rules read programs and
+change them through this class; :meth:`Program.refresh` ends each rewrite.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from fxtemporal.module import OptimizedModule
+from fxtemporal.ops import Attr, Describer, Op
+from fxtemporal.specializations import expect
+from fxtemporal.twins import twin, unchanged
+
+__all__ = ["Program", "call", "rank", "run_node", "shape", "short_location"]
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, "<")
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether ``filename`` is code of the user, or of a library of models that the user calls."""
+    if filename.startswith(_LIBRARIES) or f"{os.sep}einops{os.sep}" in filename:
+        return False
+    return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
+
+
+def short_location(filename: str, line: int) -> str:
+    """``file:line``, relative to the working directory where it lies below it."""
+    below = os.getcwd() + os.sep
+    return f"{filename.removeprefix(below)}:{line}"
+
+
+def shape(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape ``node`` had while it was captured; None where that is not known."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def rank(node: fx.Node) -> int | None:
+    """The number of dimensions of ``node``; None where that is not known."""
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else None
+
+
+def call(graph: fx.Graph, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """Add a call of one of this package's functions: opaque to fx when it traces again."""
+    node = graph.call_function(function, args, kwargs)
+    if getattr(function, "__module__", "").startswith("fxtemporal"):
+        node.meta["is_wrapped"] = True
+    return node
+
+
+def run_node(gm: nn.Module, node: fx.Node, fake_mode: FakeTensorMode) -> Any:
+    """The value of ``node``, computed on fake tensors from the values of its inputs.
+
+    Raises whatever the op raises on such inputs.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
+    with unchanged(called), fake_mode, torch.no_grad():  # BatchNorm counts its calls in training
+        match node.op:
+            case "call_module":
+                return called(*args, **kwargs)
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "call_function":
+                assert callable(node.target)
+                return node.target(*args, **kwargs)
+            case "get_attr":
+                value = attribute(gm, str(node.target))
+                if isinstance(value, torch.Tensor):
+                    return fake_mode.from_tensor(value, static_shapes=True)
+                return value
+    raise AssertionError(f"a {node.op} node has no value of its own")
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The attribute at a dotted ``path`` below ``root``."""
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+class Program:
+    """A graph module that rewrites may change, and questions about it.
+
+    ``frontend`` is ``"fx"``, ``"export"`` or ``"given"``; ``note`` says why the first choice of
+    front end was not used.
+    """
+
+    def __init__(
+        self, gm: fx.GraphModule, fake_mode: FakeTensorMode, frontend: str, note: str | None = None
+    ) -> None:
+        self.gm = gm
+        self.fake_mode = fake_mode
+        self.frontend = frontend
+        self.note = note
+        self._describe = Describer(gm)
+        self._ops: dict[fx.Node, Op | None] = {}
+
+    def copy(self) -> Program:
+        """The same program over the same parameters, with a graph and modules of its own."""
+        graph = fx.Graph(tracer_cls=self.graph._tracer_cls)
+        graph.output(graph.graph_copy(self.graph, {}))
+        graph.set_codegen(self.graph._codegen)
+        gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
+        return Program(gm, self.fake_mode, self.frontend, self.note)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.gm.graph
+
+    def op(self, node: fx.Node) -> Op | None:
+        """The one description of ``node``, whatever its spelling; None where it is not known."""
+        if node not in self._ops:
+            self._ops[node] = self._describe(node)
+        return self._ops[node]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter or buffer called ``name``."""
+        value = attribute(self.gm, name)
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def held(self) -> tuple[dict[tuple[fx.Node, int], fx.Node], dict[fx.Node, fx.Node]]:
+        """What is held to one value, with the check of it: sizes ``(tensor, dim)``, and numbers."""
+        sizes: dict[tuple[fx.Node, int], fx.Node] = {}
+        numbers: dict[fx.Node, fx.Node] = {}
+        for check in self.graph.nodes:
+            if check.target is not expect or not isinstance(check.args[0], fx.Node):
+                continue
+            numbers.setdefault(check.args[0], check)
+            op = self.op(check.args[0])
+            if op is not None and op.name == "size" and isinstance(op.args["input"], fx.Node):
+                sizes.setdefault((op.args["input"], op.args["dim"]), check)
+        return sizes, numbers
+
+    def hoist_checks(self) -> None:
+        """What a check reads of an input's shape, and the check, move to where the inputs stand."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        if not placeholders:
+            return
+        last = placeholders[-1]
+        for check in [node for node in self.graph.nodes if node.target is expect]:
+            chain: list[fx.Node] = []
+            pending = list(check.all_input_nodes)
+            while pending:
+                node = pending.pop()
+                if node.op == "placeholder" or node in chain:
+                    continue
+                chain.append(node)
+                pending.extend(node.all_input_nodes)
+            numbers = all(isinstance(n.meta.get("val"), int | torch.Size) for n in chain)
+            if numbers and last < check:
+                for node in (*sorted(chain), check):
+                    if last < node:
+                        last.append(node)
+                        last = node
+
+    def dims(self, value: Any) -> int | None:
+        """The rank of a described argument: 0 for a number, None where it is not known."""
+        if isinstance(value, Attr):
+            return self.tensor(value.name).dim()
+        if isinstance(value, fx.Node):
+            known = value.meta.get("val")
+            return 0 if isinstance(known, int | float) else rank(value)
+        return 0
+
+    def argument(self, value: Any) -> Any:
+        """A described argument for a new node: a parameter becomes a get_attr node."""
+        return self.graph.get_attr(value.name) if isinstance(value, Attr) else value
+
+    def location(self, node: fx.Node) -> str | None:
+        """``file:line`` of the last frame of the user's code that made ``node``."""
+        if (known := node.meta.get("location")) is not None:
+            return str(known)
+        frames = _FRAME.findall(node.stack_trace or "")
+        for filename, line in reversed(frames):
+            if is_user_file(filename):
+                return short_location(filename, int(line))
+        return None
+
+    def module_path(self, node: fx.Node) -> str:
+        """The module whose forward made ``node``; the module itself for a call of one."""
+        if node.op == "call_module":
+            return str(node.target)
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path = next(reversed(stack.values()))[0]
+        return re.sub(r"^L\['self'\]\.?|^_export_root\.?", "", str(path))
+
+    def refresh(self) -> None:
+        """Give new nodes their values, check the graph and compile it anew."""
+        for node in self.graph.nodes:
+            if "val" in node.meta or node.op in ("placeholder", "output"):
+                continue
+            if all("val" in source.meta for source in node.all_input_nodes):
+                # A size that depends on the data has no value here.
+                with suppress(DataDependentOutputException, DynamicOutputShapeException):
+                    node.meta["val"] = run_node(self.gm, node, self.fake_mode)
+        self._ops.clear()
+        self.graph.lint()
+        self.gm.recompile()

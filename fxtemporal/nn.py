@@ -1,0 +1,371 @@
+"""Layers for people who write models with a time axis.
+
+:class:`TimeDistributed` runs any module on every frame, in one call::
+
+    frames = TimeDistributed(resnet18())        # (B, T, 3, H, W) -> (B, T, 1000)
+    out = frames(clip)                          # resnet18 sees (B·T, 3, H, W) once
+
+:class:`Conv2Plus1d` is the (2+1)D convolution: one over space, then one over time, in place of a
+3-D convolution. Built from an existing one it is its best approximation of a given rank, and the
+convolution itself at full rank::
+
+    Conv2Plus1d.from_conv3d(conv, rank=0.5)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+__all__ = ["Conv2Plus1d", "TimeDistributed", "paper_rank"]
+
+Size: TypeAlias = int | Sequence[int]
+Triple: TypeAlias = tuple[int, int, int]
+Rank: TypeAlias = Literal["paper"] | int | float
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+Order: TypeAlias = Literal["spatial-temporal", "temporal-spatial"]
+
+
+class TimeDistributed(nn.Module):
+    """Apply a module to every frame: Keras's ``TimeDistributed``.
+
+    Every tensor given, (B, T, ...), is folded to (B·T, ...), the module is called once, and every
+    tensor that it returns, (B·T, ...), is unfolded to (B, T, ...). The parameters are the same for
+    all frames; B and T are free, and may be 0.
+
+    Tensors may be nested in tuples, lists and dicts, as positional or keyword arguments, and so
+    may what the module returns. Arguments that are no tensors are handed on as they are.
+
+    In training mode, as in Keras, all frames are one batch. A BatchNorm inside takes its
+    statistics over the B·T frames at once, and updates its running statistics, and
+    ``num_batches_tracked``, once a call; a loop over the frames would take them a frame at a time,
+    over B samples, and update T times. Dropout draws a mask of its own for each frame, all in one
+    call. In evaluation mode neither differs from the loop.
+
+    Example::
+
+        net = TimeDistributed(nn.Conv2d(3, 8, 3))
+        net(torch.zeros(2, 16, 3, 32, 32)).shape        # (2, 16, 8, 30, 30)
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """Call the module on all frames at once.
+
+        Args:
+            *args: handed to the module, each tensor folded from (B, T, ...) to (B·T, ...).
+            mask: (B, T), or (B, T, ...): which frames count. If the module's ``forward`` takes a
+                ``mask`` by keyword (or ``**kwargs``), it gets it as (B·T,), or (B·T, ...);
+                otherwise the mask is ignored, as Keras does.
+            **kwargs: as ``*args``.
+
+        Raises:
+            ValueError: a tensor has fewer than three dimensions, or another (B, T) than the
+                first; no tensor is given; or the module returns something with no frames to
+                unfold.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        frames: tuple[int, int] | None = None
+        for place, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.dim() < 3:
+                raise ValueError(
+                    f"TimeDistributed: {_argument(place, args, kwargs)} has shape "
+                    f"{tuple(leaf.shape)}; it must be (B, T, ...) with at least three dimensions. "
+                    "Give frames of one number a last axis with x.unsqueeze(-1)"
+                )
+            if frames is None:
+                frames = (leaf.shape[0], leaf.shape[1])
+            elif (leaf.shape[0], leaf.shape[1]) != frames:
+                raise ValueError(
+                    f"TimeDistributed: {_argument(place, args, kwargs)} has shape "
+                    f"{tuple(leaf.shape)}, but the first tensor has (B, T) = {frames}; all must "
+                    "have the same. Expand what is the same for all frames with "
+                    "x.unsqueeze(1).expand(-1, T, ...)"
+                )
+            leaves[place] = leaf.flatten(0, 1)
+        if frames is None:
+            raise ValueError("TimeDistributed: no tensor is given; hand over one, (B, T, ...)")
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+
+        if mask is not None:
+            if mask.dim() < 2 or (mask.shape[0], mask.shape[1]) != frames:
+                raise ValueError(
+                    f"TimeDistributed: mask has shape {tuple(mask.shape)}; it must begin with "
+                    f"(B, T) = {frames}"
+                )
+            if _takes_mask(self.module):
+                kwargs["mask"] = mask.flatten(0, 1)
+
+        leaves, spec = pytree.tree_flatten(self.module(*args, **kwargs))
+        return pytree.tree_unflatten([_unfold(leaf, frames) for leaf in leaves], spec)
+
+
+def _argument(place: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What a user calls the argument that is the ``place``-th leaf: ``args[0]``, ``x['a']``."""
+    path, _ = pytree.tree_flatten_with_path((args, kwargs))[0][place]
+    outer, inner = path[1], pytree.keystr(path[2:])
+    name = outer.key if isinstance(outer, pytree.MappingKey) else f"args{pytree.keystr(path[1:2])}"
+    return f"{name}{inner}"
+
+
+def _takes_mask(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(
+        p.kind is p.VAR_KEYWORD or (p.name == "mask" and p.kind is not p.POSITIONAL_ONLY)
+        for p in parameters
+    )
+
+
+def _unfold(leaf: Any, frames: tuple[int, int]) -> Any:
+    if leaf is None or isinstance(leaf, (bool, int, float, str)):
+        return leaf
+    batch, time = frames
+    if not isinstance(leaf, Tensor):
+        raise ValueError(
+            f"TimeDistributed: the module returns a {type(leaf).__name__}; it must return tensors, "
+            "or tuples, lists and dicts of them"
+        )
+    if leaf.dim() == 0 or leaf.shape[0] != batch * time:
+        raise ValueError(
+            f"TimeDistributed: the module returns a tensor of shape {tuple(leaf.shape)}; its first "
+            f"dimension must be B·T = {batch}·{time}. The module must treat dimension 0 as a batch"
+        )
+    return torch.unflatten(leaf, 0, (batch, time))
+
+
+class Conv2Plus1d(nn.Module):
+    """A (2+1)D convolution: (1, kH, kW) over space, then (kT, 1, 1) over time.
+
+    (B, C_in, T, H, W) -> (B, mid_channels, T, H', W') -> (B, C_out, T', H', W'), as in R(2+1)D
+    (Tran et al. 2018, arXiv 1711.11248): stride, padding and dilation are split between the two,
+    and a normalization and a non-linearity may stand between them.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype: as for ``nn.Conv3d``, of the whole.
+        mid_channels: channels between the two; by default the paper's (:func:`paper_rank`),
+            which keeps the parameter count of the 3-D convolution.
+        norm: True for ``nn.BatchNorm3d``, or a callable that makes a layer from ``mid_channels``.
+        activation: a module, or a callable that makes one (``nn.ReLU``); None for none.
+        order: ``"temporal-spatial"`` turns the two around.
+
+    ``spatial`` and ``temporal`` are ``nn.Conv3d``; ``norm`` and ``activation`` are modules, or
+    None where absent, so that the state dict has ``spatial.*``, ``temporal.*`` and, if wanted,
+    ``norm.*``. The bias is the last convolution's; the first has one only where an activation
+    follows it directly, and it would not be absorbed.
+
+    Raises:
+        ValueError: a setting is out of range; the message names it.
+    """
+
+    spatial: nn.Conv3d
+    temporal: nn.Conv3d
+    norm: nn.Module | None
+    activation: nn.Module | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        *,
+        mid_channels: int | None = None,
+        norm: bool | Callable[[int], nn.Module] = False,
+        activation: nn.Module | Callable[[], nn.Module] | None = None,
+        order: Order = "spatial-temporal",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if order not in ("spatial-temporal", "temporal-spatial"):
+            raise ValueError(
+                f"order is {order!r}; it must be 'spatial-temporal' or 'temporal-spatial'"
+            )
+        spatial_first = order == "spatial-temporal"
+        kernel = _triple("kernel_size", kernel_size)
+        if mid_channels is None:
+            # Temporal first, the two kernels change places, and so do the channels around them.
+            ends = (in_channels, out_channels) if spatial_first else (out_channels, in_channels)
+            mid_channels = paper_rank(*ends, kernel, groups=groups)
+        if mid_channels < 1 or mid_channels % groups:
+            raise ValueError(
+                f"mid_channels is {mid_channels}; it must be a positive multiple of groups = "
+                f"{groups}"
+            )
+        self.order = order
+        self.mid_channels = mid_channels
+
+        def convolution(name: str, inputs: int, outputs: int, biased: bool) -> nn.Conv3d:
+            def part(values: Triple, rest: int) -> Triple:
+                t, h, w = values
+                return (rest, h, w) if name == "spatial" else (t, rest, rest)
+
+            return nn.Conv3d(
+                inputs,
+                outputs,
+                part(kernel, 1),
+                part(_triple("stride", stride), 1),
+                padding if isinstance(padding, str) else part(_triple("padding", padding), 0),
+                part(_triple("dilation", dilation), 1),
+                groups,
+                biased,
+                padding_mode,
+                device,
+                dtype,
+            )
+
+        first, second = ("spatial", "temporal") if spatial_first else ("temporal", "spatial")
+        inner_bias = bias and activation is not None and not norm
+        self.add_module(first, convolution(first, in_channels, mid_channels, inner_bias))
+        if norm is True:
+            self.norm = nn.BatchNorm3d(mid_channels, device=device, dtype=dtype)
+        elif norm:
+            self.norm = norm(mid_channels).to(device=device, dtype=dtype)
+        else:
+            self.norm = None
+        if activation is None or isinstance(activation, nn.Module):
+            self.activation = activation
+        else:
+            self.activation = activation()
+        self.add_module(second, convolution(second, mid_channels, out_channels, bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, T, H, W) -> (B, C_out, T', H', W'); unbatched where there is no BatchNorm."""
+        spatial_first = self.order == "spatial-temporal"
+        x = self.spatial(x) if spatial_first else self.temporal(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        out: Tensor = self.temporal(x) if spatial_first else self.spatial(x)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"mid_channels={self.mid_channels}, order={self.order!r}"
+
+    @classmethod
+    def from_conv3d(cls, conv: nn.Conv3d, rank: Rank = "paper") -> Conv2Plus1d:
+        """The closest (2+1)D convolution of a given rank; at full rank, the convolution itself.
+
+        ``W[o, c, t, h, w] = sum_m A[o, m, t] · B[m, c, h, w]``: the truncated SVD of the weight as
+        a (C_out·kT) × (C_in·kH·kW) matrix, the singular values shared evenly by both factors. In a
+        grouped convolution each group has a matrix and an SVD of its own, and an equal share of
+        the rank. The bias goes to ``temporal``; ``spatial`` has none, so that padding with zeros
+        still pads with zeros, and every other padding mode acts on each axis by itself anyway.
+
+        Args:
+            conv: left as it is. The result has its dtype, device, ``requires_grad`` and mode.
+            rank: the channels between the factors: ``"paper"`` (:func:`paper_rank`), an integer
+                from 1 to the full rank (a multiple of ``groups``), or a fraction in (0, 1] of the
+                full rank, ``min(C_in·kH·kW, kT·C_out)``. Mind that 1 is an integer, 1.0 is all.
+
+        Raises:
+            ValueError: ``conv`` is no plain ``nn.Conv3d``, its weight has no values to factorize
+                (the meta device, or not finite), or the rank is out of range.
+        """
+        if type(conv) is not nn.Conv3d:
+            raise ValueError(
+                f"from_conv3d: {type(conv).__name__} is not nn.Conv3d itself, so its forward may "
+                "compute something else"
+            )
+        weight = conv.weight.detach()
+        if weight.is_meta:
+            raise ValueError("from_conv3d: the weight is on the meta device and has no values")
+        if not torch.isfinite(weight).all():
+            raise ValueError("from_conv3d: the weight has entries that are not finite")
+        groups = conv.groups
+        outputs, inputs, kt, kh, kw = weight.shape  # outputs of all groups, inputs of one
+        mid = _mid_channels(conv, rank)
+
+        # (groups, C_out/groups·kT, C_in/groups·kH·kW), in float64 whatever the dtype
+        exact = weight if weight.device.type in ("cpu", "cuda") else weight.cpu()
+        matrix = torch.unflatten(exact.double(), 0, (groups, outputs // groups))
+        matrix = matrix.permute(0, 1, 3, 2, 4, 5).reshape(groups, outputs // groups * kt, -1)
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        kept = mid // groups
+        root = s[:, :kept].sqrt()
+        left = torch.unflatten(u[:, :, :kept] * root[:, None, :], 1, (outputs // groups, kt))
+        right = root[:, :, None] * vh[:, :kept]
+
+        result = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            mid_channels=mid,
+            device="meta",
+        )
+
+        def parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+            values = values.to(like).contiguous()
+            return nn.Parameter(values, requires_grad=like.requires_grad)
+
+        result.spatial.weight = parameter(right.reshape(mid, inputs, 1, kh, kw), conv.weight)
+        result.temporal.weight = parameter(
+            left.transpose(2, 3).reshape(outputs, kept, kt, 1, 1), conv.weight
+        )
+        if conv.bias is not None:
+            result.temporal.bias = parameter(conv.bias.detach().clone(), conv.bias)
+        return result.train(conv.training)
+
+
+def paper_rank(in_channels: int, out_channels: int, kernel_size: Size, *, groups: int = 1) -> int:
+    """The middle channels with which a (2+1)D convolution has as many weights as a 3-D one.
+
+    ``M = floor(kT·kH·kW·N_in·N_out / (kH·kW·N_in + kT·N_out))``, at least 1 (arXiv 1711.11248,
+    section 3.5, where kH = kW = d). It is always below the full rank. With ``groups``, the M of
+    one group times their number.
+    """
+    kt, kh, kw = _triple("kernel_size", kernel_size)
+    inputs, outputs = kh * kw * in_channels // groups, kt * out_channels // groups
+    return groups * max(1, inputs * outputs // (inputs + outputs))
+
+
+def _mid_channels(conv: nn.Conv3d, rank: Rank) -> int:
+    kt, kh, kw = conv.kernel_size
+    groups = conv.groups
+    one_group = min(conv.in_channels // groups * kh * kw, conv.out_channels // groups * kt)
+    full = groups * one_group
+    if rank == "paper":
+        ends = (conv.in_channels, conv.out_channels)
+        return paper_rank(*ends, (kt, kh, kw), groups=groups)
+    if isinstance(rank, float):
+        if not 0 < rank <= 1:
+            raise ValueError(f"rank is {rank}; a fraction of the full rank must be in (0, 1]")
+        return groups * max(1, round(rank * one_group))
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise ValueError(f"rank is {rank!r}; it must be 'paper', an integer or a float in (0, 1]")
+    if not 1 <= rank <= full:
+        raise ValueError(f"rank is {rank}; the full rank of this kernel is {full}")
+    if rank % groups:
+        raise ValueError(f"rank is {rank}; it must be a multiple of groups = {groups}")
+    return rank
+
+
+def _triple(name: str, value: Size) -> Triple:
+    if isinstance(value, int):
+        return (value, value, value)
+    if len(value) != 3:
+        raise ValueError(f"{name} is {tuple(value)}; it must be an integer, or three: T, H, W")
+    return (value[0], value[1], value[2])

@@ -1,0 +1,87 @@
+"""What a graph node means: :class:`Op`, and :class:`Attr` for the parameters it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import fx
+
+__all__ = ["WHOLE", "Attr", "Op"]
+
+WHOLE = ("slice", 0, None, 1)
+"""The entry of an index that takes all of a dimension, ``x[:]``."""
+
+
+@dataclass(frozen=True)
+class Attr:
+    """A parameter or buffer of the root module, by qualified name: ``"layer1.0.conv1.weight"``.
+
+    A tensor that can be reached under several names goes by the first of them, parameters before
+    buffers, so that tied weights compare equal.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One call of one op, every argument bound by name, defaults filled in.
+
+    Two ops are equal when they compute the same thing from the same nodes. Scalars compare with
+    their type (``x + 1`` and ``x + 1.0`` promote differently), and NaN equals itself.
+    """
+
+    name: str
+    """The ATen name: ``"conv3d"``, ``"max_pool2d"``, ``"select"``, ..."""
+    args: Mapping[str, Any]
+    """``fx.Node``, :class:`Attr`, plain hashable values, and tuples of those."""
+    inplace: bool = False
+    """Writes its ``input`` and returns it (``relu_``, ``inplace=True``, ``+=``)."""
+    random: bool = False
+    """Draws random numbers, as called."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", MappingProxyType(dict(self.args)))
+
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Every node among the arguments, nested ones too, in order, with repeats."""
+        return tuple(node for value in self.args.values() for node in _nodes(value))
+
+    def static(self) -> tuple[Any, ...]:
+        """A hashable key of all but the nodes, each of which becomes ``"%"``."""
+        return self._key(lambda node: "%")
+
+    def _key(self, replace: Callable[[fx.Node], Any]) -> tuple[Any, ...]:
+        return self.name, *((name, _exact(value, replace)) for name, value in self.args.items())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Op):
+            return NotImplemented
+        if (self.name, self.inplace, self.random) != (other.name, other.inplace, other.random):
+            return False
+        return self._key(lambda node: node) == other._key(lambda node: node)
+
+    def __hash__(self) -> int:
+        return hash((self.inplace, self.random, self._key(lambda node: node)))
+
+
+def _nodes(value: Any) -> Iterator[fx.Node]:
+    if isinstance(value, fx.Node):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _nodes(item)
+
+
+def _exact(value: Any, replace: Callable[[fx.Node], Any]) -> Any:
+    """A key under which 1, 1.0 and True differ, 0.0 and -0.0 too, and NaN equals itself."""
+    if isinstance(value, fx.Node):
+        return replace(value)
+    if isinstance(value, tuple):
+        return tuple(_exact(item, replace) for item in value)
+    if isinstance(value, str | bool | float | complex):
+        return type(value), repr(value)
+    return value

@@ -1,0 +1,117 @@
+"""The values of one family, in one tensor.
+
+Two layouts of the same memory, made from each other on demand and only once:
+
+=========  ====================  ======================================
+folded     (B·T, ...)            what convolutions and layers run on
+apart      (B, T, ...)           ``axis`` 1: the frames of a batch-major source
+apart      (T, B, ...)           ``axis`` 0: those of a time-major one
+=========  ====================  ======================================
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+from torch.fx.node import Argument
+
+__all__ = ["Stacked", "pick"]
+
+
+class Stacked:
+    """T frames; give it the tensor with the frames apart, or folded into dimension 0."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        frames: tuple[int, ...],
+        axis: int,
+        apart: fx.Node | None = None,
+        *,
+        folded: fx.Node | None = None,
+        anchor: fx.Node | None = None,
+    ) -> None:
+        self.frames = frames
+        self.axis = axis
+        self._graph = graph
+        self._anchor = anchor
+        self._apart = apart
+        self._folded = folded
+        self._parts: dict[tuple[int, ...], Stacked] = {}
+        self._frame: dict[int, fx.Node] = {}
+
+    def _after(self, node: fx.Node, method: str, *args: Argument) -> fx.Node:
+        """A view of ``node``, right behind it, so that whoever comes later can read it."""
+        with self._graph.inserting_after(self._behind(node)):
+            return self._graph.call_method(method, (node, *args))
+
+    def _behind(self, node: fx.Node) -> fx.Node:
+        return node if self._anchor is None or node > self._anchor else self._anchor
+
+    def folded(self) -> fx.Node:
+        """(B·T, ...)"""
+        if self._folded is None:
+            self._folded = self._after(self.apart(), "flatten", 0, 1)
+        return self._folded
+
+    def apart(self) -> fx.Node:
+        """(B, T, ...) or (T, B, ...), as ``axis`` says."""
+        if self._apart is None:
+            assert self._folded is not None
+            count = len(self.frames)
+            sizes = (-1, count) if self.axis == 1 else (count, -1)
+            self._apart = self._after(self._folded, "unflatten", 0, sizes)
+        return self._apart
+
+    def at(self, axis: int) -> Stacked:
+        """The same frames along ``axis``: another view of the same memory."""
+        if axis == self.axis:
+            return self
+        moved = self._after(self.apart(), "movedim", self.axis, axis)
+        return Stacked(self._graph, self.frames, axis, moved, anchor=self._anchor)
+
+    def take(self, frames: tuple[int, ...]) -> Stacked:
+        """Only ``frames``: a view where they are evenly spaced here, a copy elsewhere."""
+        if frames == self.frames:
+            return self
+        if frames not in self._parts:
+            positions = tuple(self.frames.index(frame) for frame in frames)
+            apart = self.apart()
+            with self._graph.inserting_before(self._behind(apart).next):
+                part = pick(self._graph, apart, self.axis, positions)
+            self._parts[frames] = Stacked(self._graph, frames, self.axis, part, anchor=self._anchor)
+        return self._parts[frames]
+
+    def frame(self, position: int) -> fx.Node:
+        """The frame at ``position``, as a view."""
+        if position not in self._frame:
+            frame = self._after(self.apart(), "select", self.axis, position)
+            frame.meta["left_over"] = True
+            self._frame[position] = frame
+        return self._frame[position]
+
+    def frame_of(self, frame: int) -> fx.Node:
+        """Frame number ``frame``, as a view."""
+        return self.frame(self.frames.index(frame))
+
+
+def pick(graph: fx.Graph, value: fx.Node, dim: int, entries: tuple[int, ...]) -> fx.Node:
+    """``value`` with only ``entries`` of dimension ``dim``, in their order.
+
+    An entry that is not there raises, as ``select`` would: a slice would quietly give fewer.
+    """
+    steps = {b - a for a, b in zip(entries, entries[1:], strict=False)} or {1}
+    step = steps.pop()
+    if steps or step < 1:
+        listed: tuple[Argument, ...] = (*[slice(None)] * dim, list(entries))
+        return graph.call_function(operator.getitem, (value, listed))
+    span = entries[-1] - entries[0] + 1
+    part = graph.call_method("narrow", (value, dim, entries[0], span))
+    part.meta["left_over"] = True
+    if step == 1:
+        return part
+    spaced: tuple[Argument, ...] = (*[slice(None)] * dim, slice(None, None, step))
+    result = graph.call_function(operator.getitem, (part, spaced))
+    result.meta["left_over"] = True
+    return result

@@ -1,0 +1,401 @@
+"""Re-roll an unrolled per-frame loop into one call over all frames.
+
+A loop over frames reaches the graph as T copies of its body. This pass runs the body once, on the
+frames folded into the batch::
+
+    before                                      after
+    for t in range(T):                          y = x.flatten(0, 1)            # (B·T, C, H, W)
+        outs.append(relu(conv(x[:, t])))        y = relu(conv(y))              # once
+    out = torch.stack(outs, dim=1)              out = y.unflatten(0, (-1, T))  # (B, T, C', H', W')
+
+What is a copy of what is told by :mod:`fxtemporal.analysis.families`, what may be folded by
+:mod:`fxtemporal.analysis.batching`. An op of the body that does not fold stays in the loop and
+reads its frame from the batched result.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from fxtemporal.analysis.aliasing import written_by
+from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
+from fxtemporal.analysis.families import Family, Lane, Source, Uniform
+from fxtemporal.analysis.loops import Loop, Plan, computes, loops_of
+from fxtemporal.graph import Program, call, rank
+from fxtemporal.ops import Op
+from fxtemporal.passes.stacked import Stacked, pick
+from fxtemporal.rules import Code, Reason, Rule, Site
+from fxtemporal.specializations import expect
+
+__all__ = ["TimeDistribute"]
+
+
+class TimeDistribute(Rule[Loop]):
+    """Loops over frames → one body over (B·T, ...)."""
+
+    name = "time-distribute"
+    moves_others = True  # one loop may read what another joins
+
+    def candidates(self, program: Program) -> Iterable[Loop]:
+        return loops_of(program)
+
+    def site(self, program: Program, candidate: Loop) -> Site:
+        first = candidate.frames.first
+        body = [f for f in candidate.families if not f.source and not f.uniform]
+        return Site(self.name, first.name, _body_path(body) or first.name, program.location(first))
+
+    def preconditions(self, program: Program, candidate: Loop) -> Iterator[Reason]:
+        if not any(computes(family) for family in candidate.plans):
+            yield from candidate.reasons or (
+                Reason(Code.NOTHING_TO_BATCH, "the loop only moves data from place to place"),
+            )
+
+    def detail(self, program: Program, candidate: Loop) -> Mapping[str, Any]:
+        source = candidate.frames.source
+        assert source is not None
+        left = [f for f in candidate.families if f not in candidate.plans and not f.source]
+        return {
+            "source": source.base.name,
+            "dim": source.dim,
+            "frames": len(candidate.frames.lanes),
+            "ops_batched": sum(computes(family) for family in candidate.plans),
+            "ops_left": sum(len(f.lanes) for f in left if computes(f)),
+        }
+
+    def rewrite(self, program: Program, candidate: Loop) -> Mapping[str, Any]:
+        detail = dict(self.detail(program, candidate))
+        if candidate.reasons:
+            detail["left_because"] = [reason.to_dict() for reason in candidate.reasons]
+        _Rewriter(program, candidate).run()
+        return detail
+
+
+def _body_path(body: list[Family]) -> str:
+    """The module that holds the whole body of the loop."""
+    paths = []
+    for family in body:
+        stack = family.first.meta.get("nn_module_stack") or {}
+        names = [str(path) for path, _ in stack.values()]
+        if family.first.op == "call_module":
+            names.append(str(family.first.target))
+        paths.append(names[-1].split(".") if names else [])
+    return ".".join(os.path.commonprefix(paths))
+
+
+# -- the rewrite -------------------------------------------------------------------------------------
+
+
+class _Rewriter:
+    """Puts one batched node in place of the lanes of each family, and mends what read them.
+
+    Each batched node stands before the first lane of its family. All it reads stands before that:
+    invariants do, because that lane reads them, and the batched inputs do by the same argument.
+    """
+
+    def __init__(self, program: Program, loop: Loop) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.loop = loop
+        self.values: dict[Family, Stacked] = {}
+        self.uniforms: dict[Family, fx.Node] = {}
+        self.lanes = {node: family for family in loop.families for node in family.nodes}
+
+    def run(self) -> None:
+        read = {lane.family for family in self.loop.plans for lane in family.lane_operands()}
+        for family in self.loop.families:
+            with self.graph.inserting_before(family.first):
+                if family.source and family in read:
+                    self.values[family] = self._frames(family, family.source)
+                elif family in self.loop.plans:
+                    self.values[family] = self._batched(family, self.loop.plans[family])
+                elif family.uniform:
+                    self._uniform(family)
+        for reader in sorted(self._readers()):
+            if not self._join(reader):
+                self._read_frames(reader)
+        for node in sorted(self.lanes, reverse=True):
+            if self.lanes[node] in self.values or self.lanes[node] in self.uniforms:
+                self._erase(node)
+
+    def _erase(self, node: fx.Node) -> None:
+        """Drop a lane that nothing reads, and what cut it out of its source."""
+        if node.users:
+            return
+        pieces = [n for n in node.all_input_nodes if n not in self.lanes and _cuts(self.program, n)]
+        self.graph.erase_node(node)
+        for source in pieces:
+            self._erase(source)
+
+    # each kind of family
+
+    def _frames(self, family: Family, source: Source) -> Stacked:
+        """All frames that the loop reads, as one tensor: a view where they are evenly spaced."""
+        base, dim = source.base, source.dim
+        frames = tuple(sorted(family.lanes))
+        axis = 0 if dim == 0 else 1
+        step = _step(frames)
+        self._hold(family, source)
+        if source.length is not None and source.length > 1 and step is not None:
+            whole = tuple(range(frames[0], frames[-1] + source.length))
+            value = self._pick(family, source, whole)
+            value = self.graph.call_method("unfold", (value, dim, source.length, step))
+            value = self._moved(value, rank(base) or 0, dim + 1)  # windows come last
+        elif source.length is not None and source.length > 1:
+            pieces = [
+                pick(self.graph, base, dim, tuple(range(f, f + source.length))) for f in frames
+            ]
+            value = self.graph.call_function(torch.stack, (pieces, dim))
+        else:
+            value = self._pick(family, source, frames)
+            if source.length is not None:
+                value = self.graph.call_method("unsqueeze", (value, dim + 1))
+        value = self._moved(value, dim, axis)
+        if rank(family.first) == 0:  # one number a frame
+            value = self.graph.call_method("movedim", (value, 0, 0))
+            return Stacked(self.graph, frames, axis, value)
+        folded = self.graph.call_method("flatten", (value, 0, 1))
+        return Stacked(self.graph, frames, axis, value, folded=folded, anchor=folded)
+
+    def _pick(self, family: Family, source: Source, frames: tuple[int, ...]) -> fx.Node:
+        """Just those frames: all of ``base`` only where a check holds it to that many."""
+        base, dim = source.base, source.dim
+        every = frames == tuple(range(base.meta["val"].shape[dim]))
+        if every and self._checked(base, dim, family.first):
+            return base
+        return pick(self.graph, base, dim, frames)
+
+    def _checked(self, base: fx.Node, dim: int, before: fx.Node) -> bool:
+        check = self.program.held()[0].get((base, dim))
+        return check is not None and check < before
+
+    def _hold(self, family: Family, source: Source) -> None:
+        """Check that the op which cut the frames cuts the same ones at the size it is called with.
+
+        chunk() divides what it meets; a slice, or the last piece of split(), is cut short by the
+        end, where narrow() would raise an error that explains nothing.
+        """
+        base, dim = source.base, source.dim
+        if (
+            source.cut == "select"
+            or source.length is None
+            or self._checked(base, dim, family.first)
+        ):
+            return
+        size: int = base.meta["val"].shape[dim]
+        actual = self.graph.call_method("size", (base, dim))
+        text, expected, where = (
+            f"{base.name}.size({dim})",
+            size,
+            self.program.location(family.first),
+        )
+        if source.cut != "chunk":
+            last = max(family.lanes) + source.length
+            actual = self.graph.call_function(operator.ge, (actual, last))
+            text, expected = f"({text} >= {last})", True
+        call(self.graph, expect, actual, expected, text, where, f"{source.cut}() cut frames there")
+
+    def _moved(self, value: fx.Node, source: int, destination: int) -> fx.Node:
+        if source == destination:
+            return value
+        return self.graph.call_method("movedim", (value, source, destination))
+
+    def _uniform(self, family: Family) -> None:
+        """A size of a frame, read from one frame of the batched value."""
+        replaced: dict[fx.Node, fx.Node] = {}
+        for node, operand in zip(_inputs(family), family.operands, strict=True):
+            if isinstance(operand, Lane) and operand.family in self.values:
+                replaced[node] = self.values[operand.family].frame(0)
+            elif isinstance(operand, Uniform) and operand.family in self.uniforms:
+                replaced[node] = self.uniforms[operand.family]
+            elif not isinstance(operand, fx.Node):
+                return
+        self.uniforms[family] = self._copy(family, replaced)
+        for node in family.nodes:
+            node.replace_all_uses_with(self.uniforms[family])
+
+    def _batched(self, family: Family, plan: Plan) -> Stacked:
+        op = plan.call.op
+        frames = tuple(sorted(family.lanes))
+        inputs: dict[fx.Node, Stacked] = {}
+        for node, operand in zip(op.nodes(), family.operands, strict=True):
+            if isinstance(operand, Lane):
+                value = self.values[operand.family]
+                if op.name == "item":  # of the tuple of all frames, also where few are read
+                    frames = tuple(frame - operand.offset for frame in value.frames)
+                inputs[node] = value.take(tuple(frame + operand.offset for frame in frames))
+        axes = {value.axis for value in inputs.values()}
+        if op.name in ELEMENTWISE and (plan.origin is family or len(axes) > 1):
+            return self._broadcast(family, frames, inputs)
+        if (arguments := shifted(plan.call)) is not None:
+            apart = inputs[op.args["input"]].at(0).apart()
+            result = self.graph.call_method(op.name, (apart, *arguments))
+            return Stacked(self.graph, frames, 0, result)
+        if unbatched(plan.call):
+            first = {node: value.at(0).apart() for node, value in inputs.items()}
+            return Stacked(self.graph, frames, 0, self._copy(family, first))
+        axis = axes.pop()
+        folded = {node: value.at(axis).folded() for node, value in inputs.items()}
+        if op.name in ("view", "reshape", "expand"):
+            result = self._resized(op, folded[op.args["input"]])
+        else:
+            result = self._copy(family, folded)
+        return Stacked(self.graph, frames, axis, folded=result)
+
+    def _broadcast(
+        self, family: Family, frames: tuple[int, ...], inputs: dict[fx.Node, Stacked]
+    ) -> Stacked:
+        """An element-wise op with the frames in front, (T, ...), where all else broadcasts."""
+        dimensions = rank(family.first) or 0
+        first = {node: value.at(0).apart() for node, value in inputs.items()}
+        for node in first:
+            for _ in range(dimensions - (rank(node) or 0)):
+                first[node] = self.graph.call_method("unsqueeze", (first[node], 1))
+        result = Stacked(self.graph, frames, 0, self._copy(family, first))
+        batch_major = dimensions > 0 and all(value.axis == 1 for value in inputs.values())
+        return result.at(1) if batch_major else result
+
+    def _copy(self, family: Family, inputs: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """The node of the first lane, on batched inputs."""
+        replaced = dict(inputs)
+        for node, operand in zip(_inputs(family), family.operands, strict=True):
+            if isinstance(operand, Uniform) and operand.family in self.uniforms:
+                replaced[node] = self.uniforms[operand.family]
+        if family.op is not None and family.op.inplace:
+            written = family.op.args["input"]
+            if written in replaced and not self._private(family.first, written):
+                replaced[written] = self.graph.call_method("clone", (replaced[written],))
+        node = self.graph.node_copy(family.first, lambda n: replaced.get(n, n))
+        node.meta.pop("val", None)
+        return node
+
+    def _private(self, writer: fx.Node, written: fx.Node) -> bool:
+        """Whether the batched value may be written too: all frames are written at once now.
+
+        So it must be memory of the loop's own, and all that reads it before the write must be
+        batched, and stand before the write.
+        """
+        family = self.lanes.get(written)
+        if family is None or family not in self.loop.plans or not computes(family):
+            return False
+        if len(family.nodes) > len(family.lanes):
+            return False  # the same call twice gave memory twice
+        for node in self.loop.aliasing.shared_with(written):
+            if node is writer or self.loop.aliasing.derives_from(node, writer):
+                continue
+            owner = self.lanes.get(node)
+            readers = {user for lane in owner.nodes for user in lane.users} if owner else node.users
+            for user in readers:
+                reader, writing = self.lanes.get(user), self.lanes[writer]
+                if reader is writing:
+                    continue
+                if reader is None or reader not in self.loop.plans:
+                    return False
+                if reader.number > writing.number:
+                    return False
+        return True
+
+    def _resized(self, op: Op, folded: fx.Node) -> fx.Node:
+        """A view whose first size counts samples: it now counts samples × frames."""
+        samples = self.graph.call_method("size", (folded, 0))
+        rest = [
+            self.uniforms.get(self.lanes[size], size) if size in self.lanes else size
+            for size in op.args["size" if op.name == "expand" else "shape"][1:]
+        ]
+        method = "reshape" if op.name == "view" else op.name  # a fold may have other strides
+        return self.graph.call_method(method, (folded, (samples, *rest)))
+
+    # what read the lanes
+
+    def _readers(self) -> set[fx.Node]:
+        """Every node that is not batched itself and reads one that is."""
+        return {
+            user
+            for node, family in self.lanes.items()
+            if family in self.values and not family.source
+            for user in node.users
+            if self.lanes.get(user) not in self.values
+        }
+
+    def _join(self, reader: fx.Node) -> bool:
+        """stack and cat over frames become a view of the batched value."""
+        op = self.program.op(reader)
+        if op is None or op.name not in ("stack", "cat") or reader in self.lanes:
+            return False
+        homes = [self.loop.lanes.get(part) for part in op.args["tensors"]]
+        families = {None if home is None else home[0] for home in homes}
+        family = families.pop()
+        wanted = tuple(home[1] for home in homes if home is not None)
+        if families or family not in self.values or _step(wanted) is None:
+            return False
+        assert family is not None
+        dim = op.args["dim"]
+        with self.graph.inserting_before(reader):
+            part = self.values[family].take(wanted)
+            joined = self._moved(part.apart(), part.axis, dim)
+            if op.name == "cat":
+                joined = self.graph.call_method("flatten", (joined, dim, dim + 1))
+            own = not self._may_share(family, reader)
+            method = "contiguous" if own else "clone"  # stack and cat give new, contiguous memory
+            contiguous: dict[str, Argument] = {"memory_format": torch.contiguous_format}
+            joined = self.graph.call_method(method, (joined,), {} if own else contiguous)
+        reader.replace_all_uses_with(joined)
+        joined.meta.pop("val", None)
+        self.graph.erase_node(reader)
+        return True
+
+    def _may_share(self, family: Family, join: fx.Node) -> bool:
+        """Whether anyone could tell that the joined frames are a view of the batched value."""
+        if not self._owns_memory(family):
+            return True
+        shared = set(self.loop.aliasing.shared_with(join))
+        written = any(written in shared for _, written in self.loop.aliasing.writes())
+        others = {user for node in family.nodes for user in node.users} - {join}
+        escapes = any(user.op == "output" for node in shared for user in node.users)
+        return written or (escapes and any(self.lanes.get(user) is None for user in others))
+
+    def _owns_memory(self, family: Family) -> bool:
+        """Whether the batched value is memory of the loop's own, not a view of its input."""
+        if family.source or family.op is None:
+            return False
+        if computes(family) and family.op.name not in ("dropout", "identity"):
+            return True
+        return all(self._owns_memory(lane.family) for lane in family.lane_operands())
+
+    def _read_frames(self, reader: fx.Node) -> None:
+        """A reader that stays outside takes its frame out of the batched value."""
+        op = self.program.op(reader)
+        written = written_by(self.program, reader)
+        for node in reader.all_input_nodes:
+            family, lane = self.loop.lanes.get(node, (None, 0))
+            if family is None or family not in self.values or family.source:
+                continue  # a frame of the input still stands in the graph
+            frame = self.values[family].frame_of(lane)
+            with self.graph.inserting_before(reader):
+                if node in written or reader.op == "output":  # memory that nothing else sees
+                    frame = self.graph.call_method("clone", (frame,))
+                elif op is None or op.name == "view":  # may rely on strides that a view has not
+                    frame = self.graph.call_method("contiguous", (frame,))
+            reader.replace_input_with(node, frame)
+
+
+def _inputs(family: Family) -> tuple[fx.Node, ...]:
+    return family.op.nodes() if family.op else tuple(family.first.all_input_nodes)
+
+
+def _cuts(program: Program, node: fx.Node) -> bool:
+    op = program.op(node) if node.op.startswith("call") else None
+    return op is not None and op.name in ("unbind", "split", "chunk", "shape")
+
+
+def _step(frames: tuple[int, ...]) -> int | None:
+    """The distance between frames, where it is the same positive one throughout."""
+    steps = {b - a for a, b in zip(frames, frames[1:], strict=False)}
+    step = steps.pop() if len(steps) == 1 else None
+    return step if step is not None and step > 0 else None

@@ -1,0 +1,125 @@
+"""Runs rules over a program.
+
+``optimize`` and ``audit`` go through the same loop: candidates, preconditions, rewrite, remark.
+``audit`` runs it on a copy that is thrown away, so that what it says of a later pass already takes
+the earlier ones into account, and the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fxtemporal.graph import Program
+from fxtemporal.rules import Code, Reason, Remark, Rule, Site, Status
+
+__all__ = ["Key", "Outcome", "Skip", "run_rules"]
+
+Key = tuple[str, str]
+"""A site: the rule's name and the site's key."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a legal site is not to be rewritten: found wrong, or not worth it."""
+
+    status: Status
+    reason: Reason
+    detail: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The rewritten program, and a remark for each site in the order they were met."""
+
+    program: Program
+    remarks: tuple[tuple[Key, Remark], ...]
+
+    @property
+    def applied(self) -> tuple[Key, ...]:
+        return tuple(key for key, remark in self.remarks if remark.status == "applied")
+
+    def remark(self, key: Key) -> Remark:
+        return dict(self.remarks)[key]
+
+
+def run_rules(
+    captured: Program,
+    rules: Iterable[Rule[Any]],
+    skips: Mapping[Key, Skip] | None = None,
+    only: frozenset[Key] | None = None,
+) -> Outcome:
+    """Rewrite a copy of ``captured`` by every rule in turn.
+
+    ``skips`` are sites to leave, and what to say of them; with ``only``, all but those are left
+    and nothing is said. A rewrite that raises is undone, by starting again without it.
+    """
+    skips = dict(skips or {})
+    rules = tuple(rules)
+    while True:
+        try:
+            return _run_once(captured.copy(), rules, skips, only)
+        except _RewriteError as failure:
+            text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
+            skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))
+
+
+class _RewriteError(Exception):
+    def __init__(self, key: Key, error: Exception) -> None:
+        super().__init__(key)
+        self.key = key
+        self.error = error
+
+
+def _run_once(
+    program: Program,
+    rules: tuple[Rule[Any], ...],
+    skips: Mapping[Key, Skip],
+    only: frozenset[Key] | None,
+) -> Outcome:
+    remarks: dict[Key, Remark] = {}
+    for rule in rules:
+        while _sweep(program, rule, skips, only, remarks):
+            pass
+    program.hoist_checks()
+    program.refresh()
+    return Outcome(program, tuple(remarks.items()))
+
+
+def _sweep(
+    program: Program,
+    rule: Rule[Any],
+    skips: Mapping[Key, Skip],
+    only: frozenset[Key] | None,
+    remarks: dict[Key, Remark],
+) -> bool:
+    """One look at every candidate of ``rule``; True where a rewrite calls for another look."""
+    for candidate in rule.candidates(program):
+        site = rule.site(program, candidate)
+        key = (rule.name, site.key)
+        if key in remarks and remarks[key].status != "missed":
+            continue
+        reasons = tuple(rule.preconditions(program, candidate))
+        if reasons:
+            remarks[key] = _remark(site, "missed", reasons, rule.detail(program, candidate))
+        elif key in skips:
+            skip = skips[key]
+            detail = {**rule.detail(program, candidate), **dict(skip.detail)}
+            remarks[key] = _remark(site, skip.status, (skip.reason,), detail)
+        elif only is None or key in only:
+            try:
+                detail = dict(rule.rewrite(program, candidate))
+                program.refresh()
+            except Exception as error:  # the graph may be half rewritten: start again
+                raise _RewriteError(key, error) from error
+            remarks[key] = _remark(site, "applied", (), detail)
+            if rule.moves_others:
+                return True
+    return False
+
+
+def _remark(
+    site: Site, status: Status, reasons: tuple[Reason, ...], detail: Mapping[str, Any]
+) -> Remark:
+    return Remark(site.rule, status, site.target, site.location, reasons, dict(detail))

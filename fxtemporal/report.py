@@ -1,0 +1,117 @@
+"""What was done, what was not, and why: for people as a table, for programs as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tabulate import tabulate
+
+from fxtemporal.rules import Remark
+from fxtemporal.specializations import Specialization
+from fxtemporal.tuning import Timing
+from fxtemporal.verify import Comparison
+
+__all__ = ["Report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of :func:`fxtemporal.optimize` or :func:`fxtemporal.audit`.
+
+    ``mode`` is ``"optimize"`` or ``"audit"``: in an audit, ``"applied"`` means that the rewrite
+    would be. ``frontend`` says what captured the model (``"fx"``, ``"export"``, ``"given"``) and
+    ``note`` why the tracer did not. ``comparison`` and ``timing`` (of the whole network) are None
+    where nothing was run. ``settings`` is what the choices were made with.
+    """
+
+    mode: Literal["optimize", "audit"]
+    remarks: tuple[Remark, ...]
+    specializations: tuple[Specialization, ...] = ()
+    comparison: Comparison | None = None
+    timing: Timing | None = None
+    frontend: str = "fx"
+    note: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def by_status(self, status: str) -> tuple[Remark, ...]:
+        return tuple(remark for remark in self.remarks if remark.status == status)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "frontend": self.frontend,
+            "note": self.note,
+            "settings": dict(self.settings),
+            "remarks": [remark.to_dict() for remark in self.remarks],
+            "specializations": [fixed.to_dict() for fixed in self.specializations],
+            "comparison": None if self.comparison is None else self.comparison.to_dict(),
+            "timing": None if self.timing is None else self.timing.to_dict(),
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent, default=str)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = 160) -> str:
+        """The table, no wider than ``width`` columns if its words allow, and what follows it."""
+        lines = [self._table(width), ""]
+        counts = ", ".join(
+            f"{len(self.by_status(status))} {self._word(status)}"
+            for status in ("applied", "missed", "failed")
+        )
+        lines.append(f"{len(self.remarks)} sites: {counts}.")
+        if self.timing is not None:
+            lines.append(
+                f"Network: {self.timing.before:.1f} ms → {self.timing.after:.1f} ms, "
+                f"{self.timing.speedup:.2f}× ({self.timing.low:.2f}–{self.timing.high:.2f})."
+            )
+        if self.comparison is not None:
+            own = self.comparison.original_error
+            beside = f" (the original's own: {own:.1e})" if own is not None else ""
+            lines.append(f"Relative error: {self.comparison.relative_error:.1e}{beside}.")
+        if self.frontend == "export" and self.note:
+            lines.append(f"Captured by torch.export, because the tracer stopped: {self.note}.")
+        elif self.note:
+            lines.append(f"Note: {self.note}.")
+        lines += [f"Fixed by the trace: {fixed}." for fixed in self.specializations]
+        return "\n".join(lines)
+
+    def _word(self, status: str) -> str:
+        return "would apply" if self.mode == "audit" and status == "applied" else status
+
+    def _table(self, width: int) -> str:
+        if not self.remarks:
+            return "Nothing to do: no loop over frames and no Conv3d was found."
+        rows = [
+            [
+                remark.rule,
+                remark.target,
+                remark.location or "",
+                self._word(remark.status),
+                _say(remark),
+            ]
+            for remark in self.remarks
+        ]
+        headers = ["rule", "target", "line", "status", "what or why"]
+        free = max(width - 40, 40)  # the rule, the status and the gaps take about 40
+        widths = [None, free * 2 // 10, free * 3 // 10, None, free * 5 // 10]
+        return tabulate(rows, headers, maxcolwidths=widths)
+
+
+def _say(remark: Remark) -> str:
+    """The last column: each reason, or what the site became."""
+    if remark.reasons:
+        return "\n".join(f"{reason.code}: {reason.text}" for reason in remark.reasons)
+    return ", ".join(f"{key} {_short(value)}" for key, value in remark.detail.items() if value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        return ", ".join(str(entry.get("code", entry)) for entry in value)
+    return str(value)

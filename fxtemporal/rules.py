@@ -1,0 +1,189 @@
+"""What a rewrite is made of: a rule, its reasons, and the remark it leaves behind.
+
+A :class:`Rule` finds *candidates* (frozen dataclasses that carry all the rewrite needs), lists the
+*preconditions* that fail (a generator: each blocker is one ``yield``; nothing yielded means legal)
+and *rewrites*. :mod:`fxtemporal.pipeline` runs rules; ``audit`` and ``optimize`` run the same loop.
+
+Every site that a rule looks at ends as one :class:`Remark`. The codes in :class:`Code` are stable:
+scripts and CI settings may rely on them.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from fxtemporal.ops import blocked
+from fxtemporal.twins import carries_hooks
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from fxtemporal.graph import Program
+
+__all__ = ["Code", "Reason", "Remark", "Rule", "Site", "Status", "blocked_module"]
+
+Status = Literal["applied", "missed", "failed"]
+
+
+class Code(enum.StrEnum):
+    """Why a site was left as it was. The value is the stable name that reports carry."""
+
+    # The program
+    SHAPES_UNKNOWN = "shapes-unknown"
+    """The rewrite needs sizes, and no example inputs were given."""
+    UNSUPPORTED_OP = "unsupported-op"
+    """An op has no batching rule, so frames cannot share one call of it."""
+    HOOKED_MODULE = "hooked-module"
+    """A module carries hooks, which must go on being called as they are."""
+    PARAMETRIZED_MODULE = "parametrized-module"
+    """A weight is computed by torch.nn.utils.parametrize at every call."""
+
+    # Loops over frames
+    DIFFERENT_PARAMETERS = "different-parameters"
+    """Each frame runs through a module, or a weight, of its own."""
+    UNEQUAL_FRAMES = "unequal-frames"
+    """The frames differ in shape, or the ops differ from frame to frame."""
+    RECURRENCE = "recurrence"
+    """A frame reads a state that the frame before it wrote."""
+    TRAINING_BATCHNORM = "training-batchnorm"
+    """A normalization in training mode takes its statistics a frame at a time."""
+    RANDOMNESS = "randomness"
+    """An op draws random numbers a frame at a time (dropout in training mode)."""
+    VISIBLE_WRITE = "visible-write"
+    """An in-place op writes memory that something else reads."""
+    FIXED_BATCH = "fixed-batch"
+    """A view spells out a size that folding frames into the batch would change."""
+    NOTHING_TO_BATCH = "nothing-to-batch"
+    """The loop only moves data: there is no computation to share."""
+
+    # Conv3d
+    DENSE_KERNEL = "dense-kernel"
+    """The kernel reaches over time and space: no cheaper exact form is known for it."""
+    SUBCLASS = "subclass"
+    """A subclass of a layer of torch.nn, or a layer whose forward was replaced."""
+
+    # Factorization
+    NOTHING_SAVED = "nothing-saved"
+    """The factors would cost as much as the layer they replace."""
+    RANK_OUT_OF_RANGE = "rank-out-of-range"
+    """The rank asked for is above the rank that the kernel can have."""
+    SHARED_PARAMETER = "shared-parameter"
+    """The weight is used elsewhere too, so it cannot be replaced by factors."""
+
+    # After the rewrite
+    NOT_FASTER = "not-faster"
+    """It was measured, and it did not pay."""
+    WRONG_RESULT = "wrong-result"
+    """Verification found other numbers than the original's; the rewrite was undone."""
+    REWRITE_RAISED = "rewrite-raised"
+    """The rewritten graph raised an error; the rewrite was undone."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One blocker: a stable code, and a sentence about this very site."""
+
+    code: Code
+    text: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": str(self.code), "text": self.text}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that a rule looks at: what it is called, and where the user wrote it.
+
+    ``key`` is the same each time the same program is searched by the same rule.
+    """
+
+    rule: str
+    key: str
+    target: str
+    location: str | None
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What became of one site.
+
+    ``target`` is a module path or a node name, ``location`` is ``file:line`` in the user's code,
+    ``detail`` a plain dict: what it became, frames folded, FLOPs and parameters, milliseconds.
+    """
+
+    rule: str
+    status: Status
+    target: str
+    location: str | None = None
+    reasons: tuple[Reason, ...] = ()
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule,
+            "status": self.status,
+            "target": self.target,
+            "location": self.location,
+            "reasons": [reason.to_dict() for reason in self.reasons],
+            "detail": dict(self.detail),
+        }
+
+
+_BLOCKED = {
+    "hooked": (Code.HOOKED_MODULE, "carries hooks, which must go on running at each call"),
+    "parametrized": (Code.PARAMETRIZED_MODULE, "computes its weight anew at every call"),
+    "subclass": (Code.SUBCLASS, "is not exactly a layer of torch.nn"),
+}
+
+
+def blocked_module(program: Program, node: fx.Node) -> Reason | None:
+    """Why the module that ``node`` calls is not what its base class says; None where it is."""
+    if node.op != "call_module":
+        return None
+    module = program.gm.get_submodule(str(node.target))
+    kind = blocked(node, program.gm) or ("hooked" if carries_hooks(module) else None)
+    if kind is None:
+        return None
+    code, text = _BLOCKED[kind]
+    return Reason(code, f"{node.target} ({type(module).__name__}) {text}")
+
+
+C = TypeVar("C")
+
+
+class Rule(ABC, Generic[C]):
+    """One kind of rewrite. Stateless: what one site needs travels in its candidate.
+
+    Adding one: a file in ``passes/``, a line in ``DEFAULT_PASSES``, a test file.
+    """
+
+    name: str
+    exact: bool = True
+    """Whether the rewrite computes the same numbers."""
+    moves_others: bool = False
+    """Whether a rewrite can change what the other candidates are, so that they are sought anew."""
+
+    @abstractmethod
+    def candidates(self, program: Program) -> Iterable[C]:
+        """Every site worth a remark, in graph order."""
+
+    @abstractmethod
+    def site(self, program: Program, candidate: C) -> Site:
+        """Its name and place."""
+
+    @abstractmethod
+    def preconditions(self, program: Program, candidate: C) -> Iterator[Reason]:
+        """Each blocker, not only the first. Nothing yielded: the rewrite is legal."""
+
+    @abstractmethod
+    def rewrite(self, program: Program, candidate: C) -> Mapping[str, Any]:
+        """Change the graph; return the remark's ``detail``."""
+
+    def detail(self, program: Program, candidate: C) -> Mapping[str, Any]:
+        """What a remark says of a site that is left alone."""
+        return MappingProxyType({})

@@ -1,0 +1,69 @@
+"""What a trace fixed, and the check of it on every call.
+
+A Python ``range(x.size(1))`` reads a number while the model is traced, so the graph is right for
+that number alone. Each such reading leaves a node in the graph::
+
+    size = x.size(1)
+    expect(size, 10, "x.size(1)", "model.py:12", "range() or int() read it")
+
+and a call at another size raises :class:`SpecializationError` before anything is computed from it.
+The nodes are the only record: :func:`specializations` reads them back for the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.fx.node import has_side_effect
+
+from fxtemporal.errors import SpecializationError
+
+__all__ = ["Specialization", "expect", "specializations"]
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """``expression`` must have ``value``, because the code at ``location`` read it (``why``)."""
+
+    expression: str
+    value: Any
+    location: str | None
+    why: str
+
+    def __str__(self) -> str:
+        where = f" at {self.location}" if self.location else ""
+        return f"{self.expression} == {self.value!r} ({self.why}{where})"
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = self.value if isinstance(self.value, int | float | str | bool) else str(self.value)
+        return {
+            "expression": self.expression,
+            "value": plain,
+            "location": self.location,
+            "why": self.why,
+        }
+
+
+def expect(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
+    """Raise :class:`SpecializationError` unless ``actual == value``."""
+    if actual != value:
+        fixed = Specialization(expression, value, location, why)
+        raise SpecializationError(
+            f"this module was traced where {fixed}; it was called with {actual}. "
+            "Call fxtemporal.optimize again with example inputs of this kind."
+        )
+
+
+has_side_effect(expect)  # dead-code elimination must not drop a check
+
+
+def specializations(graph: fx.Graph) -> tuple[Specialization, ...]:
+    """Every check that stands in ``graph``, in order, without repeats."""
+    found: dict[Specialization, None] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is expect:
+            value, text, location, why = node.args[1:]
+            found[Specialization(text, value, location, why)] = None
+    return tuple(found)

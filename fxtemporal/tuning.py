@@ -1,0 +1,150 @@
+"""Measuring: is the rewritten network faster, on this device, at these shapes?
+
+Two graphs are timed against each other in one process, turn by turn, so that both see the same
+drift of the machine; the medians are compared. Rewrites are then tried without, a group at a time,
+and a group that costs more than it gains is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from fxtemporal.errors import PassError
+from fxtemporal.twins import unchanged
+
+__all__ = ["Timing", "Tune", "race"]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """How choices are measured.
+
+    ``target`` is what will run the graph: ``"eager"`` is what this version can measure. ``seconds``
+    is the most that all measuring may take, ``margin`` what a rewrite must gain over noise before
+    it counts (0.02: two per cent).
+    """
+
+    target: str = "eager"
+    seconds: float = 60.0
+    margin: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.target != "eager":
+            raise PassError(f"tune: cannot measure under {self.target!r}; use target='eager'")
+        if not self.seconds > 0:
+            raise PassError(f"tune: seconds must be above 0, not {self.seconds}")
+        if not 0 <= self.margin < 1:
+            raise PassError(f"tune: margin must be a share between 0 and 1, not {self.margin}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of two graphs, interleaved: medians, and the quartiles of their ratio.
+
+    ``speedup`` above 1: the second is the faster.
+    """
+
+    before: float
+    after: float
+    speedup: float
+    low: float
+    high: float
+    rounds: int
+
+    def to_dict(self) -> dict[str, float]:
+        return {name: round(value, 4) for name, value in vars(self).items()}
+
+
+def race(
+    before: nn.Module,
+    after: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    seconds: float,
+    rounds: tuple[int, int] = (5, 25),
+) -> Timing:
+    """Time ``before(*inputs)`` against ``after(*inputs)`` for about ``seconds``.
+
+    ``rounds`` bounds how often, from and to.
+    """
+    modules = (before, after)
+    own = [pytree.tree_map_only(torch.Tensor, torch.clone, inputs) for _ in modules]
+    calls = [partial(m, *args, **kwargs) for m, (args, kwargs) in zip(modules, own, strict=True)]
+    runs: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad(), torch.random.fork_rng(), unchanged(before), unchanged(after):
+        deadline = time.perf_counter() + seconds
+        for warm_up in (*calls, *calls):
+            warm_up()
+        while len(runs[0]) < rounds[1]:
+            pair = (0, 1) if len(runs[0]) % 2 == 0 else (1, 0)
+            for which in pair:
+                runs[which].append(_time(calls[which]))
+            if len(runs[0]) >= rounds[0] and time.perf_counter() > deadline:
+                break
+    ratios = [b / a for b, a in zip(*runs, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return Timing(
+        before=statistics.median(runs[0]),
+        after=statistics.median(runs[1]),
+        speedup=statistics.median(ratios),
+        low=low,
+        high=high,
+        rounds=len(ratios),
+    )
+
+
+def _time(run: Callable[[], object]) -> float:
+    """Milliseconds of one run, the device's work included."""
+    _synchronize()
+    start = time.perf_counter()
+    run()
+    _synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def worth_keeping(
+    groups: Sequence[str],
+    build: Callable[[frozenset[str]], nn.Module],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    tune: Tune,
+    tick: Callable[[str], None],
+) -> tuple[dict[str, Timing], Timing]:
+    """The groups of rewrites that do not pay, each with the race it lost, and the final race.
+
+    ``build(groups)`` gives the module with just those groups applied. From all of them, each group
+    is left out in turn and stays out where the network is faster without it; if what remains does
+    not beat the original, nothing stays.
+    """
+    deadline = time.perf_counter() + tune.seconds
+    share = tune.seconds / (2 * len(groups) + 2)
+    kept = frozenset(groups)
+    lost: dict[str, Timing] = {}
+    original, current = build(frozenset()), build(kept)
+    for group in groups if len(groups) > 1 else ():
+        if time.perf_counter() > deadline:
+            break
+        tick(f"measuring without {group}")
+        without = build(kept - {group})
+        timing = race(without, current, inputs, min(share, 4.0))
+        if timing.speedup < 1 - tune.margin:
+            lost[group] = timing
+            kept, current = kept - {group}, without
+    tick("measuring the network")
+    timing = race(original, current, inputs, min(share, 6.0))
+    if kept and timing.speedup <= 1:
+        lost.update(dict.fromkeys(kept, timing))
+        kept = frozenset()
+    return lost, timing

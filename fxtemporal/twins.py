@@ -1,0 +1,74 @@
+"""A second module tree over the same parameters.
+
+``optimize`` must never change the model it is given, and its result must train the same
+parameters. So the result is built from *twins*: new module objects (own training flag, own hooks,
+own dictionaries) that hold the very same parameter and buffer tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+
+import torch
+from torch import nn
+from torch.jit import ScriptModule
+
+__all__ = ["carries_hooks", "twin", "unchanged"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def carries_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` itself carries hooks, which run at every call of it."""
+    return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A tree of new modules that shares every tensor with ``module``, and every tie in it."""
+    memo: dict[int, nn.Module] = {}
+    result = _twin(module, memo)
+    for copy in memo.values():
+        for holder in (vars(copy), *(v for v in vars(copy).values() if isinstance(v, dict))):
+            for name, value in list(holder.items()):
+                if isinstance(value, MethodType) and id(value.__self__) in memo:
+                    holder[name] = MethodType(value.__func__, memo[id(value.__self__)])
+    return result
+
+
+def _twin(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    if isinstance(module, ScriptModule):
+        return module  # its code holds it: there is no second one to be had
+    copy = type(module).__new__(type(module))
+    memo[id(module)] = copy
+    copy.__dict__ = {
+        name: value.copy() if isinstance(value, dict | list | set) else value
+        for name, value in module.__dict__.items()
+    }
+    copy.__dict__["_modules"] = {
+        name: None if child is None else _twin(child, memo)
+        for name, child in module._modules.items()
+    }
+    return copy
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put every buffer of ``model``, and every plain tensor on it, back as it was."""
+    plain = [
+        tensor
+        for module in model.modules()
+        for tensor in vars(module).values()
+        if isinstance(tensor, torch.Tensor)
+    ]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *plain)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in tensors:
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)

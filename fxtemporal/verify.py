@@ -1,0 +1,356 @@
+"""Does the result compute what the original computes?
+
+Both run on the example inputs, and on fresh inputs at every other size that is free: another
+batch, another number of frames. The yardstick is the original in float64: the result may be as
+far from it as rounding explains, and the original's own distance stands beside it. Where the
+original cannot run in float64, the two are compared with each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+
+from fxtemporal.errors import SpecializationError
+from fxtemporal.twins import twin, unchanged
+
+__all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits"]
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+_PIECE = 2**22
+_CHEAP_SECONDS = 0.2
+"""A model that runs within this also runs in float64 on the fresh inputs, beside the example."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a result may be from the float64 reference, relative to the largest value.
+
+    ``times`` the original's own error, and never less than ``ulps`` units in the last place of the
+    dtype. ``alone`` is the same for two results of which neither is the better one.
+    """
+
+    times: float = 4.0
+    ulps: float = 16.0
+    alone: float = 128.0
+
+    def bound(self, dtype: torch.dtype, original_error: float | None) -> float:
+        eps = torch.finfo(dtype).eps
+        if original_error is None:
+            return (self.alone * 32 if dtype == torch.float64 else self.alone) * eps
+        return max(self.times * original_error, self.ulps * eps)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One comparison: on what inputs, and how far apart.
+
+    Errors are relative to the largest absolute value of the reference. ``original_error`` is the
+    original's own error against float64, None where float64 was not to be had.
+    """
+
+    inputs: str
+    max_abs_error: float
+    relative_error: float
+    original_error: float | None
+    bound: float
+    problem: str | None = None
+
+    @property
+    def equal(self) -> bool:
+        return self.problem is None and self.relative_error <= self.bound
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result beside the original, on every set of inputs that was tried."""
+
+    samples: tuple[Sample, ...]
+    exact: bool = True
+
+    @property
+    def equal(self) -> bool:
+        return all(sample.equal for sample in self.samples)
+
+    @property
+    def max_abs_error(self) -> float:
+        return max((sample.max_abs_error for sample in self.samples), default=0.0)
+
+    @property
+    def relative_error(self) -> float:
+        return max((sample.relative_error for sample in self.samples), default=0.0)
+
+    @property
+    def original_error(self) -> float | None:
+        errors = [s.original_error for s in self.samples if s.original_error is not None]
+        return max(errors, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal if self.exact else None,
+            "exact": self.exact,
+            "max_abs_error": _finite(self.max_abs_error),
+            "relative_error": _finite(self.relative_error),
+            "original_error": self.original_error,
+            "samples": [
+                {name: _finite(value) for name, value in vars(sample).items()}
+                for sample in self.samples
+            ],
+        }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: an error without bound is null there."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Verifier:
+    """Compares candidates with one original; what the original computes is computed once."""
+
+    def __init__(
+        self, original: nn.Module, example: Example, tolerance: Tolerance | None = None
+    ) -> None:
+        self._training = any(module.training for module in original.modules())
+        self._tolerance = tolerance or Tolerance()
+        start = time.perf_counter()
+        outputs = self._outcome(original, example)
+        cheap = time.perf_counter() - start < _CHEAP_SECONDS
+        reference = self._reference(original, example, outputs)
+        self._runs = [_Run("the example inputs", example, outputs, reference)]
+        for name, inputs in _fresh_inputs(example):
+            try:
+                outputs = self._outcome(original, inputs)
+            except Exception:  # the model itself does not take this size
+                continue
+            reference = self._reference(original, inputs, outputs) if cheap else None
+            self._runs.append(_Run(name, inputs, outputs, reference))
+
+    def compare(
+        self, candidate: nn.Module, *, exact: bool = True, example_only: bool = False
+    ) -> Comparison:
+        """Run ``candidate`` on all inputs, or on the example alone.
+
+        ``exact`` False marks a result that is meant to differ: its errors are only reported.
+        """
+        samples = []
+        for run in self._runs[:1] if example_only else self._runs:
+            try:
+                outputs = self._outcome(candidate, run.inputs)
+            except Exception as error:  # a rewritten graph may fail in any way
+                if isinstance(error, SpecializationError) and run is not self._runs[0]:
+                    continue  # this size is not free, and the module says so
+                text = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                samples.append(Sample(run.name, float("inf"), float("inf"), None, 0.0, text))
+                continue
+            samples.append(self._sample(run, outputs))
+            if samples[-1].equal and (wide := self._in_float64(run, candidate)) is not None:
+                samples[-1] = wide
+        return Comparison(tuple(samples), exact)
+
+    def _in_float64(self, run: _Run, candidate: nn.Module) -> Sample | None:
+        """The comparison in float64, where the rounding of half precision would hide errors.
+
+        None where that is not needed, or the candidate does not run so.
+        """
+        low = (torch.bfloat16, torch.float16)
+        leaves = [leaf for leaf in _tensors(run.outputs) if isinstance(leaf, torch.Tensor)]
+        if run.reference is None or not any(leaf.dtype in low for leaf in leaves):
+            return None
+        wide = self._reference(candidate, run.inputs, run.outputs)
+        if wide is None:
+            return None
+        sample = self._sample(_Run(run.name, run.inputs, run.reference, None), wide)
+        return None if sample.equal else sample
+
+    def _outcome(self, model: nn.Module, inputs: Example) -> Any:
+        """All that a call leaves: the outputs, the inputs, in training mode the buffers.
+
+        A module is called as a twin of itself, so that what its forward keeps is not kept.
+        """
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+        callee = model if isinstance(model, fx.GraphModule) else twin(model)
+        with unchanged(model), torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            outputs = callee(*args, **kwargs)
+            buffers = dict(model.named_buffers()) if self._training else {}
+            return outputs, args, kwargs, {name: b.clone() for name, b in buffers.items()}
+
+    def _reference(self, model: nn.Module, inputs: Example, outcome: Any) -> Any:
+        """The same in float64; None where the model cannot run so, or is in float64 itself."""
+        floats = [t for t in _tensors(outcome) if isinstance(t, torch.Tensor)]
+        if not any(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in floats):
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                double = copy.deepcopy(model).double()
+            wide = self._outcome(double, pytree.tree_map_only(torch.Tensor, _double, inputs))
+        except Exception:  # a model may insist on its dtype in any way
+            return None
+        return wide if len(_tensors(wide)) == len(_tensors(outcome)) else None
+
+    def _sample(self, run: _Run, outputs: Any) -> Sample:
+        mine, theirs = _tensors(outputs), _tensors(run.outputs)
+        if pytree.tree_structure(outputs) != pytree.tree_structure(run.outputs):
+            problem = "its outputs are nested in another way"
+            return Sample(run.name, float("inf"), float("inf"), None, 0.0, problem)
+        if len(mine) != len(theirs):
+            problem = f"gave {len(mine)} tensors, not {len(theirs)}"
+            return Sample(run.name, float("inf"), float("inf"), None, 0.0, problem)
+        best = [None] * len(theirs) if run.reference is None else _tensors(run.reference)
+        worst = Sample(run.name, 0.0, 0.0, 0.0 if run.reference is not None else None, 0.0)
+        for result, original, reference in zip(mine, theirs, best, strict=True):
+            sample = self._tensor(run.name, result, original, reference)
+            if not sample.equal:
+                return sample
+            if sample.relative_error >= worst.relative_error:
+                worst = sample
+        return worst
+
+    def _tensor(
+        self, name: str, result: Any, original: Any, reference: torch.Tensor | None
+    ) -> Sample:
+        infinite = float("inf")
+        if not isinstance(result, torch.Tensor) or not isinstance(original, torch.Tensor):
+            same = type(result) is type(original) and repr(result) == repr(original)
+            problem = None if same else f"gave {result!r}, not {original!r}"
+            return Sample(name, 0.0, 0.0, None, 0.0, problem)
+        if result.shape != original.shape or result.dtype != original.dtype:
+            problem = (
+                f"gave {tuple(result.shape)} of {result.dtype}, "
+                f"not {tuple(original.shape)} of {original.dtype}"
+            )
+            return Sample(name, infinite, infinite, None, 0.0, problem)
+        if original.dtype.is_complex:
+            mine = torch.view_as_real(result.resolve_conj())
+            return self._tensor(name, mine, torch.view_as_real(original.resolve_conj()), None)
+        if not original.dtype.is_floating_point:
+            problem = None if torch.equal(result, original) else "integers differ"
+            return Sample(name, 0.0, 0.0, None, 0.0, problem)
+        own = None
+        if reference is not None:
+            error, largest = _distance(original, reference)
+            own = error / (largest or 1.0)
+            if not own <= torch.finfo(original.dtype).eps ** 0.5:
+                own, reference = None, None  # the model does something else in float64
+        error, largest = _distance(result, original if reference is None else reference)
+        scale = largest or 1.0
+        return Sample(name, error, error / scale, own, self._tolerance.bound(original.dtype, own))
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    inputs: Example
+    outputs: Any
+    reference: Any
+
+
+def _distance(value: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    """(largest absolute difference, largest finite absolute value); NaN equals NaN.
+
+    Piece by piece: a float64 copy of a large output need not fit into memory.
+    """
+    error = largest = 0.0
+    if value.numel() == 0:
+        return error, largest
+    flat, flat_reference = value.detach().flatten(), reference.detach().flatten()
+    for start in range(0, value.numel(), _PIECE):
+        mine = flat[start : start + _PIECE].double()
+        theirs = flat_reference[start : start + _PIECE].to(mine.device).double()
+        difference = (mine - theirs).abs_()
+        if not bool(difference.max().isfinite()):
+            same = (mine == theirs) | (mine.isnan() & theirs.isnan())
+            difference = difference.nan_to_num(nan=float("inf")).masked_fill(same, 0.0)
+            theirs = theirs.masked_fill(~theirs.isfinite(), 0.0)
+        error = max(error, float(difference.max()))
+        largest = max(largest, float(theirs.abs().max()))
+    return error, largest
+
+
+def _tensors(outputs: Any) -> list[Any]:
+    """The leaves, those of dataclasses included."""
+    leaves = []
+    for leaf in pytree.tree_leaves(outputs):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            leaves += _tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
+        else:
+            leaves.append(leaf)
+    return leaves
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.dtype.is_floating_point else tensor
+
+
+def _fresh_inputs(example: Example) -> Iterator[tuple[str, Example]]:
+    """Inputs of other sizes: another batch, one more entry in dimension 1 or 2."""
+    tensors = [t for t in pytree.tree_leaves(example) if isinstance(t, torch.Tensor) and t.dim()]
+    if not tensors:
+        return
+    batch = tensors[0].shape[0]
+    other = 3 if batch == 2 else 2
+    tries = [(f"a batch of {other}", {0: (batch, other)})]
+    longest = max(tensors, key=torch.Tensor.dim)
+    small = {0: (batch, 1)} if batch > 2 else {}
+    for dim in (1, 2) if longest.dim() >= 3 else ():
+        size = longest.shape[dim]
+        tries.append((f"{size + 1} entries in dimension {dim}", {**small, dim: (size, size + 1)}))
+    generator = torch.Generator().manual_seed(0)
+    for name, change in tries:
+        yield (
+            name,
+            pytree.tree_map_only(
+                torch.Tensor, partial(_fresh, change=change, generator=generator), example
+            ),
+        )
+
+
+def _fresh(
+    like: torch.Tensor, change: dict[int, tuple[int, int]], generator: torch.Generator
+) -> torch.Tensor:
+    """New values drawn from those of ``like``; ``change`` gives sizes as (old, new)."""
+    sizes = list(like.shape)
+    for dim, (old, new) in change.items():
+        if (dim == 0 or like.dim() >= 3) and dim < like.dim() and sizes[dim] == old:
+            sizes[dim] = new
+    count = int(torch.Size(sizes).numel())
+    if like.numel() == 0 or count == 0:
+        return like.new_zeros(sizes)
+    picks = torch.randint(like.numel(), (count,), generator=generator).to(like.device)
+    return like.detach().flatten()[picks].reshape(sizes)
+
+
+T = TypeVar("T")
+
+
+def culprits(items: Sequence[T], passes: Callable[[Sequence[T]], bool]) -> list[T]:
+    """The items without which ``passes``, found by bisecting: log2(n) tries an item found.
+
+    ``passes(())`` is taken to be true.
+    """
+    found: list[T] = []
+    remaining = list(items)
+    while remaining and not passes(remaining):
+        low, high = 0, len(remaining)  # the first `low` pass, the first `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if passes(remaining[:middle]):
+                low = middle
+            else:
+                high = middle
+        found.append(remaining.pop(low))
+    return found

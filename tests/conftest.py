@@ -1,0 +1,8 @@
+"""One thread a test process: the suite runs as many processes as there are cores."""
+
+import os
+
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)

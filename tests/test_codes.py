@@ -1,0 +1,194 @@
+"""Every reason in fxtemporal.Code can be got, and from which model is written here."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    AlwaysDropout,
+    ConvolutionalRecurrence,
+    DenseConv3d,
+    HardCodedView,
+    HookedBody,
+    HookedConv3d,
+    ModulePerFrame,
+    OnlyMovesData,
+    ParametrizedBody,
+    ParametrizedConv3d,
+    PureRecurrence,
+    ResidualConv3d,
+    StepAsNumber,
+    TiedConv3d,
+    TrainingBatchNorm,
+    TrainingDropout,
+    WithBody,
+    WritesItsInput,
+)
+from test_pipeline import Chain, Planted, clip
+from torch import Tensor, fx, nn
+
+import fxtemporal
+from fxtemporal import Code, Factorize, Report, Tune
+from fxtemporal.graph import Program
+from fxtemporal.rules import Rule
+
+
+class SortedBody(WithBody):
+    """An op that has no batching rule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = []
+        for t in range(x.size(1)):
+            y = self.body(x[:, t])
+            outs.append(torch.linalg.matrix_exp(y[:, :4].view(-1, 2, 2)))
+        return torch.stack(outs, dim=1)
+
+
+class ReplacedForward(nn.Module):
+    """A Conv3d whose forward was replaced on the instance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+        plain = self.conv.forward
+        self.conv.forward = lambda x: plain(x) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def scale(program: Program, node: fx.Node) -> None:
+    with program.graph.inserting_after(node):
+        new = program.graph.call_function(operator.mul, (node, 1.01))
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def fail(program: Program, node: fx.Node) -> None:
+    raise RuntimeError("no")
+
+
+def wait(x: Tensor) -> Tensor:
+    time.sleep(0.005)
+    return x
+
+
+def slow_down(program: Program, node: fx.Node) -> None:
+    with program.graph.inserting_after(node):
+        new = program.graph.call_function(wait, (node,))
+    new.meta["is_wrapped"] = True
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A model on which optimize must give a code, from the rule named, as the status named."""
+
+    rule: str
+    build: Callable[[], nn.Module]
+    example: Callable[[Any], tuple[Any, ...] | None] = lambda model: model.example()
+    status: str = "missed"
+    passes: tuple[Rule[Any], ...] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def report(self) -> Report:
+        model = self.build()
+        settings = {"tune": "static", **self.settings}
+        result = fxtemporal.optimize(model, self.example(model), passes=self.passes, **settings)
+        return fxtemporal.report(result)
+
+
+def loop(cls: Any) -> Way:
+    return Way("time-distribute", cls.build)
+
+
+def conv3d(build: Callable[[], nn.Module], **more: Any) -> Way:
+    return Way("conv3d-forms", build, **more)
+
+
+def factorized(build: Callable[[], nn.Module], rank: Any, **more: Any) -> Way:
+    return Way("factorize-2plus1d", build, settings={"factorize": Factorize(rank)}, **more)
+
+
+def planted(edit: Any, status: str, **settings: Any) -> Way:
+    return Way(
+        "planted",
+        lambda: Chain(1),
+        lambda model: (clip(),),
+        status,
+        (Planted({"layers.0": edit}),),
+        settings,
+    )
+
+
+def nothing(model: Any) -> None:
+    return None
+
+
+WAYS: dict[Code, tuple[Way, ...]] = {
+    Code.SHAPES_UNKNOWN: (conv3d(DenseConv3d.build, example=nothing),),
+    Code.UNSUPPORTED_OP: (loop(SortedBody),),
+    Code.HOOKED_MODULE: (
+        loop(HookedBody),
+        conv3d(HookedConv3d.build),
+        factorized(HookedConv3d.build, 1),
+    ),
+    Code.PARAMETRIZED_MODULE: (loop(ParametrizedBody), conv3d(ParametrizedConv3d.build)),
+    Code.DIFFERENT_PARAMETERS: (loop(ModulePerFrame),),
+    Code.UNEQUAL_FRAMES: (loop(StepAsNumber),),
+    Code.RECURRENCE: (loop(PureRecurrence), loop(ConvolutionalRecurrence)),
+    Code.TRAINING_BATCHNORM: (loop(TrainingBatchNorm),),
+    Code.RANDOMNESS: (loop(TrainingDropout), loop(AlwaysDropout)),
+    Code.VISIBLE_WRITE: (loop(WritesItsInput),),
+    Code.FIXED_BATCH: (loop(HardCodedView),),
+    Code.NOTHING_TO_BATCH: (loop(OnlyMovesData),),
+    Code.DENSE_KERNEL: (conv3d(DenseConv3d.build),),
+    Code.SUBCLASS: (conv3d(ReplacedForward, example=lambda model: (clip(),)),),
+    Code.NOTHING_SAVED: (factorized(ResidualConv3d.build, 0.5),),
+    Code.RANK_OUT_OF_RANGE: (factorized(DenseConv3d.build, 10_000),),
+    Code.SHARED_PARAMETER: (factorized(TiedConv3d.build, 1),),
+    Code.NOT_FASTER: (planted(slow_down, "missed", tune=Tune(seconds=0.5)),),
+    Code.WRONG_RESULT: (planted(scale, "failed"),),
+    Code.REWRITE_RAISED: (planted(fail, "failed"),),
+}
+
+
+def reasons(report: Report, rule: str, status: str) -> Iterator[tuple[str, str]]:
+    """(code, text) of each reason: for a site left alone, or for what was left of a loop."""
+    for remark in report.remarks:
+        if remark.rule == rule:
+            if remark.status == status:
+                yield from ((str(reason.code), reason.text) for reason in remark.reasons)
+            for entry in remark.detail.get("left_because", ()):
+                yield entry["code"], entry["text"]
+
+
+@pytest.mark.parametrize("code", list(Code), ids=str)
+def test_every_code_has_a_way_to_get_it(code: Code) -> None:
+    assert code in WAYS, f"add a model to WAYS in tests/test_codes.py that yields {code}"
+
+
+@pytest.mark.parametrize(
+    ("code", "way"),
+    [(code, way) for code, ways in WAYS.items() for way in ways],
+    ids=lambda value: str(value) if isinstance(value, Code) else value.rule,
+)
+def test_each_code_is_given(code: Code, way: Way) -> None:
+    found = dict(reasons(way.report(), way.rule, way.status))
+    assert code in found
+    text = found[code]
+    assert text
+    assert text[-1] not in ".!\n"
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("code", list(Code), ids=str)
+def test_every_code_is_explained_where_it_is_defined(code: Code) -> None:
+    source = __import__("inspect").getsource(Code)
+    _, _, after = source.partition(f'{code.name} = "{code.value}"')
+    assert after.lstrip().startswith('"""')

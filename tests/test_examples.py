@@ -1,0 +1,39 @@
+"""Every script in ``examples/`` runs, as a user would run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+SAYS = {
+    "audit_in_ci.py": "every loop over frames re-rolls",
+    "cnn_lstm.py": "largest difference",
+    "conv3d_network.py": "largest difference",
+    "train_then_deploy.py": "largest difference",
+}
+
+
+def test_there_are_examples() -> None:
+    assert set(SAYS) <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert SAYS.get(name, "") in done.stdout
