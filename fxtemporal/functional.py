@@ -40,6 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxtemporal.opaque import opaque
+
 __all__ = [
     "FORMS",
     "ConvGeometry",
@@ -177,6 +179,7 @@ def _kernel_is_stride(geometry: ConvGeometry) -> Iterator[str]:
 # --------------------------------------------------------------------------------- the forms
 
 
+@opaque
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -213,6 +216,7 @@ def conv3d(
     return _like(input, out)
 
 
+@opaque
 def conv3d_spatial(
     input: Tensor,
     weight: Tensor,
@@ -250,6 +254,7 @@ def conv3d_spatial(
     return _like(input, torch.unflatten(out, 0, (batch, frames)).transpose(1, 2))
 
 
+@opaque
 def conv3d_temporal(
     input: Tensor,
     weight: Tensor,
@@ -285,6 +290,7 @@ def conv3d_temporal(
     return _like(input, torch.unflatten(out, 3, (height, width)))
 
 
+@opaque
 def conv3d_pointwise(
     input: Tensor,
     weight: Tensor,
@@ -312,6 +318,7 @@ def conv3d_pointwise(
     return _like(input, torch.unflatten(out, 3, (height, width)))
 
 
+@opaque
 def conv3d_full_extent(
     input: Tensor,
     weight: Tensor,
@@ -346,6 +353,7 @@ def conv3d_full_extent(
     return _like(input, out.unsqueeze(2))
 
 
+@opaque
 def conv3d_spanning(
     input: Tensor,
     weight: Tensor,
@@ -367,6 +375,7 @@ def conv3d_spanning(
     return function(input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
+@opaque
 def conv3d_patchify(
     input: Tensor,
     weight: Tensor,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import sysconfig
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +26,7 @@ from fxtemporal.ops import Attr, Describer, Op
 from fxtemporal.specializations import expect
 from fxtemporal.twins import twin, unchanged
 
-__all__ = ["Program", "call", "rank", "run_node", "shape", "short_location"]
+__all__ = ["Program", "rank", "run_node", "shape", "short_location"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -58,14 +57,6 @@ def rank(node: fx.Node) -> int | None:
     """The number of dimensions of ``node``; None where that is not known."""
     value = node.meta.get("val")
     return value.dim() if isinstance(value, torch.Tensor) else None
-
-
-def call(graph: fx.Graph, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """Add a call of one of this package's functions: opaque to fx when it traces again."""
-    node = graph.call_function(function, args, kwargs)
-    if getattr(function, "__module__", "").startswith("fxtemporal"):
-        node.meta["is_wrapped"] = True
-    return node
 
 
 def run_node(gm: nn.Module, node: fx.Node, fake_mode: FakeTensorMode) -> Any:

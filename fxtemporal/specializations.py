@@ -19,6 +19,7 @@ from torch import fx
 from torch.fx.node import has_side_effect
 
 from fxtemporal.errors import SpecializationError
+from fxtemporal.opaque import opaque
 
 __all__ = ["Specialization", "expect", "specializations"]
 
@@ -46,6 +47,7 @@ class Specialization:
         }
 
 
+@opaque
 def expect(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
     """Raise :class:`SpecializationError` unless ``actual == value``."""
     if actual != value:

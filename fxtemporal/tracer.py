@@ -38,6 +38,7 @@ from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtemporal.graph import is_user_file, run_node, short_location
+from fxtemporal.opaque import opaque
 from fxtemporal.specializations import expect
 from fxtemporal.twins import carries_hooks
 
@@ -84,21 +85,25 @@ def is_leaf(module: nn.Module) -> bool:
     return (library and not container) or isinstance(module, ScriptModule) or carries_hooks(module)
 
 
+@opaque
 def structure(value: Any) -> str:
     """How lists, tuples and dicts are nested in ``value``, tensors and numbers left out."""
     return str(pytree.tree_structure(value))
 
 
+@opaque
 def dimensions(value: Any) -> int | None:
     """``value.dim()``, None for what is no tensor."""
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
+@opaque
 def given(value: Any) -> bool:
     """Whether an argument is there."""
     return value is not None
 
 
+@opaque
 def length(pieces: Any) -> int:
     """``len``, as a function that fx can record."""
     return len(pieces)
@@ -293,6 +298,8 @@ class _RealTensors(TorchFunctionMode):
 class ShapeTracer(RecordingTracer):
     """Traces ``root(*args, **kwargs)``; without ``example`` no proxy has a value."""
 
+    knows_sizes = True
+
     def __init__(
         self, fake_mode: FakeTensorMode | None = None, example: Mapping[str, Any] | None = None
     ) -> None:
@@ -356,7 +363,7 @@ class ShapeTracer(RecordingTracer):
             proxy = self._new_placeholder(name, parameter.default)
             if not no_default:
                 return self._fixed(proxy, parameter.default, "its default")
-            there = self._own("call_function", given, (proxy,))
+            there = self.create_proxy("call_function", given, (proxy,), {})
             self._check(there.node, True, f"given({name})", None, "it is not None")
             return proxy
         if parameter.name not in self.example:
@@ -394,7 +401,7 @@ class ShapeTracer(RecordingTracer):
             return proxy
         if isinstance(value, list | tuple | dict) and type(value) in (list, tuple, dict):
             if proxy.node.op == "placeholder":
-                spec = self._own("call_function", structure, (proxy,))
+                spec = self.create_proxy("call_function", structure, (proxy,), {})
                 name = str(proxy.node.target).lstrip("*")
                 self._check(spec.node, structure(value), f"structure({name})", None, "its layout")
             if isinstance(value, dict):
@@ -403,7 +410,7 @@ class ShapeTracer(RecordingTracer):
         return self._fixed(proxy, value, "not a tensor")
 
     def _check_rank(self, proxy: ShapeProxy) -> None:
-        dims = self._own("call_function", dimensions, (proxy,))
+        dims = self.create_proxy("call_function", dimensions, (proxy,), {})
         text = f"{expression(proxy.node)}.dim()"
         self._check(dims.node, proxy.val.dim(), text, _user_location(), "its rank")
 
@@ -452,11 +459,6 @@ class ShapeTracer(RecordingTracer):
         if (location := _user_location()) is not None:
             node.meta["location"] = location
         return node
-
-    def _own(self, kind: str, target: Any, args: tuple[Any, ...]) -> Any:
-        proxy = self.create_proxy(kind, target, args, {})
-        proxy.node.meta["is_wrapped"] = True
-        return proxy
 
     def _evaluate(self, node: fx.Node) -> None:
         if not all("val" in source.meta for source in node.all_input_nodes):
@@ -533,7 +535,7 @@ class ShapeTracer(RecordingTracer):
         checked = isinstance(whole, fx.Node) and whole.op in ("placeholder", "get_attr")
         if isinstance(proxy.val, torch.Size) and checked:
             return  # so is its rank
-        count = self._own("call_function", length, (proxy,))
+        count = self.create_proxy("call_function", length, (proxy,), {})
         text = f"len({expression(proxy.node)})"
         self._check(count.node, len(proxy.val), text, _user_location(), "a loop went through them")
 
@@ -553,7 +555,7 @@ class ShapeTracer(RecordingTracer):
             return
         self._checked.add(node)
         check = self.graph.call_function(expect, (node, value, text, location, why))
-        check.meta.update(val=None, is_wrapped=True, location=location)
+        check.meta.update(val=None, location=location)
 
     # -- what Python does around proxies -----------------------------------------------------------
 

@@ -81,7 +81,6 @@ def wait(x: Tensor) -> Tensor:
 def slow_down(program: Program, node: fx.Node) -> None:
     with program.graph.inserting_after(node):
         new = program.graph.call_function(wait, (node,))
-    new.meta["is_wrapped"] = True
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 

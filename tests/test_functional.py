@@ -210,7 +210,7 @@ class Layer(nn.Module):
 def test_one_each_names_every_form() -> None:
     assert tuple(ONE_EACH) == NAMES
     assert all(FORMS[name].function is getattr(functional, name) for name in NAMES)
-    assert {*NAMES, "FORMS", "ConvGeometry", "Form"} == set(functional.__all__)
+    assert {*NAMES, "FORMS", "ConvGeometry", "Form", "conv3d_spanning"} == set(functional.__all__)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

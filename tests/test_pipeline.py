@@ -88,7 +88,6 @@ def fail_when_run(program: Program, node: fx.Node) -> None:
     """Right on fake tensors, an error on real ones."""
     with program.graph.inserting_after(node):
         new = program.graph.call_function(refuse_real_tensors, (node,))
-    new.meta["is_wrapped"] = True
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 
@@ -101,7 +100,6 @@ def refuse_real_tensors(x: Tensor) -> Tensor:
 def wrong_at_another_batch(program: Program, node: fx.Node) -> None:
     with program.graph.inserting_after(node):
         new = program.graph.call_function(double_unless_two, (node,))
-    new.meta["is_wrapped"] = True
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 

@@ -46,7 +46,6 @@ def save(x: Tensor) -> Tensor:
 def slow_down(program: Program, node: fx.Node) -> None:
     with program.graph.inserting_after(node):
         new = program.graph.call_function(waste, (node,))
-    new.meta["is_wrapped"] = True
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 
@@ -54,7 +53,6 @@ def useless_product(program: Program, node: fx.Node) -> None:
     """Exact, and a hundred times the work: adds zero times a large product."""
     with program.graph.inserting_after(node):
         new = program.graph.call_function(add_nothing, (node,))
-    new.meta["is_wrapped"] = True
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from fxtemporal.analysis.conv3d import conv3d_geometry
 from fxtemporal.functional import FORMS, ConvGeometry, conv3d_spanning
-from fxtemporal.graph import Program, call
+from fxtemporal.graph import Program
 from fxtemporal.ops import Attr, Op
 from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
 
@@ -103,14 +103,8 @@ class Conv3dForms(Rule[Conv3dSite]):
             bias = program.argument(op.args["bias"])
             rest = [op.args[k] for k in ("stride", "padding", "dilation", "groups", "padding_mode")]
             source = program.argument(op.args["input"])
-            new = call(
-                program.graph,
-                _FUNCTIONS.get(form, FORMS[form].function),
-                source,
-                weight,
-                bias,
-                *rest,
-            )
+            function = _FUNCTIONS.get(form, FORMS[form].function)
+            new = program.graph.call_function(function, (source, weight, bias, *rest))
         new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
         node.replace_all_uses_with(new)
         program.graph.erase_node(node)

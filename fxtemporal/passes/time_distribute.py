@@ -28,7 +28,7 @@ from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, computes, loops_of
-from fxtemporal.graph import Program, call, rank
+from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Op
 from fxtemporal.passes.stacked import Stacked, pick
 from fxtemporal.rules import Code, Reason, Rule, Site
@@ -199,7 +199,8 @@ class _Rewriter:
             last = max(family.lanes) + source.length
             actual = self.graph.call_function(operator.ge, (actual, last))
             text, expected = f"({text} >= {last})", True
-        call(self.graph, expect, actual, expected, text, where, f"{source.cut}() cut frames there")
+        why = f"{source.cut}() cut frames there"
+        self.graph.call_function(expect, (actual, expected, text, where, why))
 
     def _moved(self, value: fx.Node, source: int, destination: int) -> fx.Node:
         if source == destination:
