@@ -18,15 +18,15 @@ from torch.export import ExportedProgram
 from tqdm import tqdm
 
 from fxtemporal.capture import Model, capture, check_arguments, example_of
-from fxtemporal.errors import FxTemporalError, PassError, VerificationError
-from fxtemporal.module import MODE
+from fxtemporal.errors import CaptureError, FxTemporalError, PassError, VerificationError
+from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
-from fxtemporal.specializations import specializations
+from fxtemporal.specializations import Specialization
 from fxtemporal.tuning import Timing, Tune, worth_keeping
 from fxtemporal.verify import Comparison, Verifier, culprits
 
@@ -107,7 +107,7 @@ def audit(
     return Report(
         mode="audit",
         remarks=tuple(remark for _, remark in outcome.remarks),
-        specializations=specializations(program.graph),
+        specializations=program.specializations,
         frontend=program.frontend,
         note=program.note,
     )
@@ -143,9 +143,18 @@ class _Run:
         self.captured = capture(self.model, args, kwargs)
         self.lossy: tuple[tuple[Key, Remark], ...] = ()
         self.verifier: Verifier | None = None
+        if self.captured.doubt is not None and not self.verify:
+            raise CaptureError(
+                f"{self.captured.doubt}: only a comparison with the model can tell whether its "
+                "graph is right. Give example inputs, and leave verify on."
+            )
         if self.verify:
             assert self.example is not None
             self.verifier = Verifier(self.original, self.example)
+            if self.captured.doubt is not None:
+                with_gradients = Verifier(self.original, self.example, gradients=True)
+                for verifier in (self.verifier, with_gradients):
+                    self._refuse_unless_equal(verifier.compare(self.captured.gm))
         if self.factorize is not None:
             self._check_capture()
             outcome = run_rules(self.captured, (Factorize2Plus1d(self.factorize),))
@@ -167,6 +176,10 @@ class _Run:
         if not comparison.equal and self.captured.frontend == "fx":
             self.captured = capture(self.model, *self.example, frontend="export")
             comparison = self.verifier.compare(self.captured.gm)
+        self._refuse_unless_equal(comparison)
+
+    @staticmethod
+    def _refuse_unless_equal(comparison: Comparison) -> None:
         if not comparison.equal:
             bad = next(sample for sample in comparison.samples if not sample.equal)
             what = bad.problem or f"relative error {bad.relative_error:.1e}"
@@ -254,12 +267,13 @@ class _Run:
         gm = outcome.program.gm
         if self.factorize is not None and comparison is not None and self.example is not None:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
-        if any(k[0] == TimeDistribute.name for k in outcome.applied) and _depends_on_mode(gm):
-            gm.meta[MODE] = gm.training
+        rerolled = any(rule == TimeDistribute.name for rule, _ in outcome.applied)
+        assert isinstance(gm, OptimizedModule)
+        gm.hold_modes({**(_folded_modes(gm) if rerolled else {}), **outcome.program.modes})
         gm.meta[_META] = Report(
             mode="optimize",
             remarks=tuple(remark for _, remark in (*self.lossy, *outcome.remarks)),
-            specializations=specializations(gm.graph),
+            specializations=outcome.program.specializations,
             comparison=comparison,
             timing=timing,
             frontend=self.captured.frontend,
@@ -269,10 +283,15 @@ class _Run:
         return gm
 
 
-def _depends_on_mode(model: nn.Module) -> bool:
-    """Whether a module computes something else in training: normalization, dropout."""
+def _folded_modes(model: nn.Module) -> dict[str, Specialization]:
+    """The modes of what, behind a re-rolled loop, would see all frames at once in the other."""
     kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-    return any(isinstance(m, kinds) or getattr(m, "dropout", 0) for m in model.modules())
+    why = "a loop was re-rolled, and in the other mode it would see all its frames at once"
+    return {
+        path: Specialization(f"{path}.training", module.training, None, why)
+        for path, module in model.named_modules()
+        if isinstance(module, kinds) or getattr(module, "dropout", False)
+    }
 
 
 def _group(remark: Remark) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import keyword
 import logging
 import operator
 import re
@@ -39,8 +40,11 @@ from fxtemporal.graph import Program, is_user_file, run_node, short_location
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import WHOLE
 from fxtemporal.specializations import expect
-from fxtemporal.state import ModuleState, StatefulError
-from fxtemporal.tracer import OpError, RecordingTracer, ShapeTracer
+from fxtemporal.tracing.answers import modes_read
+from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
+from fxtemporal.tracing.recording import RecordingTracer
+from fxtemporal.tracing.shape_tracer import ShapeTracer
+from fxtemporal.tracing.state import ModuleState
 from fxtemporal.twins import twin, unchanged
 
 __all__ = ["Model", "bind_example", "capture", "check_arguments", "example_of"]
@@ -71,12 +75,11 @@ def capture(
         return _from_graph_module(model, example)
     if frontend == "export" and example is not None:
         return _from_export(model, *example, why="the traced graph gave other numbers")
-    if "forward" in vars(model):
+    why = _called_otherwise(model)
+    if why is not None:
         if example is None:
-            raise CaptureError(
-                "the model's forward was replaced on the instance: give example inputs"
-            )
-        return _from_export(model, *example, why="the forward was replaced on the instance")
+            raise CaptureError(f"{why}: give example inputs")
+        return _from_export(model, *example, why=why)
     return _from_module(model, example)
 
 
@@ -124,6 +127,15 @@ def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
         raise CaptureError(f"example_kwargs must be a dict, got {type(kwargs).__name__}")
 
 
+def _called_otherwise(model: nn.Module) -> str | None:
+    """Why a call of ``model`` is not a call of its class's forward."""
+    if "forward" in vars(model):
+        return "the model's forward was replaced on the instance"
+    if type(model).__call__ is not nn.Module.__call__:
+        return f"{type(model).__name__} has a __call__ of its own"
+    return None
+
+
 # -- nn.Module -------------------------------------------------------------------------------------
 
 
@@ -151,11 +163,35 @@ def _from_module(
                 "Give example inputs."
             ) from error
         _raise_if_model_fails(model, example, error)
-        return _from_export(model, *example, why=_reason(error))
+        program = _from_export(model, *example, why=_reason(error))
+        if isinstance(error, GradientModeError):
+            program.doubt = str(error)
+        return program
+    _refuse_names(graph)
     gm = _graph_module(root, graph, type(model).__name__)
     program = Program(gm, fake_mode, "fx", note)
+    program.modes = tracer.modes
     _normalize(program)
     return program
+
+
+_TAKEN = frozenset(dir(fx.GraphModule)) | {"_graph", "meta"}
+"""Attributes of every graph module, which a model's own cannot stand beside."""
+
+
+def _refuse_names(graph: fx.Graph) -> None:
+    """Generated code writes ``self.name``: not every name that a module takes can stand there."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        first, *rest = str(node.target).split(".")
+        taken = [first] if first in _TAKEN else []
+        taken += [name for name in (first, *rest) if keyword.iskeyword(name)]
+        if taken:
+            raise CaptureError(
+                f"the model has a part called {taken[0]!r} (in {node.target!r}), a name that code "
+                "generated from a graph cannot use: rename it"
+            )
 
 
 def _graph_module(root: nn.Module, graph: fx.Graph, name: str) -> OptimizedModule:
@@ -293,8 +329,8 @@ def _from_export(
     errors = []
     for a, k, dynamic in attempts:
         try:
-            with _quiet():
-                root = twin(model)
+            root = twin(model)
+            with _quiet(), modes_read(root) as modes:
                 exported = torch.export.export(root, a, k, dynamic_shapes=dynamic, strict=False)
         except Exception as error:  # torch.export raises its own tree, and the model's errors
             errors.append(error)
@@ -304,6 +340,8 @@ def _from_export(
         program.frontend, program.note = "export", why
         _share_tensors(program.gm, model)
         _set_training_as(program.gm, model)
+        known = dict(program.gm.named_modules())
+        program.modes = {path if path in known else "": fixed for path, fixed in modes.items()}
         return program
     raise CaptureError(
         f"{type(model).__name__} could not be captured. The tracer stopped at {why}; torch.export "

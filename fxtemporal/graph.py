@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import sysconfig
+from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import Attr, Describer, Op
-from fxtemporal.specializations import expect
+from fxtemporal.specializations import Specialization, expect, specializations
 from fxtemporal.twins import twin, unchanged
 
 __all__ = ["Program", "rank", "run_node", "shape", "short_location"]
@@ -95,8 +97,12 @@ class Program:
     """A graph module that rewrites may change, and questions about it.
 
     ``frontend`` is ``"fx"``, ``"export"`` or ``"given"``; ``note`` says why the first choice of
-    front end was not used.
+    front end was not used. ``modes`` are the modules whose training flag the capture read, by path.
+    ``doubt`` says what the capture took on trust: only a comparison with the model can tell.
     """
+
+    modes: Mapping[str, Specialization] = MappingProxyType({})
+    doubt: str | None = None
 
     def __init__(
         self, gm: fx.GraphModule, fake_mode: FakeTensorMode, frontend: str, note: str | None = None
@@ -114,7 +120,14 @@ class Program:
         graph.output(graph.graph_copy(self.graph, {}))
         graph.set_codegen(self.graph._codegen)
         gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
-        return Program(gm, self.fake_mode, self.frontend, self.note)
+        copy = Program(gm, self.fake_mode, self.frontend, self.note)
+        copy.modes, copy.doubt = self.modes, self.doubt
+        return copy
+
+    @property
+    def specializations(self) -> tuple[Specialization, ...]:
+        """What the capture fixed: sizes, layouts, modes."""
+        return (*specializations(self.graph), *self.modes.values())
 
     @property
     def graph(self) -> fx.Graph:

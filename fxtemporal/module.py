@@ -8,19 +8,18 @@ parameter that its graph does not use. An optimized model must keep both: its re
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxtemporal.errors import SpecializationError
+from fxtemporal.specializations import Specialization
 
-__all__ = ["MODE", "OptimizedModule"]
+__all__ = ["OptimizedModule"]
 
-MODE = "fxtemporal_mode"
-"""The key in ``meta`` of the one mode, training or not, in which the module is right."""
-
+_MODES = "fxtemporal_modes"
 _CONTENTS = ("_modules", "_parameters", "_buffers")
 _KEPT = (
     *_CONTENTS,
@@ -50,21 +49,34 @@ class OptimizedModule(fx.GraphModule):
     def _restore(self, kept: dict[str, Any]) -> None:
         for name, value in kept.items():
             vars(self)[name] = copy.copy(value) if name in _KEPT else value
+        self._watch_modes()
+
+    def hold_modes(self, modes: Mapping[str, Specialization]) -> None:
+        """Run only while the modules at these paths are in the mode, training or not, given."""
+        self.meta[_MODES] = dict(modes)
+        self._watch_modes()
+
+    def _watch_modes(self) -> None:
+        held: Mapping[str, Specialization] = self.meta.get(_MODES, {})
+        watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
+        vars(self)["_held_modes"] = watched
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for module, fixed in vars(self).get("_held_modes", ()):
+            if module.training != fixed.value:
+                raise SpecializationError(_other_mode(fixed))
+        return super().__call__(*args, **kwargs)
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Switch modes as ``nn.Module.train`` does, where the result is right in both.
 
         Raises:
-            SpecializationError: a loop whose body holds BatchNorm or dropout was re-rolled in the
-                other mode; they would see all frames at once.
+            SpecializationError: it is right in one mode alone: the forward read
+                ``self.training``, or a loop whose body holds BatchNorm or dropout was re-rolled.
         """
-        if self.meta.get(MODE, mode) != mode:
-            was, asked = ("training", "eval") if self.meta[MODE] else ("eval", "training")
-            raise SpecializationError(
-                f"a loop over frames was re-rolled in {was} mode; in {asked} mode the BatchNorm or "
-                "dropout in its body would see all frames at once. Optimize the model in the mode "
-                "in which it will run"
-            )
+        for _, fixed in vars(self).get("_held_modes", ()):
+            if fixed.value != mode:
+                raise SpecializationError(_other_mode(fixed))
         super().train(mode)
         return self
 
@@ -77,6 +89,14 @@ class OptimizedModule(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, state = super().__reduce__()
         return _rebuild, (rebuild, state, _contents(self))
+
+
+def _other_mode(fixed: Specialization) -> str:
+    mode = "training" if fixed.value else "eval"
+    return (
+        f"this module was captured in {mode} mode, where {fixed}, and is right in that mode alone. "
+        "Call fxtemporal.optimize on the model in the mode in which it will run."
+    )
 
 
 def _contents(module: nn.Module) -> dict[str, Any]:

@@ -120,8 +120,14 @@ class Verifier:
     """Compares candidates with one original; what the original computes is computed once."""
 
     def __init__(
-        self, original: nn.Module, example: Example, tolerance: Tolerance | None = None
+        self,
+        original: nn.Module,
+        example: Example,
+        tolerance: Tolerance | None = None,
+        *,
+        gradients: bool = False,
     ) -> None:
+        self._gradients = gradients
         self._training = any(module.training for module in original.modules())
         self._tolerance = tolerance or Tolerance()
         start = time.perf_counter()
@@ -181,7 +187,8 @@ class Verifier:
         """
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
         callee = model if isinstance(model, fx.GraphModule) else twin(model)
-        with unchanged(model), torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
+        grad_mode = torch.set_grad_enabled(self._gradients)
+        with unchanged(model), grad_mode, torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             outputs = callee(*args, **kwargs)

@@ -6,7 +6,6 @@ import collections
 import copy
 import dataclasses
 import functools
-import keyword
 import math
 import operator
 import random
@@ -964,25 +963,11 @@ CASES: dict[str, Case] = {
     **{f"state: {k}": v for k, v in STATES.items()},
 }
 
-KNOWN: dict[str, str] = {
-    "asked: type() is": "bug 12: type() of a proxy is not Tensor",
-}
-KNOWN_BLIND = KNOWN | {"asked: dtype as text": "bug 28: str() of a proxy"}
-
-
-def cases(known: dict[str, str]) -> list[Any]:
-    return [
-        pytest.param(
-            case,
-            id=name,
-            marks=[pytest.mark.xfail(strict=True, reason=known[name])] if name in known else [],
-        )
-        for name, case in CASES.items()
-    ]
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.export's own
-@pytest.mark.parametrize("case", cases(KNOWN))
+@every_case
 def test_the_result_is_the_model(case: Case) -> None:
     def make(model: nn.Module) -> nn.Module:
         return fxtemporal.optimize(model, case.args, dict(case.kwargs), tune="static")
@@ -995,13 +980,13 @@ def test_the_result_is_the_model(case: Case) -> None:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("case", cases(KNOWN))
+@every_case
 def test_the_capture_alone_is_the_model(case: Case) -> None:
     """With no verification behind it to mend what the capture got wrong."""
     check(case, lambda model: capture(model, case.args, dict(case.kwargs)).gm)
 
 
-@pytest.mark.parametrize("case", cases(KNOWN_BLIND))
+@every_case
 def test_without_example_inputs_it_is_the_model_or_an_error(case: Case) -> None:
     try:
         check(case, lambda model: capture(model).gm, blind=True)
@@ -1059,28 +1044,15 @@ STATEFUL: dict[str, Forward] = {
     "a plain tensor": adds_to_a_constant,
     "a generator": draws_with_a_generator,
 }
-KNOWN_STATEFUL: dict[str, str] = {}
 
 
-def marked(forwards: dict[str, Forward], known: dict[str, str]) -> list[Any]:
-    return [
-        pytest.param(
-            forward,
-            id=name,
-            marks=[pytest.mark.xfail(strict=True, reason=known[name])] if name in known else [],
-        )
-        for name, forward in forwards.items()
-    ]
+def named(forwards: dict[str, Forward]) -> list[Any]:
+    return [pytest.param(forward, id=name) for name, forward in forwards.items()]
 
 
 @pytest.mark.parametrize("verify", [True, False])
-@pytest.mark.parametrize("forward", marked(STATEFUL, KNOWN_STATEFUL))
-def test_state_in_python_is_refused_or_right_at_every_call(
-    forward: Forward, verify: bool, request: pytest.FixtureRequest
-) -> None:
-    if forward is draws_with_a_generator and not verify:
-        reason = "bug 17: a generator made in the forward is frozen"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+@pytest.mark.parametrize("forward", named(STATEFUL))
+def test_state_in_python_is_refused_or_right_at_every_call(forward: Forward, verify: bool) -> None:
     case = Case(forward)
     model, reference = case.build(), case.build()
     before, values = snapshot(model), numbers(model)
@@ -1100,7 +1072,7 @@ RANDOM_ELSEWHERE: dict[str, Forward] = {
 }
 
 
-@pytest.mark.parametrize("forward", marked(RANDOM_ELSEWHERE, {}))
+@pytest.mark.parametrize("forward", named(RANDOM_ELSEWHERE))
 def test_random_numbers_of_python_and_numpy_are_not_frozen(forward: Forward) -> None:
     with pytest.raises(VerificationError, match="random numbers"):
         fxtemporal.optimize(Case(forward).build(), (X,), tune="static")
@@ -1156,7 +1128,6 @@ def test_a_forward_that_closes_over_the_model_is_refused_or_follows_its_weights(
 # --------------------------------------------------------------------------- modes and names
 
 
-@pytest.mark.xfail(strict=True, reason="bug 51: the mode is frozen")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "forward",
@@ -1185,17 +1156,7 @@ NAMES = ("graph", "code", "meta", "recompile", "_graph", "lambda", "in", "None",
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["parameter", "buffer", "module", "entry"])
-def test_any_name_is_taken_or_named_in_the_error(
-    name: str, kind: str, request: pytest.FixtureRequest
-) -> None:
-    if keyword.iskeyword(name) or (kind != "entry" and hasattr(fx.GraphModule, name)):
-        reason = "bugs 52 and 53: keywords, and names that fx.GraphModule has"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-    if name == "_graph" and kind != "entry":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="bug 53"))
-    if name == "meta" and kind != "entry":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="bug 53"))
-
+def test_any_name_is_taken_or_named_in_the_error(name: str, kind: str) -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -1235,9 +1196,7 @@ class OwnCall(Layers):
         return super().__call__(*args, **kwargs) * 2
 
 
-@pytest.mark.parametrize(
-    "verify", [True, pytest.param(False, marks=pytest.mark.xfail(strict=True, reason="bug 58"))]
-)
+@pytest.mark.parametrize("verify", [True, False])
 def test_a_class_with_a_call_of_its_own(verify: bool) -> None:
     model = OwnCall()
     result = fxtemporal.optimize(model, (X,), tune="static", verify=verify)
@@ -1245,7 +1204,6 @@ def test_a_class_with_a_call_of_its_own(verify: bool) -> None:
         assert_same(result(*args), model(*args))
 
 
-@pytest.mark.xfail(strict=True, reason="bug 54: NameError")
 def test_a_tensor_as_default() -> None:
     def with_tensor(self: Any, x: Tensor, y: Tensor = noise(5)) -> Tensor:  # noqa: B008
         return x * y
@@ -1258,7 +1216,6 @@ def keeps_layers_to_itself(model: Any) -> None:
     model.hidden = [nn.Linear(5, 5)]
 
 
-@pytest.mark.xfail(strict=True, reason="bug 55: its weights become constants")
 def test_a_layer_that_is_not_registered_is_refused_or_not_frozen() -> None:
     case = Case(lambda self, x: self.hidden[0](x), setup=keeps_layers_to_itself)
     model = case.build()
@@ -1284,11 +1241,7 @@ ODD: dict[str, Forward] = {
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("forward", ODD.values(), ids=ODD.keys())
-def test_odd_forwards_are_refused_or_right_at_every_call(
-    forward: Forward, verify: bool, request: pytest.FixtureRequest
-) -> None:
-    if forward in (ODD["func.grad"], ODD["a generator"]):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="bugs 56 and 57"))
+def test_odd_forwards_are_refused_or_right_at_every_call(forward: Forward, verify: bool) -> None:
     model = Case(forward).build()
     x = X[:1]
     try:
@@ -1302,11 +1255,7 @@ def test_odd_forwards_are_refused_or_right_at_every_call(
 @pytest.mark.parametrize(
     ("build", "inputs"),
     [
-        pytest.param(
-            lambda: nn.Linear(5, 5).to("meta"),
-            (X.to("meta"),),
-            marks=pytest.mark.xfail(strict=True, reason="bug 59"),
-        ),
+        (lambda: nn.Linear(5, 5).to("meta"), (X.to("meta"),)),
         (lambda: nn.LazyLinear(3), (X,)),
         (lambda: nn.Linear(5, 5), (X[0].to_sparse(),)),
         (lambda: torch.compile(nn.Linear(5, 5), backend="eager"), (X,)),
@@ -1371,11 +1320,8 @@ def asks_for_grad_mode(self: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("forward", [retains_a_gradient, asks_for_grad_mode])
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_branch_on_gradients_is_right_with_and_without_them(
-    forward: Forward, verify: bool, request: pytest.FixtureRequest
+    forward: Forward, verify: bool
 ) -> None:
-    if not verify:
-        reason = "bug 19: what the trace saw of gradients is not checked at the call"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     model = Case(forward).build()
     try:
         result = fxtemporal.optimize(model, (X,), tune="static", verify=verify)

@@ -195,7 +195,6 @@ def test_copies_of_the_zoo(name: str, cls: Any) -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="bug 44: torch.export leaves what cannot be pickled")
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, of its treespecs
 def test_copies_of_what_torch_export_captured_and_of_a_given_program() -> None:
     def without_gradients(self: Any, x: Tensor) -> Tensor:

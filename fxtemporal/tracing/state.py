@@ -15,23 +15,16 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch.fx.proxy import Proxy
 
-from fxtemporal.tracer import is_leaf
+from fxtemporal.tracing.errors import StatefulError
+from fxtemporal.tracing.shape_tracer import is_leaf
 from fxtemporal.twins import twin, unchanged
 
-__all__ = ["ModuleState", "StatefulError"]
+__all__ = ["ModuleState"]
 
 _OWN = frozenset(vars(nn.Module()))
 """The attributes that every module has."""
 
 _ABSENT = object()
-
-
-class StatefulError(Exception):
-    """The forward leaves a state behind; ``exportable`` if torch.export knows how to carry it."""
-
-    def __init__(self, text: str, *, exportable: bool = False) -> None:
-        super().__init__(text)
-        self.exportable = exportable
 
 
 @dataclass(frozen=True)

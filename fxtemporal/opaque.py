@@ -1,0 +1,38 @@
+"""Functions that a graph calls as they are, whoever traces it.
+
+Tracing a graph module again (unpickling does, and so do fx's own quantization passes) runs its code
+on proxies, and a function that looks at a size would stop there. An opaque one puts a call of
+itself into the new graph instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from torch import fx
+
+__all__ = ["opaque"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def opaque(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which torch.fx records as one node.
+
+    ``torch.fx.wrap`` does the same at a price: it keeps the namespace of every graph module that
+    was ever compiled, and goes through all of them at every trace.
+    """
+
+    @wraps(function)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, fx.Proxy) and not getattr(value.tracer, "knows_sizes", False):
+                return value.tracer.create_proxy(  # type: ignore[return-value]
+                    "call_function", recorded, args, kwargs
+                )
+        return function(*args, **kwargs)
+
+    return recorded

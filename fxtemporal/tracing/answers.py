@@ -1,0 +1,152 @@
+"""What a forward that runs on proxies is told when it asks Python a question.
+
+``isinstance(x, Tensor)``, ``type(x)``, ``torch.finfo(x.dtype)`` get the answer that the real value
+would give. ``self.training`` gets its answer too, and is noted: what was traced is right for that
+mode alone.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.fx.proxy import TraceError
+
+from fxtemporal.graph import is_user_file, short_location
+from fxtemporal.specializations import Specialization
+from fxtemporal.tracing.errors import GradientModeError
+from fxtemporal.tracing.proxy import ShapeProxy
+from fxtemporal.tracing.recording import namespaces, swap, swap_item
+
+if TYPE_CHECKING:
+    from fxtemporal.tracing.shape_tracer import ShapeTracer
+
+__all__ = ["answering", "modes_read", "user_location"]
+
+_OUTSIDE = "fxtemporal.capture"
+"""The module that traces: what is further out on the stack is not the forward's."""
+
+
+@contextmanager
+def answering(tracer: ShapeTracer, root: nn.Module) -> Iterator[None]:
+    """Answer as real values would, in all code that the forwards of ``root`` are written in."""
+    is_tensor = partial(_isinstance, kinds=torch.Tensor)
+    with ExitStack() as stack:
+        stack.enter_context(swap(torch, "is_tensor", is_tensor))
+        for function in (torch.finfo, torch.iinfo):
+            stack.enter_context(swap(torch, function.__name__, _concrete(tracer, function)))
+        grad_mode = _refusing_users(torch.is_grad_enabled)
+        stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
+        for namespace in namespaces(root):
+            stack.enter_context(swap_item(namespace, "isinstance", _isinstance))
+            stack.enter_context(swap_item(namespace, "type", _Type))
+        yield
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    """isinstance() that sees through a proxy."""
+    if builtins.type(value) is ShapeProxy:
+        if not value.known:
+            raise TraceError("isinstance() of an input, and no example inputs were given")
+        is_parameter = value.node.op == "get_attr" and kinds is nn.Parameter
+        return is_parameter or isinstance(value.val, kinds)
+    return isinstance(value, kinds)
+
+
+class _TypeOfValues(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or not isinstance(args[0], ShapeProxy):
+            return type(*args, **kwargs)
+        if not args[0].known:
+            raise TraceError("type() of an input, and no example inputs were given")
+        if args[0].node.op == "get_attr":
+            return nn.Parameter if isinstance(args[0].val, nn.Parameter) else torch.Tensor
+        value = args[0].val
+        return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, type)
+
+    def __subclasscheck__(cls, subclass: Any) -> bool:
+        return issubclass(subclass, type)
+
+
+class _Type(type, metaclass=_TypeOfValues):
+    """type() that sees through a proxy."""
+
+
+def _concrete(tracer: ShapeTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(dtype: Any) -> Any:
+        return function(tracer.read(dtype, f"{function.__name__}()"))
+
+    return wrapper
+
+
+def _refusing_users(is_grad_enabled: Callable[[], bool]) -> Callable[[], bool]:
+    def wrapper() -> bool:
+        if is_user_file(sys._getframe(1).f_code.co_filename):
+            raise GradientModeError("the forward asks whether gradients are recorded")
+        return is_grad_enabled()
+
+    return wrapper
+
+
+@contextmanager
+def modes_read(
+    root: nn.Module, counts: Callable[[], bool] = lambda: True
+) -> Iterator[dict[str, Specialization]]:
+    """Collect the modules of ``root`` whose forwards read their ``training`` flag, by path.
+
+    A reading is noted where ``counts()``.
+    """
+    paths = {id(module): path for path, module in root.named_modules()}
+    found: dict[str, Specialization] = {}
+
+    def read(module: nn.Module) -> bool:
+        try:
+            mode = bool(vars(module)["training"])
+        except KeyError:
+            raise AttributeError("training") from None
+        path = paths.get(id(module))
+        if path is not None and path not in found and _in_a_forward() and counts():
+            name = f"{path}.training" if path else "training"
+            found[path] = Specialization(name, mode, user_location(), "the forward read it")
+        return mode
+
+    def write(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        del nn.Module.training
+
+
+def _frames() -> Iterator[types.FrameType]:
+    """The stack from here out to where the tracing began."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") != _OUTSIDE:
+        yield frame
+        frame = frame.f_back
+
+
+def _in_a_forward() -> bool:
+    call = nn.Module._call_impl.__code__
+    tracing = "fxtemporal.tracing.shape_tracer"
+    return any(f.f_code is call or f.f_globals.get("__name__") == tracing for f in _frames())
+
+
+def user_location() -> str | None:
+    """The innermost line of the user's code, between the traced forward and here."""
+    for frame in _frames():
+        if is_user_file(frame.f_code.co_filename):
+            return short_location(frame.f_code.co_filename, frame.f_lineno)
+    return None

@@ -1,0 +1,115 @@
+"""The tracer for code that was generated from a graph.
+
+It also records buffers, tensor factories (``torch.zeros``) and einops.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import einops
+import torch
+from torch import fx, nn
+
+from fxtemporal.graph import is_user_file
+
+__all__ = ["RecordingTracer", "namespaces", "swap", "swap_item"]
+
+_FACTORIES = """
+    arange bartlett_window blackman_window empty eye full hamming_window hann_window linspace
+    logspace normal ones rand randint randn randperm scalar_tensor tensor tril_indices triu_indices
+    zeros
+""".split()
+_EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
+
+
+class RecordingTracer(fx.Tracer):
+    """An fx tracer that also records buffers, tensor factories (``torch.zeros``) and einops.
+
+    Unpickling a :class:`torch.fx.GraphModule` traces its code again; this is the tracer for that.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside_leaf = False
+
+    def trace(  # type: ignore[override]
+        self, root: nn.Module, concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        with self._patched(root):
+            return super().trace(root, concrete_args)
+
+    @contextmanager
+    def _patched(self, root: nn.Module) -> Iterator[None]:
+        """Replace the factories by recording ones, wherever the forwards of ``root`` see them."""
+        originals = [(torch, name) for name in _FACTORIES] + [(einops, name) for name in _EINOPS]
+        recorded = {
+            id(getattr(owner, name)): self._recorded(getattr(owner, name))
+            for owner, name in originals
+        }
+        with ExitStack() as stack:
+            for namespace in namespaces(root):
+                for key, value in list(namespace.items()):
+                    if id(value) in recorded:
+                        stack.enter_context(swap_item(namespace, key, recorded[id(value)]))
+            for owner, name in originals:
+                stack.enter_context(swap(owner, name, recorded[id(getattr(owner, name))]))
+            yield
+
+    def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._inside_leaf or not hasattr(self, "graph"):
+                return function(*args, **kwargs)
+            return self.create_proxy("call_function", function, args, kwargs)
+
+        return wrapper
+
+
+def namespaces(root: nn.Module) -> list[dict[str, Any]]:
+    """The globals of the code that the forwards of ``root`` are written in."""
+    found: dict[int, dict[str, Any]] = {}
+
+    def visit(namespace: dict[str, Any]) -> None:
+        if is_user_file(str(namespace.get("__file__", "")) or "?"):
+            found.setdefault(id(namespace), namespace)
+
+    for module in root.modules():
+        for base in type(module).__mro__:
+            forward = vars(base).get("forward")
+            if isinstance(forward, types.FunctionType):
+                visit(inspect.unwrap(forward).__globals__)
+    for namespace in list(found.values()):
+        for value in list(namespace.values()):
+            if isinstance(value, types.FunctionType):
+                visit(value.__globals__)
+    return list(found.values())
+
+
+@contextmanager
+def swap(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def swap_item(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]:
+    missing = object()
+    original = namespace.get(name, missing)
+    namespace[name] = value
+    try:
+        yield
+    finally:
+        if original is missing:
+            del namespace[name]
+        else:
+            namespace[name] = original
