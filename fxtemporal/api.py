@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import fx, nn
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
@@ -150,6 +151,7 @@ class _Run:
             )
         if self.verify:
             assert self.example is not None
+            self._refuse_meta_tensors()
             self.verifier = Verifier(self.original, self.example)
             if self.captured.doubt is not None:
                 with_gradients = Verifier(self.original, self.example, gradients=True)
@@ -166,6 +168,14 @@ class _Run:
     @property
     def original(self) -> nn.Module:
         return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
+
+    def _refuse_meta_tensors(self) -> None:
+        inputs = [leaf for leaf in pytree.tree_leaves(self.example) if isinstance(leaf, Tensor)]
+        if any(t.is_meta for t in (*self.original.parameters(), *inputs)):
+            raise CaptureError(
+                "the model or its example inputs are on the meta device and hold no numbers: there "
+                "is nothing to verify. Load the weights first, or ask fxtemporal.audit"
+            )
 
     def _check_capture(self) -> None:
         """The captured graph must be the model; where it is not, torch.export has its turn."""

@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    is_fake,
 )
 from torch.export import Dim, ExportedProgram
 from torch.fx._pytree import tree_flatten_spec
@@ -354,8 +355,14 @@ def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> No
     """A forward that reaches the model by another way than self has its weights made constants."""
     weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())} - {0}
     for name, value in exported.constants.items():
-        named = name in exported.graph_signature.buffers
-        if not named and isinstance(value, torch.Tensor) and value.data_ptr() in weights:
+        if name in exported.graph_signature.buffers or not isinstance(value, torch.Tensor):
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(value) or is_fake(value):
+            raise CaptureError(
+                "torch.export left a tensor without data in the graph, for a function transform "
+                "(torch.func) in the forward: optimize the part of the model around it"
+            )
+        if value.data_ptr() in weights:
             raise CaptureError(
                 "the forward uses a parameter that it does not reach through self (a closure, a "
                 "method of another module): torch.export would make it a constant. Define the "

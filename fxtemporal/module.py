@@ -8,11 +8,13 @@ parameter that its graph does not use. An optimized model must keep both: its re
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator
 
 from fxtemporal.errors import SpecializationError
 from fxtemporal.specializations import Specialization
@@ -87,6 +89,12 @@ class OptimizedModule(fx.GraphModule):
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
+        for node in self.graph.nodes:
+            if isinstance(node.target, HigherOrderOperator):
+                raise pickle.PicklingError(
+                    f"this graph calls {node.target}, which fx cannot build again from a pickle: "
+                    "save the module with torch.export.save(torch.export.export(module, inputs))"
+                )
         rebuild, state = super().__reduce__()
         return _rebuild, (rebuild, state, _contents(self))
 
