@@ -117,6 +117,11 @@ def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
             f"expected an nn.Module, a torch.fx.GraphModule or an ExportedProgram, "
             f"got {type(model).__name__}"
         )
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise CaptureError(
+            "a module that torch.compile returned: give the original (its _orig_mod), and compile "
+            "the result"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("a TorchScript module has no Python to trace: give the original module")
     if args is not None and not isinstance(args, tuple | list):
@@ -151,6 +156,8 @@ def _from_module(
     try:
         graph = tracer.trace(root)
         note = state.settle(model, example)
+    except CaptureError:
+        raise
     except StatefulError as error:
         if error.exportable and example is not None:
             return _from_export(model, *example, why=str(error))
@@ -355,6 +362,11 @@ def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> No
     """A forward that reaches the model by another way than self has its weights made constants."""
     weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())} - {0}
     for name, value in exported.constants.items():
+        if isinstance(value, torch.Generator):
+            raise CaptureError(
+                "the forward draws random numbers from a generator of its own, whose state a graph "
+                "cannot carry: draw them before the call, and make them an input"
+            )
         if name in exported.graph_signature.buffers or not isinstance(value, torch.Tensor):
             continue
         if torch._C._functorch.is_functorch_wrapped_tensor(value) or is_fake(value):

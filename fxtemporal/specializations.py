@@ -49,8 +49,8 @@ class Specialization:
 
 @opaque
 def expect(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
-    """Raise :class:`SpecializationError` unless ``actual == value``."""
-    if actual != value:
+    """Raise :class:`SpecializationError` unless ``actual == value``; NaN is as good as NaN."""
+    if actual != value and not (value != value and actual != actual):
         fixed = Specialization(expression, value, location, why)
         raise SpecializationError(
             f"this module was traced where {fixed}; it was called with {actual}. "

@@ -1229,10 +1229,19 @@ def test_a_layer_that_is_not_registered_is_refused_or_not_frozen() -> None:
     assert_same(result(X), model(X))
 
 
+def generator_without_gradients(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = self.linear(x)
+    return y + noise(5)
+
+
 ODD: dict[str, Forward] = {
     "func.grad": lambda self, x: torch.func.grad(lambda y: (y**2).sum())(x),
     "a generator": lambda self, x: x + noise(3, 4, 5),
     "a python generator": lambda self, x: (row for row in x),
+    "a default of nan": lambda self, x, fill=float("nan"): x.masked_fill(x > 0, fill),
+    "inference mode": torch.inference_mode()(lambda self, x: self.linear(x)),
+    "a generator, where the tracer stops": generator_without_gradients,
     "functional_call": lambda self, x: torch.func.functional_call(
         self.linear, {"weight": self.linear.weight * 2}, (x,)
     ),
@@ -1250,6 +1259,32 @@ def test_odd_forwards_are_refused_or_right_at_every_call(forward: Forward, verif
         return
     for _ in range(3):
         assert_same(result(x), model(x))
+
+
+def keeps_a_norm_to_itself(model: Any) -> None:
+    model.hidden = [nn.BatchNorm1d(4)]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_norm_that_is_not_registered_counts_once_a_call(verify: bool) -> None:
+    case = Case(lambda self, x: self.hidden[0](x), setup=keeps_a_norm_to_itself, train=True)
+    model, reference = case.build(), case.build()
+    result = fxtemporal.optimize(model, (X,), tune="static", verify=verify)
+    assert_same(dict(model.hidden[0].named_buffers()), dict(reference.hidden[0].named_buffers()))
+    for _ in range(2):
+        assert_same(result(X), reference(X))
+    assert_same(dict(model.hidden[0].named_buffers()), dict(reference.hidden[0].named_buffers()))
+
+
+def test_the_mode_of_a_part_is_held_at_every_call() -> None:
+    case = Case(lambda self, x: F.dropout(x, 0.5, self.norm.training))
+    result = fxtemporal.optimize(case.build().eval(), (X,), tune="static")
+    assert any(
+        "norm.training == False" in str(s) for s in fxtemporal.report(result).specializations
+    )
+    result.norm.train()
+    with pytest.raises(SpecializationError, match=r"eval mode.*norm\.training"):
+        result(X)
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ from torch.fx.proxy import Proxy, TraceError
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from fxtemporal.errors import CaptureError
 from fxtemporal.graph import run_node
 from fxtemporal.specializations import Specialization, expect
 from fxtemporal.tracing.answers import answering, modes_read, user_location
-from fxtemporal.tracing.errors import OpError, StatefulError
+from fxtemporal.tracing.errors import OpError
 from fxtemporal.tracing.proxy import (
     NUMBER,
     ShapeProxy,
@@ -113,6 +114,7 @@ class ShapeTracer(RecordingTracer):
         self._names: dict[int, str] = {}
         self._attributes: dict[str, ShapeProxy] = {}
         self._grad_enabled = torch.is_grad_enabled()
+        self._inference = torch.is_inference_mode_enabled()
         self.modes: dict[str, Specialization] = {}
 
     # -- tracing ---------------------------------------------------------------------------------
@@ -241,7 +243,10 @@ class ShapeTracer(RecordingTracer):
             self._hold(a)
             return self._attribute(self._names[id(a)]).node
         if isinstance(a, torch.Generator):
-            raise StatefulError("the forward draws random numbers from a generator of its own")
+            raise CaptureError(
+                "the forward draws random numbers from a generator of its own, whose state a graph "
+                "cannot carry: draw them before the call, and make them an input"
+            )
         if isinstance(a, dict) and type(a) is not dict:
             raise TraceError(f"a graph would turn the {type(a).__name__} into a plain dict")
         if type(a).__module__ == "numpy" and hasattr(a, "item") and getattr(a, "ndim", 1) == 0:
@@ -267,12 +272,15 @@ class ShapeTracer(RecordingTracer):
         return int(value.dim())
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch.is_inference_mode_enabled() != self._inference and not self._inside_leaf:
+            raise CaptureError(
+                "the forward switches to inference mode, which a graph cannot carry: put "
+                "torch.inference_mode() around the calls of the model instead"
+            )
         if torch.is_grad_enabled() != self._grad_enabled and not self._inside_leaf:
             raise TraceError("the forward switches gradients on or off")
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise TraceError("the forward runs under autocast")
-        if torch.is_inference_mode_enabled() and not self._inside_leaf:
-            raise TraceError("the forward switches to inference mode")
         node = super().create_node(kind, *args, **kwargs)
         if (location := user_location()) is not None:
             node.meta["location"] = location
