@@ -13,21 +13,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-import importlib
-import importlib.util
-import inspect
 import os
 import shutil
 import sys
-import sysconfig
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fxtemporal import __version__
@@ -37,11 +31,9 @@ from fxtemporal.errors import (
     PassError,
     VerificationError,
 )
+from fxtemporal.locate import UsageError, line_of, load, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.export import ExportedProgram
-
     from fxtemporal.passes.factorize_2plus1d import Factorize
     from fxtemporal.report import Report
 
@@ -51,7 +43,6 @@ FINE, FOUND, USAGE, NOT_CAPTURED, NOT_VERIFIED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool", "uint8")
 STATUSES = ("applied", "missed", "failed")
-PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
 EPILOG = """\
 MODEL is one of
@@ -67,14 +58,6 @@ exit status
   1  something that --fail-on names          4  verification failed
   2  wrong usage                           130  interrupted
 """
-
-
-class UsageError(FxTemporalError):
-    """The command line asks for what does not exist."""
-
-
-class ModelCodeError(FxTemporalError):
-    """The user's own code raised while the model was imported or built."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class Input:
                 f"{text!r} is no shape: write sizes from 1 with x between them, like 2x10x3x32x32"
             )
         if colon and dtype not in DTYPES:
-            near = _nearest(dtype, DTYPES)
+            near = nearest(dtype, DTYPES)
             raise argparse.ArgumentTypeError(
                 f"{text!r}: no dtype {dtype!r}{near}; there are {', '.join(DTYPES)}"
             )
@@ -126,7 +109,7 @@ def _explain(error: Exception) -> tuple[str, int]:
             return str(error), NOT_VERIFIED
         case FxTemporalError():
             return str(error), NOT_CAPTURED
-    what = f"{type(error).__name__}: {error} (at {_line(error, package=True)})"
+    what = f"{type(error).__name__}: {error} (at {line_of(error, package=True)})"
     return (
         f"{what}. A defect of fxtemporal: please report it with --traceback",
         NOT_CAPTURED,
@@ -235,7 +218,7 @@ def _audit(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from fxtemporal.api import audit
 
-        model = _load(options.model, train=options.train)
+        model = load(options.model, train=options.train)
         inputs = _inputs(options)
         try:
             with _about(options.model):
@@ -258,7 +241,7 @@ def _optimize(options: argparse.Namespace) -> int:
         from fxtemporal.lowering.exported import save_exported
 
         factorize = _factorize(options.factorize)
-        model = _load(options.model)
+        model = load(options.model)
         example = example_of(model, _inputs(options), None)
         if example is None:
             raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
@@ -301,7 +284,7 @@ def _check_names(options: argparse.Namespace) -> None:
             if name not in names:
                 flag = f"--{option.replace('_', '-')}"
                 raise UsageError(
-                    f"{flag}: nothing is called {name!r}{_nearest(name, names)}; "
+                    f"{flag}: nothing is called {name!r}{nearest(name, names)}; "
                     f"there are {', '.join(names)}"
                 )
 
@@ -334,7 +317,7 @@ def _found(report: Report, names: Sequence[str]) -> int:
 
 
 def _show(report: Report, as_json: bool) -> None:
-    text = report.to_json() if as_json else _wrapped(str(report))
+    text = report.to_json() if as_json else _fitted(report)
     try:
         print(text, flush=True)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
@@ -342,12 +325,12 @@ def _show(report: Report, as_json: bool) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _wrapped(text: str) -> str:
-    """On a terminal, the sentences below the table wrapped to its width."""
+def _fitted(report: Report) -> str:
+    """On a terminal, as wide as that is."""
     if not sys.stdout.isatty():
-        return text
+        return str(report)
     width = shutil.get_terminal_size().columns
-    table, gap, sentences = text.rpartition("\n\n")
+    table, gap, sentences = report.text(width).rpartition("\n\n")
     lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in sentences.splitlines()]
     return table + gap + "\n".join(lines)
 
@@ -378,132 +361,3 @@ def _inputs(options: argparse.Namespace) -> tuple[Any, ...] | None:
                 "give a smaller shape"
             ) from error
     return tuple(made)
-
-
-# -- the model -------------------------------------------------------------------------------------
-
-
-def _load(text: str, *, train: bool = False) -> nn.Module | ExportedProgram:
-    """The model that ``MODEL`` names, in eval mode unless ``train``."""
-    import torch
-    from torch import nn
-
-    if ":" not in text or Path(text).is_file():
-        return _load_file(text)
-    where, _, name = text.rpartition(":")
-    is_file = where.endswith(".py")
-    if not where or not name or (where[0] == "." and not is_file):
-        raise UsageError(f"{text!r}: write package.module:callable or path/to/file.py:callable")
-    module = _run_file(Path(where)) if is_file else _import(where)
-    if not hasattr(module, name):
-        names = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
-        raise UsageError(f"{where} has no {name!r}{_nearest(name, names)}")
-    found = getattr(module, name)
-    torch.manual_seed(0)
-    model = found if isinstance(found, nn.Module) else _build(text, found)
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{text}: gave {_a(model)}, and an nn.Module is needed")
-    return model if train else model.eval()
-
-
-def _load_file(text: str) -> ExportedProgram:
-    from fxtemporal.lowering.exported import load_exported
-
-    path = Path(text)
-    if path.suffix == ".py":
-        raise UsageError(f"{text}: say which callable of it builds the model: {text}:build")
-    if path.suffix not in (".pt2", *PICKLES) and not path.is_file():
-        raise UsageError(
-            f"{text!r} is no model: write package.module:callable, path/to/file.py:callable, "
-            "or a saved .pt2"
-        )
-    if not path.is_file():
-        raise UsageError(f"{text}: there is no such file")
-    return load_exported(path)
-
-
-def _run_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
-    name = path.stem if path.stem not in sys.modules else f"_fxtemporal_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's code: it may raise anything
-        del sys.modules[name]
-        raise _model_code_error(f"{path} cannot be imported", error) from error
-    return module
-
-
-def _import(name: str) -> ModuleType:
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"no module is called {error.name!r}, neither installed nor in {os.getcwd()}"
-            ) from error
-        raise _model_code_error(f"{name} cannot be imported", error) from error
-    except (Exception, SystemExit) as error:  # the user's code: it may raise anything
-        raise _model_code_error(f"{name} cannot be imported", error) from error
-
-
-def _build(text: str, found: object) -> object:
-    if not callable(found):
-        raise UsageError(f"{text}: is {_a(found)}: name a function, an nn.Module or a class of it")
-    if needed := _required(found):
-        raise UsageError(
-            f"{text}: needs {', '.join(needed)}: name a function that builds the model without "
-            "arguments"
-        )
-    try:
-        return found()
-    except (Exception, SystemExit) as error:  # the user's code: it may raise anything
-        raise _model_code_error(f"{text} failed", error) from error
-
-
-def _required(found: Callable[..., object]) -> list[str]:
-    """The parameters of ``found`` that have no default."""
-    try:
-        parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # a builtin does not tell
-        return []
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
-
-
-def _model_code_error(what: str, error: BaseException) -> ModelCodeError:
-    if isinstance(error, SyntaxError) and error.filename:
-        return ModelCodeError(f"{what}: {error.filename}:{error.lineno}: SyntaxError: {error.msg}")
-    message = f"{type(error).__name__}: {error}".rstrip(": ")
-    return ModelCodeError(
-        f"{what}: {_line(error, package=False)}: {message} (--traceback shows more)"
-    )
-
-
-def _line(error: BaseException, *, package: bool) -> str:
-    """``file:line`` of the deepest frame that is no library's, nor (``package`` False) ours."""
-    outside = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")] + ["<"]
-    if not package:
-        outside.append(os.path.dirname(os.path.abspath(__file__)) + os.sep)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(tuple(outside))]
-    frame = (own or frames)[-1]
-    return f"{frame.filename.removeprefix(os.getcwd() + os.sep)}:{frame.lineno}"
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _a(value: object) -> str:
-    kind = type(value).__name__
-    return f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"

@@ -97,9 +97,11 @@ class Report:
             for remark in self.remarks
         ]
         headers = ["rule", "target", "line", "status", "what or why"]
-        free = max(width - 40, 40)  # the rule, the status and the gaps take about 40
-        widths = [None, free * 2 // 10, free * 3 // 10, None, free * 5 // 10]
-        return tabulate(rows, headers, maxcolwidths=widths)
+        target = max(width // 5, 12)
+        taken = [max(len(row[k]) for row in (headers, *rows)) for k in (0, 1, 2, 3)]
+        taken[1] = min(taken[1], target)
+        what = max(width - sum(taken) - 2 * len(taken), 30)  # a gap is two wide
+        return tabulate(rows, headers, maxcolwidths=[None, target, None, None, what])
 
 
 def _say(remark: Remark) -> str:

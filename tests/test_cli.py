@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import fxtemporal
 from fxtemporal import __version__, cli
 from fxtemporal.errors import LoweringError, VerificationError
 from fxtemporal.lowering.exported import load_exported
@@ -587,19 +590,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fxtemporal {__version__}\n"
 
 
-def test_on_a_terminal_sentences_are_wrapped_and_the_table_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    text = f"rule  {'-' * 100}\n\n1 sites.\nCaptured by torch.export, because {'of this ' * 20}."
-    assert cli._wrapped(text) == text
+def test_on_a_terminal_the_report_is_as_wide_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = "of this and that " * 12
+    report = fxtemporal.audit(nn.Conv3d(3, 4, (1, 3, 3)), (torch.randn(1, 3, 4, 8, 8),))
+    report = dataclasses.replace(report, frontend="export", note=note)
+    assert cli._fitted(report) == str(report)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "60")
-    table, *sentences = cli._wrapped(text).split("\n\n")
-    assert table == text.split("\n\n")[0]
-    assert max(len(line) for line in sentences[0].splitlines()) <= 60
+    monkeypatch.setenv("COLUMNS", "90")
+    assert max(map(len, cli._fitted(report).splitlines())) <= 90
 
 
-def fxtemporal(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+def command_line(*arguments: str, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "fxtemporal", *arguments],
         cwd=ROOT,
@@ -612,7 +613,7 @@ def fxtemporal(*arguments: str, **more: Any) -> subprocess.Popen[str]:
 
 
 def test_run_as_a_module() -> None:
-    process = fxtemporal("audit", "examples/cnn_lstm.py:build", "--input", "2x10x3x32x32")
+    process = command_line("audit", "examples/cnn_lstm.py:build", "--input", "2x10x3x32x32")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "examples/cnn_lstm.py:33" in out
@@ -621,7 +622,7 @@ def test_run_as_a_module() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    process = fxtemporal("audit", "examples/cnn_lstm.py:build", "--input", "2x10x3x32x32")
+    process = command_line("audit", "examples/cnn_lstm.py:build", "--input", "2x10x3x32x32")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
