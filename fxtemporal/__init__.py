@@ -8,6 +8,12 @@
     print(fxtemporal.report(fast))                 # what was done, what was not, and why
 """
 
+import warnings
+
+with warnings.catch_warnings():  # torch warns where NumPy is not installed; nothing here needs it
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch as _torch  # noqa: F401
+
 from fxtemporal.api import audit, optimize, report
 from fxtemporal.errors import (
     CaptureError,
