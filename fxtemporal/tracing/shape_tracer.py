@@ -46,6 +46,7 @@ from fxtemporal.tracing.proxy import (
     structure,
 )
 from fxtemporal.tracing.recording import RecordingTracer
+from fxtemporal.tracing.shape_memo import ShapeMemo
 from fxtemporal.twins import carries_hooks
 
 __all__ = ["ShapeTracer", "is_leaf"]
@@ -109,6 +110,7 @@ class ShapeTracer(RecordingTracer):
         super().__init__()
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
+        self._memo = ShapeMemo(self.fake_mode)
         self._checked: set[fx.Node] = set()
         self._ranked: set[fx.Node] = set()
         self._names: dict[int, str] = {}
@@ -287,11 +289,20 @@ class ShapeTracer(RecordingTracer):
         return node
 
     def _evaluate(self, node: fx.Node) -> None:
-        if not all("val" in source.meta for source in node.all_input_nodes):
+        if all("val" in source.meta for source in node.all_input_nodes):
+            with torch._C.DisableTorchFunction():
+                self._compute(node)
+
+    def _compute(self, node: fx.Node) -> None:
+        key = self._memo.key(node)
+        if key is not None and (known := self._memo.recall(key)) is not None:
+            node.meta["val"] = known
             return
         was, self._inside_leaf = self._inside_leaf, True
         try:
             node.meta["val"] = run_node(self.root, node, self.fake_mode)
+            if key is not None:
+                self._memo.remember(key, node)
         except (DataDependentOutputException, DynamicOutputShapeException):
             return  # its size depends on the data
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:

@@ -1,0 +1,67 @@
+"""Shapes of what was computed before.
+
+A body that is called once a frame computes the same shapes T times, and a fake convolution costs
+more than tracing it. What gave new memory once, on inputs of the same shapes, gives as much again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+__all__ = ["ShapeMemo"]
+
+
+class ShapeMemo:
+    """Values of nodes by their op, static arguments and the shapes of their inputs."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        self._fake_mode = fake_mode
+        self._known: dict[Hashable, tuple[Any, ...]] = {}
+
+    def key(self, node: fx.Node) -> Hashable | None:
+        """What decides the shape of ``node``; None for what must be computed each time."""
+        if node.op not in ("call_module", "call_function", "call_method"):
+            return None
+        leaves, layout = pytree.tree_flatten((node.args, node.kwargs))
+        described = []
+        for leaf in leaves:
+            value = leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf
+            if isinstance(value, torch.Tensor):
+                if value.layout != torch.strided:
+                    return None
+                described.append(_memory(value))
+            elif isinstance(value, list | tuple | dict):
+                return None
+            else:
+                described.append((type(value), repr(value)))
+        return node.op, node.target, str(layout), tuple(described)
+
+    def recall(self, key: Hashable) -> torch.Tensor | None:
+        """A value like the one remembered, in memory of its own."""
+        known = self._known.get(key)
+        if known is None:
+            return None
+        sizes, strides, dtype, device = known
+        with self._fake_mode:
+            return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
+
+    def remember(self, key: Hashable, node: fx.Node) -> None:
+        """Keep the shape of ``node``, if it is one tensor in memory of its own."""
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or value.storage_offset() or value.is_complex():
+            return
+        mine = value.untyped_storage()._cdata
+        inputs = pytree.tree_leaves([source.meta["val"] for source in node.all_input_nodes])
+        if any(isinstance(t, torch.Tensor) and t.untyped_storage()._cdata == mine for t in inputs):
+            return
+        self._known[key] = _memory(value)
+
+
+def _memory(value: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(value.shape), value.stride(), value.dtype, value.device
