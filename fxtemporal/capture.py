@@ -39,7 +39,7 @@ from torch.fx._pytree import tree_flatten_spec
 from fxtemporal.errors import CaptureError
 from fxtemporal.graph import Program, is_user_file, run_node, short_location
 from fxtemporal.module import OptimizedModule
-from fxtemporal.ops import WHOLE
+from fxtemporal.ops import WHOLE, Op
 from fxtemporal.specializations import expect
 from fxtemporal.tracing.answers import modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
@@ -225,6 +225,7 @@ def _normalize(program: Program) -> None:
     """Fewer spellings for every rule behind: see the functions."""
     _one_index_a_node(program)
     _reads_after_writes(program)
+    _one_cat(program)
     program.hoist_checks()
     program.refresh()
 
@@ -261,6 +262,54 @@ def _reads_after_writes(program: Program) -> None:
         if isinstance(written, fx.Node) and written.op != "get_attr":
             later = {user for user in written.users if user > node}
             written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _one_cat(program: Program) -> None:
+    """``out = cat([out, y_t])``, once a frame, becomes one cat of all its parts."""
+    absorbed: set[fx.Node] = set()
+    for node in reversed(list(program.graph.nodes)):
+        op = program.op(node)
+        if op is None or op.name != "cat" or node in absorbed:
+            continue
+        parts = _parts_of_cat(program, node, op, absorbed)
+        if parts is None or len(parts) == len(op.nodes()):
+            continue
+        with program.graph.inserting_before(node):
+            joined = program.graph.call_function(torch.cat, (parts, op.args["dim"]))
+        joined.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        node.replace_all_uses_with(joined)
+        program.graph.erase_node(node)
+    for node in sorted(absorbed, reverse=True):
+        if not node.users:
+            program.graph.erase_node(node)
+
+
+def _parts_of_cat(
+    program: Program, node: fx.Node, op: Op, absorbed: set[fx.Node]
+) -> list[fx.Node] | None:
+    """The tensors that ``node`` joins, those of a cat inside it included; empty ones left out."""
+    tensors, dim = op.args["tensors"], op.args["dim"]
+    value = node.meta.get("val")
+    if not isinstance(tensors, tuple) or not isinstance(value, torch.Tensor):
+        return None
+    if not all(isinstance(part, fx.Node) for part in tensors):
+        return None
+    parts: list[fx.Node] = []
+    pending = list(reversed(tensors))
+    while pending:
+        part = pending.pop()
+        inner = program.op(part)
+        if inner is not None and inner.name == "cat" and len(part.users) == 1:
+            within, whole = inner.args["tensors"], inner.args["dim"] == dim
+            if whole and isinstance(within, tuple) and all(isinstance(t, fx.Node) for t in within):
+                absorbed.add(part)
+                pending.extend(reversed(within))
+                continue
+        known = part.meta.get("val")
+        nothing = isinstance(known, torch.Tensor) and tuple(known.shape) == (0,)
+        if not nothing or value.dim() == 1 or known.dtype != value.dtype:
+            parts.append(part)
+    return parts
 
 
 def _raise_if_model_fails(

@@ -28,7 +28,9 @@ def opaque(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
-        for value in (*args, *kwargs.values()):
+        given = (*args, *kwargs.values())
+        listed = [entry for value in given if isinstance(value, list | tuple) for entry in value]
+        for value in (*given, *listed):
             if isinstance(value, fx.Proxy) and not getattr(value.tracer, "knows_sizes", False):
                 return value.tracer.create_proxy(  # type: ignore[return-value]
                     "call_function", recorded, args, kwargs

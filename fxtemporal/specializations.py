@@ -12,16 +12,28 @@ The nodes are the only record: :func:`specializations` reads them back for the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.utils._pytree as pytree
 from torch import fx
 from torch.fx.node import has_side_effect
 
 from fxtemporal.errors import SpecializationError
 from fxtemporal.opaque import opaque
 
-__all__ = ["Specialization", "expect", "specializations"]
+__all__ = [
+    "Specialization",
+    "dimensions",
+    "expect",
+    "given",
+    "length",
+    "one_shape",
+    "specializations",
+    "structure",
+]
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,36 @@ def expect(actual: Any, value: Any, expression: str, location: str | None, why: 
             f"this module was traced where {fixed}; it was called with {actual}. "
             "Call fxtemporal.optimize again with example inputs of this kind."
         )
+
+
+@opaque
+def structure(value: Any) -> str:
+    """How lists, tuples and dicts are nested in ``value``, tensors and numbers left out."""
+    return str(pytree.tree_structure(value))
+
+
+@opaque
+def dimensions(value: Any) -> int | None:
+    """``value.dim()``, None for what is no tensor."""
+    return value.dim() if isinstance(value, torch.Tensor) else None
+
+
+@opaque
+def given(value: Any) -> bool:
+    """Whether an argument is there."""
+    return value is not None
+
+
+@opaque
+def length(pieces: Any) -> int:
+    """``len``, as a function that fx can record."""
+    return len(pieces)
+
+
+@opaque
+def one_shape(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all ``tensors`` have the same shape."""
+    return len({tuple(tensor.shape) for tensor in tensors}) <= 1
 
 
 has_side_effect(expect)  # dead-code elimination must not drop a check

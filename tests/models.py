@@ -767,9 +767,7 @@ class WritesReturnedMap(Awkward):
 
 
 class WritesTotal(WithBody):
-    """A total that every frame adds to in place: a recurrence through memory."""
-
-    blocker = Code.RECURRENCE
+    """A total that every frame adds to in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = torch.zeros(x.size(0), FEATURES)
@@ -1217,6 +1215,7 @@ SPELLINGS: tuple[type[Awkward], ...] = (
 
 BODIES: tuple[type[Awkward], ...] = (
     WritesReturnedMap,
+    WritesTotal,
     InplaceBody,
     ResidualBody,
     FunctionalBody,
@@ -1259,7 +1258,6 @@ BLOCKED: tuple[type[Awkward], ...] = (
     TrainingDropout,
     AlwaysDropout,
     WritesItsInput,
-    WritesTotal,
     StepAsNumber,
     FirstFrameApart,
     HookedBody,

@@ -955,7 +955,7 @@ CASES: dict[str, Case] = {
     **{f"called: {k}": v for k, v in _table(CALLED).items()},
     **{f"returned: {k}": v for k, v in _table(RETURNED, frontend="?").items()},
     **{f"written: {k}": v for k, v in _table(WRITES).items()},
-    **{f"assigned: {k}": v for k, v in _table(ASSIGNMENTS, frontend="export").items()},
+    **{f"assigned: {k}": v for k, v in _table(ASSIGNMENTS, frontend="?").items()},
     **{f"random: {k}": v for k, v in _table(RANDOM).items()},
     **{f"export: {k}": v for k, v in _table(EXPORTED, frontend="export").items()},
     **{f"made: {k}": v for k, v in _table(MADE, frontend="?").items()},
@@ -1666,7 +1666,7 @@ def test_wrong_inputs_of_an_exported_program() -> None:
         fxtemporal.optimize(program, (CLIPS[0],), tune="static")
 
 
-@pytest.mark.parametrize("forward", [*EXPORTED.values(), *ASSIGNMENTS.values()])
+@pytest.mark.parametrize("forward", EXPORTED.values())
 def test_what_the_exporter_captured_keeps_names_and_parameters(forward: Forward) -> None:
     model = Case(forward).build()
     program = capture(model, (X,))

@@ -31,7 +31,7 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ its steps reads another step. The cost is one dictionary look-up a node.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.analysis.joins import Join, chains_of
 from fxtemporal.graph import Program, shape
 from fxtemporal.ops import WHOLE, Attr, Op
+from fxtemporal.specializations import expect
 
 __all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of"]
 
@@ -35,7 +38,14 @@ SAME_MEMORY = frozenset(
 )
 """Ops whose result is the very memory of their input: taken twice, it is the same."""
 
-_UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel"))
+_CONSTANTS = frozenset(
+    (torch.arange, torch.eye, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros)
+)
+"""What gives the same at every call; made anew for each frame, it is one constant."""
+
+_CUTTING = frozenset("chunk getitem index_select select slice split unbind".split())
+
+_UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel", "dim"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Source:
     ``length`` None: one entry, the dimension dropped (``x[:, t]``). ``cut`` names the op that cuts
     it out: a slice gives less where the tensor ends, chunk() cuts by the size it meets. With
     ``from_end`` t is negative, and counts from the end of a dimension that may have any size.
+    ``cut`` "list": ``base`` is a list of frames; stacked, they would lie along ``dim``.
     """
 
     base: fx.Node
@@ -110,6 +121,7 @@ class Families:
 
     all: tuple[Family, ...]
     of: dict[fx.Node, tuple[Family, int]]
+    joins: tuple[Join, ...]
 
     def regions(self) -> list[list[Family]]:
         """Families that feed one another, source families with one lane alone left out."""
@@ -138,14 +150,17 @@ class Families:
 def families_of(program: Program) -> Families:
     """Number every node of ``program`` that depends on a frame.
 
-    A first walk finds the joins, ``stack`` and ``cat`` over lanes of one family that no other lane
-    repeats; in the second they are what they are for the rest of the graph: invariants.
+    A first walk finds the joins: ``stack`` and ``cat`` over lanes of one family that no other lane
+    repeats, and :mod:`fxtemporal.analysis.joins`. In the second they are what they are for the
+    rest of the graph: invariants.
     """
     numbering = _Numbering(program, frozenset())
-    joins = frozenset(f.first for f in numbering.families if _joins(f))
+    joins = {f.first for f in numbering.families if _joins(f)}
+    chains = tuple(chains_of(program, numbering.repeated, numbering.constant))
+    joins.update(node for chain in chains for node in chain.nodes)
     if joins:
-        numbering = _Numbering(program, joins)
-    return Families(tuple(numbering.families), numbering.of)
+        numbering = _Numbering(program, frozenset(joins))
+    return Families(tuple(numbering.families), numbering.of, chains)
 
 
 def _joins(family: Family) -> bool:
@@ -169,9 +184,16 @@ class _Numbering:
         for node in program.graph.nodes:
             self._visit(node)
 
+    def repeated(self, node: fx.Node) -> Family | None:
+        """The family that ``node`` is one of several lanes of."""
+        family = self.of[node][0] if node in self.of else None
+        return family if family is not None and len(family.lanes) > 1 else None
+
     def _visit(self, node: fx.Node) -> None:
         if node.op in ("placeholder", "get_attr", "output") or node in self.joins:
             return
+        if node.target is operator.setitem and node.args[0] not in self.of:
+            return  # frames end there
         op = self.program.op(node)
         if op is not None and (found := self._frame(node, op)) is not None:
             source, index = found
@@ -181,6 +203,9 @@ class _Numbering:
         if not any(source in self.of for source in inputs):
             if op is not None and (op.name in SAME_MEMORY or _is_number(node)):
                 self._note_invariant(node, op)
+            elif node.target in _CONSTANTS and self._only_read(node):
+                key = (node.target, repr((node.args, node.kwargs)))
+                self._same[node] = self._invariants.setdefault(key, node)
             return
         operands, anchor = self._operands(inputs)
         uniform = anchor is None or (op is not None and op.name in _UNIFORM_OPS)
@@ -224,6 +249,8 @@ class _Numbering:
             else (operand.family.number, operand.offset if isinstance(operand, Lane) else None)
             for operand in operands
         )
+        if node.target is expect:
+            return (expect, repr(node.args[1]), node.args[4], described)
         if op is None:
             static = fx.node.map_arg((node.args, node.kwargs), lambda n: "%")
             return (node.op, node.target, repr(static), described)
@@ -242,7 +269,8 @@ class _Numbering:
         uniform: bool = False,
     ) -> None:
         family = self._keys.get(key)
-        if family is not None and lane in family.lanes and (op is None or op.inplace):
+        effect = node.target is not expect and (op is None or op.inplace)
+        if family is not None and lane in family.lanes and effect:
             family = None  # the same call again, and it may have an effect each time
             key = (node,)
         if family is None:
@@ -264,13 +292,17 @@ class _Numbering:
                     dim, (index,) = listed[0]
                     if type(index) is int:
                         return self._source(_base(node, op), dim, index, 1, "select")
+            case "index_select":
+                entries = _listed(op.args["index"])
+                if entries is not None and len(entries) == 1:
+                    return self._source(_base(node, op), op.args["dim"], entries[0], 1, "select")
             case "select":
-                base, dim, index = _base(node, op), op.args["dim"], self._constant(op.args["index"])
+                base, dim, index = _base(node, op), op.args["dim"], self.constant(op.args["index"])
                 return None if index is None else self._source(base, dim, index, None, "select")
             case "slice":
                 base, dim = _base(node, op), op.args["dim"]
                 start, end, step = op.args["start"], op.args["end"], op.args["step"]
-                start, end = self._constant(start), self._constant(end)
+                start, end = self.constant(start), self.constant(end)
                 if step != 1 or start is None or end is None or not 0 <= start < end:
                     return None
                 return self._source(base, dim, start, end - start, "slice")
@@ -279,9 +311,12 @@ class _Numbering:
         return None
 
     def _piece(self, pieces: Any, index: Any) -> tuple[Source, int] | None:
-        """One entry of ``unbind``, ``split`` or ``chunk``."""
+        """One entry of ``unbind``, ``split`` or ``chunk``, or of a list that is an input."""
         if not isinstance(pieces, fx.Node) or not isinstance(index, int):
             return None
+        if _is_input(pieces):
+            cut = any(self._cuts(user) for entry in pieces.users for user in entry.users)
+            return None if cut else self._listed_input(pieces, index)
         op = self.program.op(pieces)
         if op is None or op.name not in ("unbind", "split", "chunk"):
             return None
@@ -296,6 +331,20 @@ class _Numbering:
         if len(set(lengths)) != 1:
             return None
         return self._source(base, dim, index * lengths[0], lengths[0], op.name)
+
+    def _cuts(self, node: fx.Node) -> bool:
+        """Whether ``node`` takes a part of a tensor, so that this is a clip and not a frame."""
+        op = self.program.op(node)
+        return op is not None and op.name in _CUTTING
+
+    def _listed_input(self, frames: fx.Node, index: int) -> tuple[Source, int] | None:
+        value = frames.meta.get("val")
+        if not isinstance(value, list | tuple) or not 0 <= index < len(value) > 1:
+            return None
+        kinds = {(t.shape, t.dtype) if isinstance(t, torch.Tensor) else None for t in value}
+        if None in kinds or len(kinds) != 1 or not value[0].dim():
+            return None
+        return Source(frames, 1, None, "list"), index
 
     def _source(
         self, base: Any, dim: Any, start: int, length: int | None, cut: str
@@ -313,7 +362,7 @@ class _Numbering:
             return None  # all of it, or a window that the end cuts short
         return Source(base, dim, length, cut, from_end=start < 0), start
 
-    def _constant(self, value: Any) -> int | None:
+    def constant(self, value: Any) -> int | None:
         """An index as a number: as written, or computed from sizes that checks hold."""
         if isinstance(value, int):
             return value
@@ -326,9 +375,27 @@ class _Numbering:
         if op is not None and op.name == "size":
             held = (op.args["input"], op.args["dim"]) in self._held_sizes
             return int(value.meta["val"]) if held else None
-        if not arithmetic or any(self._constant(n) is None for n in value.all_input_nodes):
+        if not arithmetic or any(self.constant(n) is None for n in value.all_input_nodes):
             return None
         return int(value.meta["val"])
+
+
+def _is_input(node: Any) -> bool:
+    """Whether ``node`` is an input, or an entry of one that is a list or dict."""
+    while isinstance(node, fx.Node) and node.target is operator.getitem:
+        node = node.args[0]
+        if not isinstance(node, fx.Node) or isinstance(node.meta.get("val"), torch.Tensor):
+            return False
+    return isinstance(node, fx.Node) and node.op == "placeholder"
+
+
+def _listed(index: Any) -> tuple[int, ...] | None:
+    """The entries of ``torch.tensor([t])``; None where they are not written out."""
+    if not isinstance(index, fx.Node) or index.target is not torch.tensor:
+        return None
+    listed = index.args[0] if isinstance(index.args[0], list | tuple) else (index.args[0],)
+    entries = [entry for entry in listed if type(entry) is int]
+    return tuple(entries) if len(entries) == len(listed) else None
 
 
 def is_whole(op: Op) -> bool:

@@ -33,6 +33,7 @@ from fxtemporal.analysis.families import (
     Uniform,
     families_of,
 )
+from fxtemporal.analysis.joins import Join, Writes
 from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Attr
 from fxtemporal.rules import Code, Reason, blocked_module
@@ -59,6 +60,7 @@ class Loop:
     families: tuple[Family, ...]
     lanes: Mapping[fx.Node, tuple[Family, int]]
     plans: Mapping[Family, Plan]
+    joins: tuple[Join, ...]
     reasons: tuple[Reason, ...]
     aliasing: Aliasing
 
@@ -111,7 +113,26 @@ def _analyse(
     repeats = any(computes(f) and len(f.lanes) > 1 for f in region)
     if not repeats and not reasons and not _only_moves_data(program, region):
         return None
-    return Loop(tuple(region), families.of, plans, tuple(reasons), aliasing)
+    joins = tuple(
+        join
+        for join in families.joins
+        if families.of[join.parts[0]][0] in plans and _may_move(join, aliasing)
+    )
+    return Loop(tuple(region), families.of, plans, joins, tuple(reasons), aliasing)
+
+
+def _may_move(join: Join, aliasing: Aliasing) -> bool:
+    """Whether nobody could tell that the frames are collected at once, where the last one was."""
+    first, last = join.nodes[0], join.nodes[-1]
+    state = join.buffer if isinstance(join, Writes) else join.initial
+    if not isinstance(state, fx.Node):
+        return True
+    own = set(join.nodes)
+    written = isinstance(join, Writes) or join.inplace
+    shared = aliasing.shared_with(state)
+    readers = {user for node in shared for user in node.users} - own if written else set()
+    writers = {writer for writer, memory in aliasing.writes() if memory in set(shared)} - own
+    return not any(first < node < last for node in readers | writers)
 
 
 @dataclass(frozen=True)

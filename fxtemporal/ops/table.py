@@ -25,6 +25,7 @@ from fxtemporal.ops import canonical as form
 from fxtemporal.ops.canonical import Fix, Lower
 from fxtemporal.ops.indexing import index_tensor
 from fxtemporal.ops.signature import Arguments, Signature, parse
+from fxtemporal.specializations import dimensions
 
 __all__ = ["ATEN", "FUNCTIONS", "METHODS", "OPS", "ROWS", "SPELLINGS", "Row", "Spelling"]
 
@@ -368,7 +369,7 @@ ROWS: tuple[Row, ...] = (
     Row("size(input, dim: dim)", spaces=""),
     Row("shape(input)", spaces=""),
     Row("numel(input)", also="nelement", spaces="torch Tensor aten"),
-    Row("dim(input)", also="ndimension", spaces="Tensor aten"),
+    Row("dim(input)", also="ndimension", spaces="Tensor aten", functions=(dimensions,)),
     Row("dtype(input)", spaces=""),
     Row("device(input)", spaces=""),
     # Recurrent nets and attention

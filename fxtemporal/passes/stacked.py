@@ -16,7 +16,7 @@ import operator
 from torch import fx
 from torch.fx.node import Argument
 
-__all__ = ["Stacked", "pick"]
+__all__ = ["Stacked", "moved", "pick", "step_of"]
 
 
 class Stacked:
@@ -115,3 +115,17 @@ def pick(graph: fx.Graph, value: fx.Node, dim: int, entries: tuple[int, ...]) ->
     result = graph.call_function(operator.getitem, (part, spaced))
     result.meta["left_over"] = True
     return result
+
+
+def moved(graph: fx.Graph, value: fx.Node, source: int, destination: int) -> fx.Node:
+    """``value`` with dimension ``source`` at ``destination``."""
+    if source == destination:
+        return value
+    return graph.call_method("movedim", (value, source, destination))
+
+
+def step_of(frames: tuple[int, ...]) -> int | None:
+    """The distance between frames, where it is the same positive one throughout."""
+    steps = {b - a for a, b in zip(frames, frames[1:], strict=False)}
+    step = steps.pop() if len(steps) == 1 else None
+    return step if step is not None and step > 0 else None

@@ -30,9 +30,10 @@ from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, computes, loops_of
 from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Op
-from fxtemporal.passes.stacked import Stacked, pick
+from fxtemporal.passes.joined import Joiner
+from fxtemporal.passes.stacked import Stacked, moved, pick, step_of
 from fxtemporal.rules import Code, Reason, Rule, Site
-from fxtemporal.specializations import expect
+from fxtemporal.specializations import expect, one_shape
 
 __all__ = ["TimeDistribute"]
 
@@ -117,8 +118,11 @@ class _Rewriter:
                     self.values[family] = self._batched(family, self.loop.plans[family])
                 elif family.uniform:
                     self._uniform(family)
+        joiner = Joiner(self.program, self.loop, self.values)
+        for join in self.loop.joins:
+            joiner.collect(join)
         for reader in sorted(self._readers()):
-            if not self._join(reader):
+            if not joiner.stack_or_cat(reader):
                 self._read_frames(reader)
         for node in sorted(self.lanes, reverse=True):
             if self.lanes[node] in self.values or self.lanes[node] in self.uniforms:
@@ -139,14 +143,16 @@ class _Rewriter:
         """All frames that the loop reads, as one tensor: a view where they are evenly spaced."""
         base, dim = source.base, source.dim
         frames = tuple(sorted(family.lanes))
+        if source.cut == "list":
+            return self._listed_frames(family, base, frames)
         axis = 0 if dim == 0 else 1
-        step = _step(frames)
+        step = step_of(frames)
         self._hold(family, source)
         if source.length is not None and source.length > 1 and step is not None:
             whole = tuple(range(frames[0], frames[-1] + source.length))
             value = self._pick(family, source, whole)
             value = self.graph.call_method("unfold", (value, dim, source.length, step))
-            value = self._moved(value, rank(base) or 0, dim + 1)  # windows come last
+            value = moved(self.graph, value, rank(base) or 0, dim + 1)  # windows come last
         elif source.length is not None and source.length > 1:
             pieces = [
                 pick(self.graph, base, dim, tuple(range(f, f + source.length))) for f in frames
@@ -156,12 +162,25 @@ class _Rewriter:
             value = self._pick(family, source, frames)
             if source.length is not None:
                 value = self.graph.call_method("unsqueeze", (value, dim + 1))
-        value = self._moved(value, dim, axis)
+        value = moved(self.graph, value, dim, axis)
         if rank(family.first) == 0:  # one number a frame
             value = self.graph.call_method("movedim", (value, 0, 0))
             return Stacked(self.graph, frames, axis, value)
         folded = self.graph.call_method("flatten", (value, 0, 1))
         return Stacked(self.graph, frames, axis, value, folded=folded, anchor=folded)
+
+    def _listed_frames(self, family: Family, base: fx.Node, frames: tuple[int, ...]) -> Stacked:
+        """The entries of a list, stacked: a copy, which folding pays back."""
+        entries = [self.graph.call_function(operator.getitem, (base, frame)) for frame in frames]
+        for entry in entries:
+            entry.meta["left_over"] = True
+        alike = self.graph.call_function(one_shape, (entries,))
+        where = self.program.location(family.first)
+        text = f"one_shape({base.name})"
+        self.graph.call_function(expect, (alike, True, text, where, "the frames were of one shape"))
+        stacked = self.graph.call_function(torch.stack, (entries, 1))
+        folded = self.graph.call_method("flatten", (stacked, 0, 1))
+        return Stacked(self.graph, frames, 1, stacked, folded=folded, anchor=folded)
 
     def _pick(self, family: Family, source: Source, frames: tuple[int, ...]) -> fx.Node:
         """Just those frames: all of ``base`` only where a check holds it to that many."""
@@ -201,11 +220,6 @@ class _Rewriter:
             text, expected = f"({text} >= {last})", True
         why = f"{source.cut}() cut frames there"
         self.graph.call_function(expect, (actual, expected, text, where, why))
-
-    def _moved(self, value: fx.Node, source: int, destination: int) -> fx.Node:
-        if source == destination:
-            return value
-        return self.graph.call_method("movedim", (value, source, destination))
 
     def _uniform(self, family: Family) -> None:
         """A size of a frame, read from one frame of the batched value."""
@@ -324,51 +338,6 @@ class _Rewriter:
             if self.lanes.get(user) not in self.values
         }
 
-    def _join(self, reader: fx.Node) -> bool:
-        """stack and cat over frames become a view of the batched value."""
-        op = self.program.op(reader)
-        if op is None or op.name not in ("stack", "cat") or reader in self.lanes:
-            return False
-        homes = [self.loop.lanes.get(part) for part in op.args["tensors"]]
-        families = {None if home is None else home[0] for home in homes}
-        family = families.pop()
-        wanted = tuple(home[1] for home in homes if home is not None)
-        if families or family not in self.values or _step(wanted) is None:
-            return False
-        assert family is not None
-        dim = op.args["dim"]
-        with self.graph.inserting_before(reader):
-            part = self.values[family].take(wanted)
-            joined = self._moved(part.apart(), part.axis, dim)
-            if op.name == "cat":
-                joined = self.graph.call_method("flatten", (joined, dim, dim + 1))
-            own = not self._may_share(family, reader)
-            method = "contiguous" if own else "clone"  # stack and cat give new, contiguous memory
-            contiguous: dict[str, Argument] = {"memory_format": torch.contiguous_format}
-            joined = self.graph.call_method(method, (joined,), {} if own else contiguous)
-        reader.replace_all_uses_with(joined)
-        joined.meta.pop("val", None)
-        self.graph.erase_node(reader)
-        return True
-
-    def _may_share(self, family: Family, join: fx.Node) -> bool:
-        """Whether anyone could tell that the joined frames are a view of the batched value."""
-        if not self._owns_memory(family):
-            return True
-        shared = set(self.loop.aliasing.shared_with(join))
-        written = any(written in shared for _, written in self.loop.aliasing.writes())
-        others = {user for node in family.nodes for user in node.users} - {join}
-        escapes = any(user.op == "output" for node in shared for user in node.users)
-        return written or (escapes and any(self.lanes.get(user) is None for user in others))
-
-    def _owns_memory(self, family: Family) -> bool:
-        """Whether the batched value is memory of the loop's own, not a view of its input."""
-        if family.source or family.op is None:
-            return False
-        if computes(family) and family.op.name not in ("dropout", "identity"):
-            return True
-        return all(self._owns_memory(lane.family) for lane in family.lane_operands())
-
     def _read_frames(self, reader: fx.Node) -> None:
         """A reader that stays outside takes its frame out of the batched value."""
         op = self.program.op(reader)
@@ -393,10 +362,3 @@ def _inputs(family: Family) -> tuple[fx.Node, ...]:
 def _cuts(program: Program, node: fx.Node) -> bool:
     op = program.op(node) if node.op.startswith("call") else None
     return op is not None and op.name in ("unbind", "split", "chunk", "shape")
-
-
-def _step(frames: tuple[int, ...]) -> int | None:
-    """The distance between frames, where it is the same positive one throughout."""
-    steps = {b - a for a, b in zip(frames, frames[1:], strict=False)}
-    step = steps.pop() if len(steps) == 1 else None
-    return step if step is not None and step > 0 else None

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
-from fxtemporal.opaque import opaque
 from fxtemporal.tracing.errors import GradientModeError
 
 if TYPE_CHECKING:
     from fxtemporal.tracing.shape_tracer import ShapeTracer
 
-__all__ = ["NUMBER", "ShapeProxy", "dimensions", "expression", "given", "length", "structure"]
+__all__ = ["NUMBER", "ShapeProxy", "expression"]
 
 NUMBER = (bool, int, float)
 _CUTS = frozenset(
@@ -26,30 +24,6 @@ _CUTS = frozenset(
     """.split()
 )
 """What gives as many pieces as the size says."""
-
-
-@opaque
-def structure(value: Any) -> str:
-    """How lists, tuples and dicts are nested in ``value``, tensors and numbers left out."""
-    return str(pytree.tree_structure(value))
-
-
-@opaque
-def dimensions(value: Any) -> int | None:
-    """``value.dim()``, None for what is no tensor."""
-    return value.dim() if isinstance(value, torch.Tensor) else None
-
-
-@opaque
-def given(value: Any) -> bool:
-    """Whether an argument is there."""
-    return value is not None
-
-
-@opaque
-def length(pieces: Any) -> int:
-    """``len``, as a function that fx can record."""
-    return len(pieces)
 
 
 class ShapeProxy(Proxy):
@@ -81,6 +55,11 @@ class ShapeProxy(Proxy):
 
     def __getitem__(self, index: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if not self.known or not isinstance(self.val, torch.Tensor):
+            raise TraceError("the forward puts an entry into a list or dict of its inputs")
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __len__(self) -> int:
         value = self.tracer.value_of(self, "len()")

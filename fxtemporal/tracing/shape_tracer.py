@@ -33,17 +33,20 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtemporal.errors import CaptureError
 from fxtemporal.graph import run_node
-from fxtemporal.specializations import Specialization, expect
+from fxtemporal.specializations import (
+    Specialization,
+    dimensions,
+    expect,
+    given,
+    length,
+    structure,
+)
 from fxtemporal.tracing.answers import answering, modes_read, user_location
 from fxtemporal.tracing.errors import OpError
 from fxtemporal.tracing.proxy import (
     NUMBER,
     ShapeProxy,
-    dimensions,
     expression,
-    given,
-    length,
-    structure,
 )
 from fxtemporal.tracing.recording import RecordingTracer
 from fxtemporal.tracing.shape_memo import ShapeMemo
