@@ -674,9 +674,11 @@ def under_no_grad(self: Any, x: Tensor) -> Tensor:
     return self.linear(x)
 
 
-EXPORTED: dict[str, Forward] = {
+GRADIENTS: dict[str, Forward] = {
     "no_grad": without_gradients,
     "decorated by no_grad": under_no_grad,
+}
+EXPORTED: dict[str, Forward] = {
     "autocast": under_autocast,
     "unbound method": lambda self, x: Tensor.add(self.linear(x), x),
     "vmap": lambda self, x: torch.vmap(self.linear)(x),
@@ -957,6 +959,7 @@ CASES: dict[str, Case] = {
     **{f"written: {k}": v for k, v in _table(WRITES).items()},
     **{f"assigned: {k}": v for k, v in _table(ASSIGNMENTS, frontend="?").items()},
     **{f"random: {k}": v for k, v in _table(RANDOM).items()},
+    **{f"gradients: {k}": v for k, v in _table(GRADIENTS).items()},
     **{f"export: {k}": v for k, v in _table(EXPORTED, frontend="export").items()},
     **{f"made: {k}": v for k, v in _table(MADE, frontend="?").items()},
     **{f"input: {k}": v for k, v in INPUTS.items()},

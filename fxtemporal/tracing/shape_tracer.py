@@ -15,6 +15,7 @@ What this tracer cannot follow raises :class:`torch.fx.proxy.TraceError`, and
 from __future__ import annotations
 
 import inspect
+import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -72,6 +73,12 @@ def is_leaf(module: nn.Module) -> bool:
     return (library and not container) or isinstance(module, ScriptModule) or carries_hooks(module)
 
 
+_IN_PLACE = frozenset(
+    getattr(operator, f"i{name}")
+    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+)
+
+
 class _RealTensors(TorchFunctionMode):
     """Records what a forward does to real tensors, which no proxy would notice.
 
@@ -118,7 +125,8 @@ class ShapeTracer(RecordingTracer):
         self._ranked: set[fx.Node] = set()
         self._names: dict[int, str] = {}
         self._attributes: dict[str, ShapeProxy] = {}
-        self._grad_enabled = torch.is_grad_enabled()
+        self._gradless: set[fx.Node] = set()
+        self._detached: dict[fx.Node, fx.Node] = {}
         self._inference = torch.is_inference_mode_enabled()
         self.modes: dict[str, Specialization] = {}
 
@@ -134,7 +142,9 @@ class ShapeTracer(RecordingTracer):
         for name, tensor in tensors:
             self._names.setdefault(id(tensor), name)
         in_the_open = lambda: not self._inside_leaf  # noqa: E731
-        with answering(self, root), modes_read(root, in_the_open) as self.modes, _RealTensors(self):
+        self._module_names = {name for name, _ in root.named_modules(remove_duplicate=False)}
+        reading = modes_read(root, in_the_open)
+        with torch.enable_grad(), answering(self, root), reading as self.modes, _RealTensors(self):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
@@ -276,20 +286,65 @@ class ShapeTracer(RecordingTracer):
             self._check_rank(proxy)
         return int(value.dim())
 
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
+    ) -> fx.Node:
         if torch.is_inference_mode_enabled() != self._inference and not self._inside_leaf:
             raise CaptureError(
                 "the forward switches to inference mode, which a graph cannot carry: put "
                 "torch.inference_mode() around the calls of the model instead"
             )
-        if torch.is_grad_enabled() != self._grad_enabled and not self._inside_leaf:
-            raise TraceError("the forward switches gradients on or off")
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise TraceError("the forward runs under autocast")
-        node = super().create_node(kind, *args, **kwargs)
+        gradless = not torch.is_grad_enabled() and kind.startswith("call")
+        if gradless and self._writes_outside(target, args, kwargs):
+            raise TraceError("the forward writes in place where it switches gradients off")
+        if not gradless and target is operator.getitem and self._is_gradless_tuple(args[0]):
+            gradless = True
+        if not gradless:
+            args, kwargs = fx.node.map_arg((args, kwargs), self._with_its_gradients)
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        if gradless:
+            self._gradless.add(node)
         if (location := user_location()) is not None:
             node.meta["location"] = location
         return node
+
+    # -- where gradients are off: what leaves a ``with torch.no_grad()`` is detached --------------
+
+    def _writes_outside(self, target: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call may write into what was made where gradients are on."""
+        name = str(getattr(target, "__name__", target))
+        module = self.root.get_submodule(target) if target in self._module_names else None
+        writes = (
+            (name.endswith("_") and not name.endswith("__"))
+            or target is operator.setitem
+            or target in _IN_PLACE
+            or bool(kwargs.get("inplace"))
+            or bool(getattr(module, "inplace", False))
+        )
+        return writes and bool(args) and args[0] not in self._gradless
+
+    def _is_gradless_tuple(self, node: Any) -> bool:
+        return node in self._gradless and isinstance(node.meta.get("val"), list | tuple)
+
+    def _with_its_gradients(self, node: fx.Node) -> fx.Node:
+        """``node`` as code outside of ``torch.no_grad()`` sees it: with no history."""
+        if node not in self._gradless:
+            return node
+        if "val" not in node.meta:
+            raise TraceError("the forward switches gradients off, and no example inputs were given")
+        value = node.meta["val"]
+        if isinstance(value, list | tuple | dict):
+            raise TraceError("the forward switches gradients off for several results at once")
+        if not isinstance(value, torch.Tensor) or not (value.is_floating_point()):
+            return node
+        if node not in self._detached:
+            made = super().create_node("call_method", "detach", (node,), {})
+            made.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+            self._evaluate(made)
+            self._detached[node] = made
+        return self._detached[node]
 
     def _evaluate(self, node: fx.Node) -> None:
         if all("val" in source.meta for source in node.all_input_nodes):
