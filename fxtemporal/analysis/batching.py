@@ -367,6 +367,18 @@ def _attention(call: Call) -> Blockers:
         yield "its mask has a batch dimension of its own"
 
 
+def _heads(call: Call) -> Blockers:
+    """nn.MultiheadAttention: (N, L, E) in, (N, L, E) and the weights (N, ...) out."""
+    yield from _all_lanes(3, "query", "key", "value")(call)
+    if not call.op.args["batch_first"]:
+        yield "its dimension 0 is time: use batch_first=True"
+    mask, padding = call.op.args["attn_mask"], call.op.args["key_padding_mask"]
+    if mask is not None and (mask in call.lanes or (call.dims(mask) or 3) > 2):
+        yield "its mask has a batch dimension of its own"
+    if padding is not None and (padding not in call.lanes or call.dims(padding) != 2):
+        yield "its padding mask is the same for every frame"
+
+
 def _layer_norm(call: Call) -> Blockers:
     yield from call.only("input")
     if len(call.op.args["normalized_shape"]) > call.rank():
@@ -444,6 +456,7 @@ _TABLE: Mapping[str, Entry] = {
     "tril": _at_least(3),
     "triu": _at_least(3),
     "scaled_dot_product_attention": _attention,
+    "multi_head_attention": _heads,
     **dict.fromkeys(RECURRENT, _recurrent),
     # along dimensions
     **{

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
+from fxtemporal.analysis.apart import runs_apart
 from fxtemporal.analysis.batching import (
     ELEMENTWISE,
     RECURRENT,
@@ -46,11 +47,13 @@ class Plan:
     """How one family is batched.
 
     ``origin`` says where dimension 0 of its lanes comes from: only lanes of one origin, which have
-    the same number of samples whatever the batch, fold together.
+    the same number of samples whatever the batch, fold together. ``apart``: the op does not fold,
+    and runs on each frame by itself, through ``torch.vmap``.
     """
 
     call: Call
     origin: object
+    apart: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +104,12 @@ def _analyse(
             continue
         call = None if family.op is None else _call(program, family, origins)
         found = list(_blockers(program, family, call, origins))
-        reasons.update(dict.fromkeys(found))
-        if call is not None and not found and not writes:
-            origins[family] = _origin(family, call, origins)
-            plans[family] = Plan(call, origins[family])
+        apart = bool(found) and call is not None and runs_apart(family, call, found)
+        if not apart:
+            reasons.update(dict.fromkeys(found))
+        if call is not None and (apart or not found) and not writes:
+            origins[family] = family if apart else _origin(family, call, origins)
+            plans[family] = Plan(call, origins[family], apart)
     if plans and (late := _late_write(program, families, region, plans, aliasing)) is not None:
         reasons[late] = None
         plans.clear()

@@ -25,6 +25,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
+from fxtemporal.analysis.apart import mapped_dims
 from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, computes, loops_of
@@ -34,6 +35,7 @@ from fxtemporal.passes.joined import Joiner
 from fxtemporal.passes.stacked import Stacked, moved, pick, step_of
 from fxtemporal.rules import Code, Reason, Rule, Site
 from fxtemporal.specializations import expect, one_shape
+from fxtemporal.vmapped import spelled, vmapped
 
 __all__ = ["TimeDistribute"]
 
@@ -245,6 +247,8 @@ class _Rewriter:
                 if op.name == "item":  # of the tuple of all frames, also where few are read
                     frames = tuple(frame - operand.offset for frame in value.frames)
                 inputs[node] = value.take(tuple(frame + operand.offset for frame in frames))
+        if plan.apart:
+            return self._apart(family, frames, inputs)
         axes = {value.axis for value in inputs.values()}
         if op.name in ELEMENTWISE and (plan.origin is family or len(axes) > 1):
             return self._broadcast(family, frames, inputs)
@@ -263,6 +267,26 @@ class _Rewriter:
             result = self._copy(family, folded)
         return Stacked(self.graph, frames, axis, folded=result)
 
+    def _apart(
+        self, family: Family, frames: tuple[int, ...], inputs: Mapping[fx.Node, Stacked]
+    ) -> Stacked:
+        """An op that does not fold, on each frame by itself."""
+        node, plan = family.first, self.loop.plans[family]
+        name, dims = spelled(node), mapped_dims(node, plan.call.lanes)
+        replaced = {lane: value.at(0).apart() for lane, value in inputs.items()}
+        replaced |= self._uniform_inputs(family)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: replaced.get(n, n))
+        result = self.graph.call_function(vmapped, (name, dims, *args), kwargs)
+        result.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        return Stacked(self.graph, frames, 0, result)
+
+    def _uniform_inputs(self, family: Family) -> dict[fx.Node, fx.Node]:
+        return {
+            node: self.uniforms[operand.family]
+            for node, operand in zip(_inputs(family), family.operands, strict=True)
+            if isinstance(operand, Uniform) and operand.family in self.uniforms
+        }
+
     def _broadcast(
         self, family: Family, frames: tuple[int, ...], inputs: dict[fx.Node, Stacked]
     ) -> Stacked:
@@ -278,10 +302,7 @@ class _Rewriter:
 
     def _copy(self, family: Family, inputs: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """The node of the first lane, on batched inputs."""
-        replaced = dict(inputs)
-        for node, operand in zip(_inputs(family), family.operands, strict=True):
-            if isinstance(operand, Uniform) and operand.family in self.uniforms:
-                replaced[node] = self.uniforms[operand.family]
+        replaced = {**inputs, **self._uniform_inputs(family)}
         if family.op is not None and family.op.inplace:
             written = family.op.args["input"]
             if written in replaced and not self._private(family.first, written):

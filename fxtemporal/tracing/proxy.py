@@ -54,7 +54,11 @@ class ShapeProxy(Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __getitem__(self, index: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        entry = self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        if entry.known and entry.val is None:  # Python may ask whether it is there
+            self.tracer.graph.erase_node(entry.node)
+            return None
+        return entry
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if not self.known or not isinstance(self.val, torch.Tensor):
