@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import sysconfig
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -68,7 +68,8 @@ def run_node(gm: nn.Module, node: fx.Node, fake_mode: FakeTensorMode) -> Any:
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-    with unchanged(called), fake_mode, torch.no_grad():  # BatchNorm counts its calls in training
+    quiet = unchanged(called)  # BatchNorm counts its calls in training
+    with quiet, _without_fast_attention(), fake_mode, torch.no_grad():
         match node.op:
             case "call_module":
                 return called(*args, **kwargs)
@@ -83,6 +84,17 @@ def run_node(gm: nn.Module, node: fx.Node, fake_mode: FakeTensorMode) -> Any:
                     return fake_mode.from_tensor(value, static_shapes=True)
                 return value
     raise AssertionError(f"a {node.op} node has no value of its own")
+
+
+@contextmanager
+def _without_fast_attention() -> Iterator[None]:
+    """Fake attention on the fast path gives empty weights where the real one gives None."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def attribute(root: nn.Module, path: str) -> Any:
