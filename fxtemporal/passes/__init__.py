@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.rules import Rule
 
 __all__ = ["DEFAULT_PASSES"]
 
 DEFAULT_PASSES: tuple[Rule[Any], ...] = (
-    TimeDistribute(),  # first: T copies of a Conv3d become one
+    SplitConcat(),  # before the loop that it leaves less of a recurrence
+    TimeDistribute(),  # before the forms: T copies of a Conv3d become one
     Conv3dForms(),
 )
