@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch.utils._pytree as pytree
@@ -20,6 +21,8 @@ from tqdm import tqdm
 
 from fxtemporal.capture import Model, capture, check_arguments, example_of
 from fxtemporal.errors import CaptureError, FxTemporalError, PassError, VerificationError
+from fxtemporal.free_frames import freed, trip_counts
+from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
@@ -29,7 +32,7 @@ from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
 from fxtemporal.tuning import Timing, Tune, worth_keeping
-from fxtemporal.verify import Comparison, Verifier, culprits
+from fxtemporal.verify import Comparison, Verifier, culprits, resized
 
 __all__ = ["audit", "optimize", "report"]
 
@@ -85,6 +88,8 @@ def optimize(
         timing = None
         if tuning is not None and example is not None and outcome.applied:
             outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
+        tick("freeing the number of frames")
+        outcome, comparison = run.freed(outcome, comparison)
     settings = {"tune": "static" if tuning is None else vars(tuning)}
     if factorize is not None:
         settings["factorize"] = vars(factorize)
@@ -229,6 +234,27 @@ class _Run:
         comparison = verifier.compare(outcome.program.gm)
         if not comparison.equal:
             raise VerificationError("rewrites remain that change the numbers; please report this")
+        return outcome, comparison
+
+    def freed(
+        self, outcome: Outcome, comparison: Comparison | None
+    ) -> tuple[Outcome, Comparison | None]:
+        """The same, without the checks of a number of frames that nothing depends on any more."""
+        example = self.example
+        if example is None or self.verifier is None or self.captured.frontend != "fx":
+            return outcome, comparison
+        only = frozenset(outcome.applied)
+
+        def again(dim: int, frames: int, other: int) -> Program:
+            program = capture(self.model, *resized(example, {dim: (frames, other)}))
+            return run_rules(program, self.rules, self.skips, only).program
+
+        for dim, frames in list(trip_counts(self.captured)):
+            tried = Outcome(outcome.program.copy(), outcome.remarks)
+            if freed(tried.program, dim, frames, partial(again, dim, frames)):
+                loose = self.verifier.compare(tried.program.gm)
+                if loose.equal:
+                    outcome, comparison = tried, loose
         return outcome, comparison
 
     @property

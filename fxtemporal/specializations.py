@@ -25,6 +25,7 @@ from fxtemporal.errors import SpecializationError
 from fxtemporal.opaque import opaque
 
 __all__ = [
+    "TRIP_COUNT",
     "Specialization",
     "dimensions",
     "expect",
@@ -34,6 +35,10 @@ __all__ = [
     "specializations",
     "structure",
 ]
+
+
+TRIP_COUNT = "range() or an index"
+"""Who read a size that only says how often a loop runs."""
 
 
 @dataclass(frozen=True)

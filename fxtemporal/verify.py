@@ -25,7 +25,7 @@ from torch import fx, nn
 from fxtemporal.errors import SpecializationError
 from fxtemporal.twins import twin, unchanged
 
-__all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits"]
+__all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits", "resized"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -318,12 +318,18 @@ def _fresh_inputs(example: Example) -> Iterator[tuple[str, Example]]:
         tries.append((f"{size + 1} entries in dimension {dim}", {**small, dim: (size, size + 1)}))
     generator = torch.Generator().manual_seed(0)
     for name, change in tries:
-        yield (
-            name,
-            pytree.tree_map_only(
-                torch.Tensor, partial(_fresh, change=change, generator=generator), example
-            ),
-        )
+        yield name, resized(example, change, generator)
+
+
+def resized(
+    example: Example,
+    change: dict[int, tuple[int, int]],
+    generator: torch.Generator | None = None,
+) -> Example:
+    """Inputs like ``example`` of other sizes; ``change`` gives them by dimension as (old, new)."""
+    draw = partial(_fresh, change=change, generator=generator or torch.Generator().manual_seed(0))
+    changed: Example = pytree.tree_map_only(torch.Tensor, draw, example)
+    return changed
 
 
 def _fresh(

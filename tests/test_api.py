@@ -77,7 +77,10 @@ def test_passes_by_name_by_rule_and_in_order() -> None:
 @pytest.mark.parametrize(
     ("passes", "words"),
     [
-        (["conv3d_forms"], "no pass is called 'conv3d_forms'; there are time-distribute"),
+        (
+            ["conv3d_forms"],
+            "no pass is called 'conv3d_forms'; there are split-concat, time-distribute",
+        ),
         ("conv3d-forms", r"passes=\['conv3d-forms'\]"),
         ([3], "no pass is called 3"),
         ([Conv3dForms], "no pass is called"),

@@ -28,7 +28,7 @@ from fxtemporal.graph import Program, shape
 from fxtemporal.ops import WHOLE, Attr, Op
 from fxtemporal.specializations import expect
 
-__all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of"]
+__all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of", "is_input"]
 
 SAME_MEMORY = frozenset(
     """
@@ -314,7 +314,7 @@ class _Numbering:
         """One entry of ``unbind``, ``split`` or ``chunk``, or of a list that is an input."""
         if not isinstance(pieces, fx.Node) or not isinstance(index, int):
             return None
-        if _is_input(pieces):
+        if is_input(pieces):
             cut = any(self._cuts(user) for entry in pieces.users for user in entry.users)
             return None if cut else self._listed_input(pieces, index)
         op = self.program.op(pieces)
@@ -380,7 +380,7 @@ class _Numbering:
         return int(value.meta["val"])
 
 
-def _is_input(node: Any) -> bool:
+def is_input(node: Any) -> bool:
     """Whether ``node`` is an input, or an entry of one that is a list or dict."""
     while isinstance(node, fx.Node) and node.target is operator.getitem:
         node = node.args[0]

@@ -62,6 +62,7 @@ class Stacked:
             count = len(self.frames)
             sizes = (-1, count) if self.axis == 1 else (count, -1)
             self._apart = self._after(self._folded, "unflatten", 0, sizes)
+            self._apart.meta["counts_frames"] = 2
         return self._apart
 
     def at(self, axis: int) -> Stacked:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
+from fxtemporal.specializations import TRIP_COUNT
 from fxtemporal.tracing.errors import GradientModeError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ShapeProxy(Proxy):
         return bool(self.tracer.read(self, "a branch"))
 
     def __index__(self) -> int:
-        return int(self.tracer.read(self, "range() or an index"))
+        return int(self.tracer.read(self, TRIP_COUNT))
 
     def __int__(self) -> int:
         return int(self.tracer.read(self, "int()"))

@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from fxtemporal.errors import CaptureError
 from fxtemporal.graph import run_node
 from fxtemporal.specializations import (
+    TRIP_COUNT,
     Specialization,
     dimensions,
     expect,
@@ -121,7 +122,7 @@ class ShapeTracer(RecordingTracer):
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
         self._memo = ShapeMemo(self.fake_mode)
-        self._checked: set[fx.Node] = set()
+        self._checked: dict[fx.Node, fx.Node] = {}
         self._ranked: set[fx.Node] = set()
         self._names: dict[int, str] = {}
         self._attributes: dict[str, ShapeProxy] = {}
@@ -432,7 +433,7 @@ class ShapeTracer(RecordingTracer):
             raise TraceError(f"{why} reads the data of {expression(proxy.node)}, not its shape")
         if isinstance(value, torch.Size) or not isinstance(value, list | tuple | dict):
             text = expression(proxy.node)
-            self._check(proxy.node, value, text, user_location(), f"{why} read it")
+            self._check(proxy.node, value, text, user_location(), f"{why} read it", read=why)
         return value
 
     def check_length(self, proxy: ShapeProxy) -> None:
@@ -445,7 +446,8 @@ class ShapeTracer(RecordingTracer):
             return  # so is its rank
         count = self.create_proxy("call_function", length, (proxy,), {})
         text = f"len({expression(proxy.node)})"
-        self._check(count.node, len(proxy.val), text, user_location(), "a loop went through them")
+        why = "a loop went through them"
+        self._check(count.node, len(proxy.val), text, user_location(), why, read=TRIP_COUNT)
 
     def to_bool(self, obj: Proxy) -> bool:
         return bool(self.read(obj, "a branch"))
@@ -458,12 +460,23 @@ class ShapeTracer(RecordingTracer):
         assert isinstance(obj, ShapeProxy)
         return self.value_of(obj, "keys()").keys()
 
-    def _check(self, node: fx.Node, value: Any, text: str, location: str | None, why: str) -> None:
-        if node in self._checked or node.op == "get_attr":
+    def _check(
+        self,
+        node: fx.Node,
+        value: Any,
+        text: str,
+        location: str | None,
+        why: str,
+        read: str | None = None,
+    ) -> None:
+        if node.op == "get_attr":
             return
-        self._checked.add(node)
+        if node in self._checked:
+            self._checked[node].meta["reads"].append(read)
+            return
         check = self.graph.call_function(expect, (node, value, text, location, why))
-        check.meta.update(val=None, location=location)
+        check.meta.update(val=None, location=location, reads=[read])
+        self._checked[node] = check
 
 
 def _in_code(default: Any) -> Any:
