@@ -18,6 +18,7 @@ the cell. The inputs of all steps move up to the first of them, where
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from fxtemporal.passes.sequenced import Sequenced
 from fxtemporal.rules import Code, Reason, Rule, Site
 
 __all__ = ["RecurrentCells"]
+
 
 class RecurrentCells(Rule[Chain]):
     """T calls of a recurrent cell → one call over (T, B, F)."""
@@ -72,7 +74,7 @@ class RecurrentCells(Rule[Chain]):
         return detail
 
 
-# -- what stands against it --------------------------------------------------------------------------
+# -- what stands against it ------------------------------------------------------------------------
 
 
 def _unlike(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
@@ -130,7 +132,7 @@ def _cells_read(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
     """Who reads c of a step before the last: the net gives h of every step, c of the last alone."""
     if steps[0].op.name != "lstm_cell":
         return
-    for step, after in zip(steps, steps[1:], strict=False):
+    for step, after in pairwise(steps):
         passing = {after.node, *after.links}
         for node in (step.node, *after.links):
             for reader in node.users:
@@ -145,7 +147,7 @@ def _cells_read(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
 
 
 def _reads_cell(program: Program, step: Step, node: fx.Node, reader: fx.Node) -> bool:
-    """Whether ``reader`` gets c of ``step`` from ``node``, which is its tuple or derives from it."""
+    """Whether ``reader`` gets c of ``step`` from ``node``: its tuple, or a part of it."""
     if node is not step.node:
         return not _from_hidden(program, step, node)
     if item_of(program, reader) in (0, -2):

@@ -12,6 +12,7 @@ last state      h, and c of an LSTM            the last states, (1, B, H), witho
 from __future__ import annotations
 
 import operator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -278,6 +279,6 @@ def _lane(program: Program, value: Any) -> tuple[Any, int, int] | None:
 
 def _step(entries: tuple[int, ...]) -> int | None:
     """The distance between entries, counted from one end, where it is the same throughout."""
-    steps = {b - a for a, b in zip(entries, entries[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(entries)}
     one_end = len({entry < 0 for entry in entries}) == 1
     return steps.pop() if len(steps) == 1 and 0 not in steps and one_end else None
