@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.passes.recurrent_cells import RecurrentCells
 from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.rules import Rule
@@ -14,5 +15,7 @@ __all__ = ["DEFAULT_PASSES"]
 DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     SplitConcat(),  # before the loop that it leaves less of a recurrence
     TimeDistribute(),  # before the forms: T copies of a Conv3d become one
+    RecurrentCells(),
+    TimeDistribute(),  # again: what reads the states of a cell step by step
     Conv3dForms(),
 )

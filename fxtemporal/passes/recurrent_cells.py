@@ -1,0 +1,171 @@
+"""Let the steps of a recurrent cell run as one call of the recurrent net.
+
+Models that read a clip frame by frame often call ``nn.LSTMCell`` in a loop. The state goes from
+step to step, so the steps cannot share a batch, but they are one op for all that::
+
+    before                                        after
+    for t in range(T):                            y = x.movedim(1, 0)                # (T, B, F)
+        h, c = cell(x[:, t], (h, c))              y, h, c = torch.lstm(y, (h, c), weights, ...)
+        outs.append(h)
+    out = torch.stack(outs, dim=1)                out = y.movedim(0, 1)              # (B, T, H)
+
+which multiplies all inputs with the weights at once, and goes back to Python once instead of T
+times. What is such a loop is told by :mod:`fxtemporal.analysis.chains`. The weights stay those of
+the cell. The inputs of all steps move up to the first of them, where
+:mod:`fxtemporal.analysis.moving` says that they may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxtemporal.analysis.aliasing import Aliasing
+from fxtemporal.analysis.chains import CELLS, Chain, Step, chains_of, item_of
+from fxtemporal.analysis.moving import Mover, called, needed_by
+from fxtemporal.graph import Program
+from fxtemporal.ops import Attr
+from fxtemporal.passes.sequenced import Sequenced
+from fxtemporal.rules import Code, Reason, Rule, Site
+
+__all__ = ["RecurrentCells"]
+
+
+class RecurrentCells(Rule[Chain]):
+    """T calls of a recurrent cell → one call over (T, B, F)."""
+
+    name = "recurrent-cells"
+    moves_others = True  # the outputs of one chain are the inputs of the next layer's
+
+    def candidates(self, program: Program) -> Iterable[Chain]:
+        return chains_of(program)
+
+    def site(self, program: Program, candidate: Chain) -> Site:
+        first = candidate.nodes[0]
+        target = program.module_path(first) or first.name
+        return Site(self.name, first.name, target, program.location(first))
+
+    def preconditions(self, program: Program, candidate: Chain) -> Iterator[Reason]:
+        yield from candidate.reasons
+        if not candidate.steps:
+            return
+        yield from _unlike(program, candidate.steps)
+        yield from _cells_read(program, candidate.steps)
+        aliasing = Aliasing(program)
+        written = list(_written(program, candidate.nodes, aliasing))
+        yield from written
+        if not written:  # the same writes would stand in the way once more
+            first = candidate.nodes[0]
+            inputs = needed_by((step.op.args["input"] for step in candidate.steps), first)
+            yield from Mover(program, aliasing).blockers(inputs, frozenset(candidate.nodes), first)
+
+    def detail(self, program: Program, candidate: Chain) -> Mapping[str, Any]:
+        if not candidate.steps:
+            return {"steps": len(candidate.nodes)}
+        return {"kind": CELLS[candidate.steps[0].op.name], "steps": len(candidate.steps)}
+
+    def rewrite(self, program: Program, candidate: Chain) -> Mapping[str, Any]:
+        detail = self.detail(program, candidate)
+        Sequenced(program, candidate).run()
+        return detail
+
+
+# -- what stands against it ------------------------------------------------------------------------
+
+
+def _unlike(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
+    """Steps whose tensors do not fit into one call, or would be computed in another precision."""
+    where = called(program, steps[0].node)
+    op = steps[0].op
+    if (op.args["b_ih"] is None) != (op.args["b_hh"] is None):
+        text = f"{where}: {CELLS[op.name]} has two biases or none, and this cell has one"
+        yield Reason(Code.UNSUPPORTED_OP, text)
+    tensors = [t for step in steps for t in _tensors(program, step)]
+    if any(t is None for t in tensors):
+        text = f"{where}: whether its steps have a batch dimension needs example inputs"
+        yield Reason(Code.SHAPES_UNKNOWN, text)
+        return
+    known = [t for t in tensors if t is not None]
+    weights = [program.tensor(w.name) for w in steps[0].weights if isinstance(w, Attr)]
+    if len({t.dim() for t in known}) > 1:
+        text = f"{where}: only some of its inputs and states have a batch dimension"
+        yield Reason(Code.UNEQUAL_FRAMES, text)
+    if len({(t.dtype, t.device) for t in (*known, *weights)}) > 1:
+        text = f"{where}: its inputs, states and weights differ in dtype or device"
+        yield Reason(Code.UNEQUAL_FRAMES, text)
+    elif _rounds_to_tf32(known[0]):
+        text = (
+            f"{where}: cuDNN may round to TF32 what the cells compute in float32; set "
+            "torch.backends.cudnn.allow_tf32 = False, or allow it for matrix products too"
+        )
+        yield Reason(Code.UNSUPPORTED_OP, text)
+
+
+def _tensors(program: Program, step: Step) -> list[Tensor | None]:
+    """The values of a step's input, of the states that it reads and of those that it leaves."""
+    state = step.op.args["hx"]
+    given = state if isinstance(state, tuple) else () if state is None else (state,)
+    found: list[Tensor | None] = []
+    for value in (step.op.args["input"], *given, step.node):
+        known = program.tensor(value.name) if isinstance(value, Attr) else value.meta.get("val")
+        parts = known if isinstance(known, list | tuple) else (known,)
+        found += [part if isinstance(part, Tensor) else None for part in parts]
+    return found
+
+
+def _rounds_to_tf32(value: Tensor) -> bool:
+    """Whether a recurrent net on this device rounds more coarsely than its cell would."""
+    if value.device.type != "cuda" or value.dtype != torch.float32:
+        return False
+    recurrent = getattr(torch.backends.cudnn, "rnn", None)
+    if recurrent is None:  # before PyTorch 2.9
+        return torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    products = torch.backends.cuda.matmul.fp32_precision
+    return bool(recurrent.fp32_precision == "tf32" and products != "tf32")
+
+
+def _cells_read(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
+    """Who reads c of a step before the last: the net gives h of every step, c of the last alone."""
+    if steps[0].op.name != "lstm_cell":
+        return
+    for step, after in pairwise(steps):
+        passing = {after.node, *after.links}
+        for node in (step.node, *after.links):
+            for reader in node.users:
+                if reader in passing or not _reads_cell(program, step, node, reader):
+                    continue
+                where = called(program, step.node)
+                line = program.location(reader) or reader.name
+                text = f"{where}: the cell state of a step before the last is read ({line}), and "
+                text += "lstm gives only that of the last"
+                yield Reason(Code.UNSUPPORTED_OP, text)
+                return
+
+
+def _reads_cell(program: Program, step: Step, node: fx.Node, reader: fx.Node) -> bool:
+    """Whether ``reader`` gets c of ``step`` from ``node``: its tuple, or a part of it."""
+    if node is not step.node:
+        return not _from_hidden(program, step, node)
+    if item_of(program, reader) in (0, -2):
+        return False
+    return bool(reader.users) or item_of(program, reader) is None
+
+
+def _from_hidden(program: Program, step: Step, node: fx.Node) -> bool:
+    """Whether a link carries h, not c."""
+    while (op := program.op(node)) is not None and op.args["input"] is not step.node:
+        node = op.args["input"]
+    return item_of(program, node) in (0, -2)
+
+
+def _written(program: Program, cells: Sequence[fx.Node], aliasing: Aliasing) -> Iterator[Reason]:
+    """In-place writes into a state: it would be a part of all of them."""
+    for writer, written in aliasing.writes():
+        if any(aliasing.share(written, cell) for cell in cells):
+            text = f"{called(program, writer)}: the in-place write reaches a state of the cell"
+            yield Reason(Code.VISIBLE_WRITE, text)
+            return
