@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import loop_models, loops
+from benchmarks import loop_models, loop_runs, loops
 from benchmarks.engines import ENGINES, Engine, compile_with, versions
 from benchmarks.measure import Timing, relative_error
 from benchmarks.memory import peak_of_call
@@ -103,8 +103,8 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
         "failing": Engine("failing", failing),
     }
     monkeypatch.setattr("benchmarks.engines.ENGINES", engines)
-    result = loops.run_case(tiny(), tuple(engines), rounds=3, budget=0, memory=False)
-    assert set(result.cells) == {("eager", variant) for variant in loops.VARIANTS}
+    result = loop_runs.run_case(tiny(), tuple(engines), rounds=3, budget=0, memory=False)
+    assert set(result.cells) == {("eager", variant) for variant in loop_runs.VARIANTS}
     assert result.notes == [
         "missing: not installed (No module named 'missing')",
         "tiny, failing, loop: RuntimeError: cannot convert aten::roll",
@@ -116,12 +116,12 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
     assert json.loads(json.dumps(result.to_dict()))["engines"]["eager"]["loop"]
 
 
-def cell(milliseconds: float, error: float = 1e-7) -> loops.Cell:
-    return loops.Cell(Timing((milliseconds,) * 3), error, 0.0)
+def cell(milliseconds: float, error: float = 1e-7) -> loop_runs.Cell:
+    return loop_runs.Cell(Timing((milliseconds,) * 3), error, 0.0)
 
 
-def measured(**cells: loops.Cell) -> loops.Result:
-    result = loops.Result("model", ((1, 2),), ("eager",), optimize_seconds=1.0)
+def measured(**cells: loop_runs.Cell) -> loop_runs.Result:
+    result = loop_runs.Result("model", ((1, 2),), ("eager",), optimize_seconds=1.0)
     result.cells.update({("eager", name.replace("_", " ")): c for name, c in cells.items()})
     return result
 
@@ -143,7 +143,7 @@ def measured(**cells: loops.Cell) -> loops.Result:
             measured(loop=cell(2.0), optimized=cell(1.0, float("nan"))),
             ["eager, optimized: relative error nan, above 1e-05"],
         ),
-        (loops.Result("model", ((1, 2),), ("eager",)), ["cannot be optimized"]),
+        (loop_runs.Result("model", ((1, 2),), ("eager",)), ["cannot be optimized"]),
     ],
 )
 def test_a_slow_or_wrong_result_is_broken(result, broken):
@@ -154,7 +154,7 @@ def test_main_prints_writes_and_judges(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(loops, "LOOPS", {"tiny": tiny()})
     monkeypatch.setattr(loops, "SCALING", (2,))
     monkeypatch.setattr(loops, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(loops, "SLOWEST", 0.0)
+    monkeypatch.setattr(loop_runs, "SLOWEST", 0.0)
     arguments = ["--engines", "eager", "openvino", "--skip", "tiny/openvino", "--rounds", "3"]
     arguments += ["--budget", "0", "--no-memory", "--scaling", "--save"]
     assert loops.main([*arguments, "--json", str(tmp_path / "loops.json")]) == 0
@@ -168,7 +168,7 @@ def test_main_prints_writes_and_judges(monkeypatch, capsys, tmp_path):
     assert "| tiny" in text
     assert "2×3×1×5×5" in text
     assert "left out with --skip" in text
-    monkeypatch.setattr(loops, "LARGEST_ERROR", -1.0)
+    monkeypatch.setattr(loop_runs, "LARGEST_ERROR", -1.0)
     assert loops.main(["--engines", "eager", "--rounds", "3", "--budget", "0", "--no-memory"]) == 1
     assert "broken: tiny: eager, optimized" in capsys.readouterr().err
 
