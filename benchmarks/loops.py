@@ -205,7 +205,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=60.0, help="seconds to time each model")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--scaling", action="store_true", help="time optimize itself as T grows")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was measured here")
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH", help="write what was measured here, model by model"
+    )
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results")
     return parser.parse_args(arguments)
 
@@ -214,42 +216,49 @@ def _describe(bar: tqdm[Any], name: str, stage: str) -> None:
     bar.set_description(f"{name}: {stage}")
 
 
-def _measured(options: argparse.Namespace) -> tuple[list[Result], list[Scaling]]:
+def _measured(
+    options: argparse.Namespace, environment: dict[str, Any]
+) -> tuple[list[Result], list[Scaling]]:
+    """Everything that was asked for; the JSON file grows with it, as a full run takes long."""
     names = list(LOOPS) if options.only is None else options.only
     lengths = SCALING if options.scaling else ()
-    results, scaling = [], []
+    results: list[Result] = []
+    scaling: list[Scaling] = []
     with tqdm(total=len(names) + len(lengths), disable=None, leave=False) as bar:
-        for name in names:
-            results.append(
-                run_case(
-                    LOOPS[name],
-                    options.engines,
-                    options.rounds,
-                    options.budget,
-                    memory=not options.no_memory,
-                    skip=options.skip,
-                    tick=partial(_describe, bar, name),
-                )
-            )
+
+        def done() -> None:
             bar.update()
+            if options.json:
+                _write_json(options.json, results, scaling, environment)
+
+        for name in names:
+            result = run_case(
+                LOOPS[name],
+                options.engines,
+                options.rounds,
+                options.budget,
+                memory=not options.no_memory,
+                skip=options.skip,
+                tick=partial(_describe, bar, name),
+            )
+            results.append(result)
+            done()
         for frames in lengths:
             bar.set_description(f"optimizing T={frames}")
             scaling.append(run_scaling(frames))
-            bar.update()
+            done()
     return results, scaling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    results, scaling = _measured(options)
     environment = _environment(options.engines)
+    results, scaling = _measured(options, environment)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     for title, table in _tables(results, scaling, "simple").items():
         print(f"\n{title}\n\n{table}")
     for note in _notes(results):
         print(f"{NOT_MEASURED}: {note}")
-    if options.json:
-        _write_json(options.json, results, scaling, environment)
     if options.save:
         print(f"saved to {_save(results, scaling, environment)}")
     broken = _broken(results)

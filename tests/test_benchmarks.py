@@ -116,6 +116,15 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
     assert json.loads(json.dumps(result.to_dict()))["engines"]["eager"]["loop"]
 
 
+def test_a_result_of_another_shape_is_an_infinite_error(monkeypatch):
+    def cuts(model, inputs):
+        return lambda *args: model(*args)[:1]
+
+    monkeypatch.setattr("benchmarks.engines.ENGINES", {"cuts": Engine("cuts", cuts)})
+    result = loop_runs.run_case(tiny(), ("cuts",), rounds=3, budget=0, memory=False)
+    assert "cuts, loop: relative error inf, above 1e-05" in result.broken()
+
+
 def cell(milliseconds: float, error: float = 1e-7) -> loop_runs.Cell:
     return loop_runs.Cell(Timing((milliseconds,) * 3), error, 0.0)
 
