@@ -84,18 +84,31 @@ def _inductor_scope() -> Iterator[None]:
         yield
 
 
-def _openvino(model: nn.Module, inputs: Inputs) -> Run:
-    """Converted from the module, which keeps an ``nn.LSTM`` whole; an exported program does not."""
+def _converted(model: nn.Module, inputs: Inputs) -> Any:
+    """An OpenVINO model of fixed input sizes.
+
+    Converted from the module, which keeps an ``nn.LSTM`` whole. Where ``torch.jit.trace`` refuses
+    the module (it knows no comparison of booleans), from an exported program, which does not.
+    """
     import openvino
 
-    shapes = [tuple(x.shape) for x in inputs]
-    converted = openvino.convert_model(model, example_input=inputs, input=shapes)
+    try:
+        converted = openvino.convert_model(model, example_input=inputs)
+    except RuntimeError:
+        converted = openvino.convert_model(torch.export.export(model, inputs))
+    converted.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
+    return converted
+
+
+def _openvino(model: nn.Module, inputs: Inputs) -> Run:
+    import openvino
+
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    compiled = openvino.Core().compile_model(_converted(model, inputs), "CPU", settings)
 
     def run(*args: Tensor) -> Any:
         results = compiled([x.numpy() for x in args], share_inputs=True)

@@ -114,10 +114,8 @@ class Result:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line: its type, and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
-    return f"{type(error).__name__}: {text[:200]}"
+    """An error in one line: its type, and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _variants(case: Case, model: nn.Module, inputs: tuple[Tensor, ...], result: Result) -> Any:

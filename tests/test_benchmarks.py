@@ -95,7 +95,7 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
         raise ModuleNotFoundError("No module named 'missing'")
 
     def failing(model, inputs):
-        raise RuntimeError("cannot convert aten::roll\nand many lines more")
+        raise RuntimeError("cannot convert aten::roll:\n  axis 2")
 
     engines = {
         "eager": ENGINES["eager"],
@@ -107,9 +107,9 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
     assert set(result.cells) == {("eager", variant) for variant in loop_runs.VARIANTS}
     assert result.notes == [
         "missing: not installed (No module named 'missing')",
-        "tiny, failing, loop: RuntimeError: cannot convert aten::roll",
-        "tiny, failing, optimized: RuntimeError: cannot convert aten::roll",
-        "tiny, failing, by hand: RuntimeError: cannot convert aten::roll",
+        "tiny, failing, loop: RuntimeError: cannot convert aten::roll: axis 2",
+        "tiny, failing, optimized: RuntimeError: cannot convert aten::roll: axis 2",
+        "tiny, failing, by hand: RuntimeError: cannot convert aten::roll: axis 2",
     ]
     assert versions(["missing"]) == {"missing-package": "not installed"}
     assert loops.NOT_MEASURED in loops._times([result], "simple")
