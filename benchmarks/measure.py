@@ -24,6 +24,7 @@ __all__ = [
     "Timing",
     "interleaved",
     "machine",
+    "machine_slug",
     "quartiles",
     "relative_error",
     "speedup",
@@ -175,6 +176,11 @@ def _cpu_name() -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
+
+
+def machine_slug(environment: Mapping[str, Any]) -> str:
+    """The CPU of :func:`machine` as a part of a file's name: ``"amd-epyc"``."""
+    return re.sub(r"[^a-z0-9]+", "-", str(environment["cpu"]).lower()).strip("-")
 
 
 def machine() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks._torchvision import resnet18, video_model
 
-__all__ = ["MODELS", "Case", "FoldedByHand", "PerFrame"]
+__all__ = ["MODELS", "Case", "FoldedByHand", "PerFrame", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ def _vary_batchnorms(model: nn.Module) -> None:
             nn.init.normal_(module.bias, std=0.1)
 
 
-def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` returns, the same at every call, with varied BatchNorms and in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build()
@@ -243,11 +244,11 @@ def _clip(*shape: int) -> tuple[Tensor]:
 
 
 def _case(name: str, build: Callable[[], nn.Module], *shape: int) -> Case:
-    return Case(name, partial(_seeded, build), partial(_clip, *shape))
+    return Case(name, partial(seeded, build), partial(_clip, *shape))
 
 
 def _loop(name: str, build: Callable[[], nn.Module], *shape: int) -> Case:
-    return Case(name, partial(_seeded, build), partial(_clip, *shape), True, FoldedByHand)
+    return Case(name, partial(seeded, build), partial(_clip, *shape), True, FoldedByHand)
 
 
 MODELS: dict[str, Case] = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from benchmarks.measure import (
     Timing,
     interleaved,
     machine,
+    machine_slug,
     relative_error,
     speedup,
 )
@@ -183,8 +183,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _save(rows: Sequence[Row], environment: dict[str, Any]) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", environment["cpu"].lower()).strip("-")
-    path = RESULTS / f"smoke-{slug}.md"
+    path = RESULTS / f"smoke-{machine_slug(environment)}.md"
     lines = [
         "# Smoke benchmark",
         "",

@@ -1,0 +1,193 @@
+"""The engines that a loop, its optimized form and its counterpart batched by hand run on.
+
+::
+
+    compiled = compile_with("openvino", model, (clip,))
+    compiled.run(clip)        # tensors in, tensors out, whatever runs in between
+    compiled.seconds          # from the module to its first result
+
+Every engine runs in float32 on torch's number of threads, with the input sizes fixed. OpenVINO and
+ONNX Runtime take and give NumPy arrays, which share memory with the tensors; only OpenVINO's
+results are copied, lest the next call overwrite them. Both engines are optional:
+``pip install -e ".[bench]"``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ENGINES", "Compiled", "Engine", "compile_with", "reset", "versions"]
+
+Inputs = tuple[Tensor, ...]
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    ``build`` makes of a module what runs it, ``packages`` are what it needs beside torch, and
+    ``scope`` is entered around building and the first call, before the clock starts.
+    """
+
+    name: str
+    build: Callable[[nn.Module, Inputs], Run]
+    packages: tuple[str, ...] = ()
+    scope: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model on an engine: ``run`` calls it, ``seconds`` is what its first result took."""
+
+    run: Run
+    seconds: float
+
+
+def _eager(model: nn.Module, inputs: Inputs) -> Run:
+    return model
+
+
+def _inductor(model: nn.Module, inputs: Inputs) -> Run:
+    return torch.compile(model, dynamic=False)
+
+
+def _increment(x: Tensor) -> Tensor:
+    return x + 1
+
+
+@contextmanager
+def _inductor_scope() -> Iterator[None]:
+    """Frozen weights and empty caches, so that no compilation profits from an earlier one.
+
+    A first, tiny compilation pays for what is paid once a machine, the precompiled headers.
+    """
+    from torch._inductor import config
+    from torch._inductor.utils import fresh_cache
+
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        fresh_cache(dir=folder, delete=False),
+        config.patch(freezing=True),
+    ):
+        torch.compile(_increment, dynamic=False)(torch.zeros(8))
+        yield
+
+
+def _converted(model: nn.Module, inputs: Inputs) -> Any:
+    """An OpenVINO model of fixed input sizes.
+
+    Converted from the module, which keeps an ``nn.LSTM`` whole. Where ``torch.jit.trace`` refuses
+    the module (it knows no comparison of booleans), from an exported program, which does not.
+    """
+    import openvino
+
+    try:
+        converted = openvino.convert_model(model, example_input=inputs)
+    except RuntimeError:
+        converted = openvino.convert_model(torch.export.export(model, inputs))
+    converted.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
+    return converted
+
+
+def _openvino(model: nn.Module, inputs: Inputs) -> Run:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = openvino.Core().compile_model(_converted(model, inputs), "CPU", settings)
+
+    def run(*args: Tensor) -> Any:
+        results = compiled([x.numpy() for x in args], share_inputs=True)
+        return _tensors([results[i] for i in range(len(compiled.outputs))])
+
+    return run
+
+
+def _onnxruntime(model: nn.Module, inputs: Inputs) -> Run:
+    import onnx  # noqa: F401  # both are needed by the exporter, which names only one of them
+    import onnxruntime
+    import onnxscript  # noqa: F401
+
+    program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Its threads spin while a call runs, as they do by default, but not on into the next engine's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*args: Tensor) -> Any:
+        arrays = {name: x.numpy() for name, x in zip(names, args, strict=True)}
+        return _tensors(session.run(None, arrays))
+
+    return run
+
+
+def _tensors(arrays: list[Any]) -> Any:
+    """The array as a tensor if there is one, else a tuple of tensors."""
+    tensors = tuple(torch.from_numpy(array) for array in arrays)
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+ENGINES: Mapping[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine("eager", _eager),
+        Engine("inductor", _inductor, scope=_inductor_scope),
+        Engine("openvino", _openvino, ("openvino",)),
+        Engine("onnxruntime", _onnxruntime, ("onnxruntime", "onnx", "onnxscript")),
+    )
+}
+
+
+@torch.no_grad()
+def compile_with(engine: str, model: nn.Module, inputs: Inputs) -> Compiled:
+    """``model`` ready to run on an engine of :data:`ENGINES`, and how long that took.
+
+    Raises:
+        ImportError: the engine is not installed.
+        Exception: whatever the engine raises on this model.
+    """
+    chosen = ENGINES[engine]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters warn of what they did to the LSTM
+        with chosen.scope():
+            start = time.perf_counter()
+            run = chosen.build(model, inputs)
+            run(*inputs)
+            seconds = time.perf_counter() - start
+    return Compiled(run, seconds)
+
+
+def reset() -> None:
+    """Forget what Inductor compiled so far: it keeps 8 forms of one forward, and no more."""
+    torch.compiler.reset()
+
+
+def versions(engines: Iterable[str]) -> dict[str, str]:
+    """The versions of the packages that these engines run on, as installed."""
+    found = {}
+    for package in (package for name in engines for package in ENGINES[name].packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
