@@ -61,15 +61,9 @@ def _by_size(program: Program) -> dict[tuple[fx.Node, int], list[fx.Node]]:
     """The checks of each size of an input: of the size itself, or of the frames it is cut into."""
     found: dict[tuple[fx.Node, int], list[fx.Node]] = {}
     for check in program.graph.nodes:
-        if check.target is not expect or not isinstance(check.args[0], fx.Node):
-            continue
-        number = check.args[0]
-        if number.target is length and isinstance(number.args[0], fx.Node):
-            number = number.args[0]
-        op = program.op(number)
-        if op is None or op.name not in ("size", "unbind") or not is_input(op.args["input"]):
-            continue
-        found.setdefault((op.args["input"], op.args["dim"]), []).append(check)
+        held = program.held_size(check) if check.target is expect else None
+        if held is not None and is_input(held[0]):
+            found.setdefault(held, []).append(check)
     return found
 
 

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import Attr, Describer, Op
-from fxtemporal.specializations import Specialization, expect, specializations
+from fxtemporal.specializations import Specialization, expect, length, specializations
 from fxtemporal.twins import twin, unchanged
 
 __all__ = ["Program", "rank", "run_node", "shape", "short_location"]
@@ -165,10 +165,20 @@ class Program:
             if check.target is not expect or not isinstance(check.args[0], fx.Node):
                 continue
             numbers.setdefault(check.args[0], check)
-            op = self.op(check.args[0])
-            if op is not None and op.name == "size" and isinstance(op.args["input"], fx.Node):
-                sizes.setdefault((op.args["input"], op.args["dim"]), check)
+            if (held := self.held_size(check)) is not None:
+                sizes.setdefault(held, check)
         return sizes, numbers
+
+    def held_size(self, check: fx.Node) -> tuple[fx.Node, int] | None:
+        """``(tensor, dim)`` whose size ``check`` checks: as such, or as the count of its frames."""
+        number = check.args[0]
+        if isinstance(number, fx.Node) and number.target is length:
+            number = number.args[0]
+        op = self.op(number) if isinstance(number, fx.Node) else None
+        if op is None or op.name not in ("size", "unbind"):
+            return None
+        tensor = op.args["input"]
+        return (tensor, op.args["dim"]) if isinstance(tensor, fx.Node) else None
 
     def hoist_checks(self) -> None:
         """What a check reads of an input's shape, and the check, move to where the inputs stand."""

@@ -17,8 +17,7 @@ from torch import fx
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.graph import Program
 from fxtemporal.rules import Code, Reason
-from fxtemporal.specializations import expect
-from fxtemporal.tracing.proxy import dimensions
+from fxtemporal.specializations import dimensions, expect
 
 __all__ = ["Mover", "called", "needed_by"]
 

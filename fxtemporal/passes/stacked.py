@@ -11,6 +11,7 @@ apart      (T, B, ...)           ``axis`` 0: those of a time-major one
 
 from __future__ import annotations
 
+import itertools
 import operator
 
 from torch import fx
@@ -102,7 +103,7 @@ def pick(graph: fx.Graph, value: fx.Node, dim: int, entries: tuple[int, ...]) ->
 
     An entry that is not there raises, as ``select`` would: a slice would quietly give fewer.
     """
-    steps = {b - a for a, b in zip(entries, entries[1:], strict=False)} or {1}
+    steps = {b - a for a, b in itertools.pairwise(entries)} or {1}
     step = steps.pop()
     if steps or step < 1:
         listed: tuple[Argument, ...] = (*[slice(None)] * dim, list(entries))
@@ -127,6 +128,6 @@ def moved(graph: fx.Graph, value: fx.Node, source: int, destination: int) -> fx.
 
 def step_of(frames: tuple[int, ...]) -> int | None:
     """The distance between frames, where it is the same positive one throughout."""
-    steps = {b - a for a, b in zip(frames, frames[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(frames)}
     step = steps.pop() if len(steps) == 1 else None
     return step if step is not None and step > 0 else None

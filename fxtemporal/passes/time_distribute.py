@@ -15,14 +15,13 @@ reads its frame from the batched result.
 
 from __future__ import annotations
 
+import itertools
 import operator
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.apart import mapped_dims
@@ -89,10 +88,11 @@ def _body_path(body: list[Family]) -> str:
         if family.first.op == "call_module":
             names.append(str(family.first.target))
         paths.append(names[-1].split(".") if names else [])
-    return ".".join(os.path.commonprefix(paths))
+    alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return ".".join(names[0] for names in alike)
 
 
-# -- the rewrite -------------------------------------------------------------------------------------
+# -- the rewrite -----------------------------------------------------------------------------------
 
 
 class _Rewriter:
