@@ -41,7 +41,7 @@ def vmapped(name: str, dims: tuple[int | None, ...], *args: Any, **kwargs: Any) 
 def spelled(node: fx.Node) -> str | None:
     """The name under which :func:`vmapped` finds the op that ``node`` calls; None if it cannot."""
     if node.op == "call_method":
-        name = str(node.target)
+        name = "reshape" if node.target == "view" else str(node.target)  # strides may differ
         return f"Tensor.{name}" if hasattr(torch.Tensor, name) else None
     if node.op != "call_function":
         return None

@@ -605,7 +605,7 @@ def test_lanes_of_one_tensor_are_not_stacked_again() -> None:
         _, result = sequenced(name, "lstm")
         targets = [n.target for n in result.graph.nodes]
         assert torch.stack not in targets
-        assert ("narrow" in targets) == (name in ("AFewFrames", "StateOfZeros"))
+        assert ("narrow" in targets) == (name == "AFewFrames")
 
 
 # ------------------------------------------------------------------------------ with other passes

@@ -15,8 +15,6 @@ from fxtemporal.vmapped import spelled, vmapped
 
 __all__ = ["mapped_dims", "runs_apart"]
 
-_CURABLE = (Code.UNSUPPORTED_OP, Code.FIXED_BATCH)
-
 
 def runs_apart(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
     """Whether ``torch.vmap`` has a rule for the op, as the first lane calls it.
@@ -24,8 +22,10 @@ def runs_apart(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
     The rule is tried, on fake tensors, since only that tells.
     """
     node, op = family.first, call.op
-    if op.inplace or op.random or any(reason.code not in _CURABLE for reason in blockers):
+    if op.inplace or op.random or any(r.code is not Code.UNSUPPORTED_OP for r in blockers):
         return False
+    if op.name.startswith("new_") or op.name.endswith("_like"):
+        return False  # it reads the size of a frame alone: memory that each frame may write
     value, name = node.meta.get("val"), spelled(node)
     dims = mapped_dims(node, call.lanes)
     if not isinstance(value, torch.Tensor) or name is None or dims is None:
@@ -53,9 +53,15 @@ def runs_apart(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
 
 def mapped_dims(node: fx.Node, lanes: frozenset[fx.Node]) -> tuple[int | None, ...] | None:
     """For each argument of ``node`` 0 if it is a lane; None where a lane is not an argument."""
-    dims = tuple(0 if argument in lanes else None for argument in node.args)
-    found = {argument for argument in node.args if isinstance(argument, fx.Node)}
-    return dims if lanes and lanes <= found and not lanes & set(node.kwargs.values()) else None
+    mapped = [isinstance(argument, fx.Node) and argument in lanes for argument in node.args]
+    dims = tuple(0 if is_lane else None for is_lane in mapped)
+    elsewhere = [n for n in node.all_input_nodes if n in lanes and n not in _plain(node.args)]
+    by_keyword = lanes & set(_plain(tuple(node.kwargs.values())))
+    return dims if any(mapped) and not elsewhere and not by_keyword else None
+
+
+def _plain(arguments: tuple[Any, ...]) -> list[fx.Node]:
+    return [argument for argument in arguments if isinstance(argument, fx.Node)]
 
 
 def _map(arguments: Any, function: Any) -> Any:

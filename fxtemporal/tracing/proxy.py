@@ -54,8 +54,11 @@ class ShapeProxy(Proxy):
             return value
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def entry(self, index: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
     def __getitem__(self, index: Any) -> Any:
-        entry = self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        entry = self.entry(index)
         if entry.known and entry.val is None:  # Python may ask whether it is there
             self.tracer.graph.erase_node(entry.node)
             return None

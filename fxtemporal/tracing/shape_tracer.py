@@ -236,8 +236,8 @@ class ShapeTracer(RecordingTracer):
                 name = str(proxy.node.target).lstrip("*")
                 self._check(spec.node, structure(value), f"structure({name})", None, "its layout")
             if isinstance(value, dict):
-                return {key: self._unpacked(proxy[key]) for key in value}
-            return type(value)(self._unpacked(proxy[i]) for i in range(len(value)))
+                return {key: self._unpacked(proxy.entry(key)) for key in value}
+            return type(value)(self._unpacked(proxy.entry(i)) for i in range(len(value)))
         return self._fixed(proxy, value, "not a tensor")
 
     def _check_rank(self, proxy: ShapeProxy) -> None:
