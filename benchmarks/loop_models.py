@@ -19,6 +19,7 @@ __all__ = [
     "BUILDERS",
     "LOOPS",
     "conv_lstm",
+    "encoded_conv_lstm",
     "lstm_cell",
     "nested_crops",
     "resnet18_lstm",
@@ -102,6 +103,46 @@ class ConvLSTMByHand(nn.Module):
         for t in range(x.size(1)):
             gates = given[:, t] + nn.functional.conv2d(h, of_state, padding=1)
             h, c = model.step(gates, c)
+        return h
+
+
+class EncodedConvLSTM(ConvLSTM):
+    """(B, T, 3, H, W) -> (B, hidden, H/4, W/4): each frame is encoded, then goes into the cell."""
+
+    def __init__(self, channels: int = 32, hidden: int = 32) -> None:
+        super().__init__(channels, hidden)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, channels // 2, 3, stride=2, padding=1),
+            nn.BatchNorm2d(channels // 2),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = None
+        for t in range(x.size(1)):
+            features = self.encoder(x[:, t])
+            if h is None or c is None:
+                h = c = self.start(features.unsqueeze(1))
+            gates = self.conv(torch.cat([features, h], dim=1))
+            h, c = self.step(gates, c)
+        assert h is not None
+        return h
+
+
+class EncodedConvLSTMByHand(nn.Module):
+    """The encoder and the input's half of the convolution on all frames."""
+
+    def __init__(self, model: EncodedConvLSTM) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.cell = ConvLSTMByHand(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.encoder(x.flatten(0, 1))
+        h: Tensor = self.cell(features.unflatten(0, x.shape[:2]))
         return h
 
 
@@ -240,6 +281,10 @@ def conv_lstm(name: str, frames: int = 16, size: int = 32) -> Case:
     return _case(name, ConvLSTM, ConvLSTMByHand, (1, frames, 3, size, size))
 
 
+def encoded_conv_lstm(name: str, frames: int = 16, size: int = 64) -> Case:
+    return _case(name, EncodedConvLSTM, EncodedConvLSTMByHand, (1, frames, 3, size, size))
+
+
 def lstm_cell(name: str, frames: int = 64, features: int = 128) -> Case:
     build = partial(LSTMCellLoop, features, features)
     return _case(name, build, LSTMCellByHand, (1, frames, features))
@@ -261,6 +306,7 @@ BUILDERS: tuple[Callable[..., Case], ...] = (
     resnet18_lstm,
     two_stream,
     conv_lstm,
+    encoded_conv_lstm,
     lstm_cell,
     sliding_windows,
     nested_crops,
@@ -276,6 +322,7 @@ LOOPS: Mapping[str, Case] = {
         resnet18_lstm("resnet18_lstm_224", size=224),
         two_stream("two_stream"),
         conv_lstm("conv_lstm"),
+        encoded_conv_lstm("encoded_conv_lstm"),
         lstm_cell("lstm_cell"),
         sliding_windows("sliding_windows"),
         nested_crops("nested_crops"),

@@ -19,6 +19,7 @@ SMALL = {
     "resnet18_lstm": {"frames": 2, "size": 32},
     "two_stream": {"frames": 2, "size": 32},
     "conv_lstm": {"frames": 3, "size": 8},
+    "encoded_conv_lstm": {"frames": 3, "size": 16},
     "lstm_cell": {"frames": 5, "features": 8},
     "sliding_windows": {"frames": 8, "window": 4, "step": 2, "size": 32},
     "nested_crops": {"crops": 2, "frames": 2, "size": 32},

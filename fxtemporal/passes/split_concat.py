@@ -183,7 +183,9 @@ class _Splitter:
         slices = [self.graph.call_method("narrow", (weight, 1, *run)) for run in runs]
         for piece in slices:
             piece.meta["left_over"] = True  # no frame of the weight
-        return slices[0] if len(slices) == 1 else self.graph.call_function(torch.cat, (slices, 1))
+        if len(slices) > 1:
+            return self.graph.call_function(torch.cat, (slices, 1))
+        return self.graph.call_method("contiguous", (slices[0],))  # once, not at every step
 
     def _sum(self, step: Step) -> fx.Node:
         first, *others = self.cell.frames
