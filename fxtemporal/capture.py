@@ -13,15 +13,11 @@ never changes the model.
 from __future__ import annotations
 
 import inspect
-import io
 import keyword
-import logging
 import operator
 import re
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,12 +30,14 @@ from torch._subclasses.fake_tensor import (
     is_fake,
 )
 from torch.export import Dim, ExportedProgram
+from torch.fx import _symbolic_trace
 from torch.fx._pytree import tree_flatten_spec
 
 from fxtemporal.errors import CaptureError
 from fxtemporal.graph import Program, is_user_file, run_node, short_location
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import WHOLE, Op
+from fxtemporal.quiet import quiet
 from fxtemporal.specializations import expect
 from fxtemporal.tracing.answers import modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
@@ -146,12 +144,16 @@ def _called_otherwise(model: nn.Module) -> str | None:
 
 
 def _from_module(
-    model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]] | None
+    model: nn.Module,
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    *,
+    wrapped: bool = False,
 ) -> Program:
+    """Trace: through functions under ``torch.fx.wrap``, or where that fails, ``wrapped``."""
     bound = None if example is None else bind_example(model, *_behind_pre_hooks(model, *example))
     root = twin(model)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracer = ShapeTracer(fake_mode, bound)
+    tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
     state = ModuleState(root)
     try:
         graph = tracer.trace(root)
@@ -165,6 +167,8 @@ def _from_module(
             f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
         ) from error
     except Exception as error:  # the user's forward ran on proxies: it may raise anything
+        if not wrapped and _symbolic_trace._wrapped_fns_to_patch:
+            return _from_module(model, example, wrapped=True)
         if example is None:
             raise CaptureError(
                 f"{type(model).__name__} cannot be traced without shapes: {_reason(error)}. "
@@ -231,13 +235,16 @@ def _normalize(program: Program) -> None:
 
 
 def _one_index_a_node(program: Program) -> None:
-    """``x[:, v, t]`` becomes ``x[:, v][:, t]``, so that each index is a loop's own."""
+    """``x[:, v, t]`` becomes ``x[:, v][:, t]``, so that each index is a loop's own.
+
+    So do the rows and columns of a tile, ``x[..., i:j, k:l]``.
+    """
     for node in list(program.graph.nodes):
         op = program.op(node) if node.op == "call_function" else None
         if op is None or op.name != "getitem" or not isinstance(op.args["input"], fx.Node):
             continue
         index = op.args["index"]
-        if any(part != WHOLE and type(part) is not int for part in index):
+        if any(part != WHOLE and type(part) is not int and not _is_window(part) for part in index):
             continue
         source, dim = node.args[0], 0
         with program.graph.inserting_before(node):
@@ -245,11 +252,19 @@ def _one_index_a_node(program: Program) -> None:
                 if part == WHOLE:
                     dim += 1
                     continue
-                where = (*[slice(None)] * dim, part)
+                entry = part if type(part) is int else slice(*part[1:])
+                where = (*[slice(None)] * dim, entry)
                 source = program.graph.call_function(operator.getitem, (source, where))
                 source.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+                dim += type(part) is not int
         node.replace_all_uses_with(source)
         program.graph.erase_node(node)
+
+
+def _is_window(part: Any) -> bool:
+    """Whether a described index is a slice between numbers."""
+    sliced = isinstance(part, tuple) and part[:1] == ("slice",)
+    return sliced and all(bound is None or type(bound) is int for bound in part[1:])
 
 
 def _reads_after_writes(program: Program) -> None:
@@ -387,7 +402,7 @@ def _from_export(
     for a, k, dynamic in attempts:
         try:
             root = twin(model)
-            with _quiet(), modes_read(root) as modes:
+            with quiet(), modes_read(root) as modes:
                 exported = torch.export.export(root, a, k, dynamic_shapes=dynamic, strict=False)
         except Exception as error:  # torch.export raises its own tree, and the model's errors
             errors.append(error)
@@ -429,19 +444,6 @@ def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> No
                 "method of another module): torch.export would make it a constant. Define the "
                 "forward in the class"
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.export logs and warns of: what matters of it goes into the report."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _two_samples(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,9 @@ from fxtemporal.specializations import TRIP_COUNT, expect, length
 
 __all__ = ["freed", "trip_counts"]
 
-_FEW, _MANY = (2, 3), 64
+_FEW = (2, 3)
+_MANY = 16
+"""So many frames differ from few in what integer division and branches make of them."""
 
 
 def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
@@ -47,7 +49,8 @@ def freed(program: Program, dim: int, frames: int, again: Callable[[int], Progra
     if not _loosen(loose, dim, frames):
         return False
     expected = _form(loose.graph)
-    for other in {*_FEW, 2 * frames + 1 if frames <= _MANY else _MANY + 1} - {frames}:
+    more = {2 * frames + 1} if frames <= _MANY else set()
+    for other in sorted({*_FEW, *more} - {frames}):
         try:
             tried = again(other)
         except Exception:  # the model itself may not take so many frames

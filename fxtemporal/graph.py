@@ -225,6 +225,12 @@ class Program:
                 return short_location(filename, int(line))
         return None
 
+    def called(self, node: fx.Node) -> str:
+        """``backbone.conv1 (model.py:12)``: the module and the line a reason is about."""
+        path = self.module_path(node) or node.name
+        location = self.location(node)
+        return f"{path} ({location})" if location else path
+
     def module_path(self, node: fx.Node) -> str:
         """The module whose forward made ``node``; the module itself for a call of one."""
         if node.op == "call_module":

@@ -25,6 +25,7 @@ from fxtemporal.errors import SpecializationError
 from fxtemporal.opaque import opaque
 
 __all__ = [
+    "QUESTIONS",
     "TRIP_COUNT",
     "Specialization",
     "dimensions",
@@ -108,6 +109,10 @@ def one_shape(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 has_side_effect(expect)  # dead-code elimination must not drop a check
+
+
+QUESTIONS = frozenset((expect, dimensions, given, length, one_shape, structure))
+"""What a graph asks of its values, without changing any."""
 
 
 def specializations(graph: fx.Graph) -> tuple[Specialization, ...]:

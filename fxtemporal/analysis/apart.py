@@ -10,6 +10,7 @@ from torch import fx
 
 from fxtemporal.analysis.batching import Call
 from fxtemporal.analysis.families import Family
+from fxtemporal.quiet import quiet
 from fxtemporal.rules import Code, Reason
 from fxtemporal.vmapped import spelled, vmapped
 
@@ -43,7 +44,7 @@ def runs_apart(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
         return known.new_empty((frames, *known.shape))
 
     try:
-        with call.program.fake_mode, torch.no_grad():
+        with quiet(), call.program.fake_mode, torch.no_grad():
             args, kwargs = _map((node.args, node.kwargs), stacked)
             result = vmapped(name, dims, *args, **kwargs)
     except Exception:  # torch.vmap refuses in many ways

@@ -234,10 +234,13 @@ def _sliced(call: Call) -> Blockers:
 
 
 def _joined(call: Call) -> Blockers:
-    """cat and stack of lanes: every part must be a lane with the same samples."""
+    """cat and stack of lanes; a part that is the same for all frames is repeated for each.
+
+    Such a part has as many samples as a frame, whatever the batch: cat and stack broadcast nothing.
+    """
     tensors = call.op.args["tensors"]
-    if not isinstance(tensors, tuple) or not all(t in call.lanes for t in tensors):
-        yield "it joins frames with something that is the same for all frames"
+    if not isinstance(tensors, tuple) or not all(isinstance(t, fx.Node) for t in tensors):
+        yield "it joins frames with a parameter"
     if call.op.args["dim"] == 0:
         yield "it works over dimension 0"
 
@@ -379,6 +382,22 @@ def _heads(call: Call) -> Blockers:
         yield "its padding mask is the same for every frame"
 
 
+def _encoder(call: Call) -> Blockers:
+    """nn.TransformerEncoder and its layer: (N, L, E)."""
+    if call.lane("src") is None:
+        yield "its input is the same for every frame, another argument is not"
+    if not call.op.args["batch_first"]:
+        yield "its dimension 0 is time: use batch_first=True"
+    if call.rank("src") != 3:
+        yield "its input has no batch dimension"
+    mask = call.op.args.get("mask", call.op.args.get("src_mask"))
+    if mask is not None and (mask in call.lanes or (call.dims(mask) or 3) > 2):
+        yield "its mask has a batch dimension of its own"
+    padding = call.op.args["src_key_padding_mask"]
+    if padding is not None and (padding not in call.lanes or call.dims(padding) != 2):
+        yield "its padding mask is the same for every frame"
+
+
 def _layer_norm(call: Call) -> Blockers:
     yield from call.only("input")
     if len(call.op.args["normalized_shape"]) > call.rank():
@@ -457,6 +476,8 @@ _TABLE: Mapping[str, Entry] = {
     "triu": _at_least(3),
     "scaled_dot_product_attention": _attention,
     "multi_head_attention": _heads,
+    "transformer_encoder": _encoder,
+    "transformer_encoder_layer": _encoder,
     **dict.fromkeys(RECURRENT, _recurrent),
     # along dimensions
     **{

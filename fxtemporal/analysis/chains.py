@@ -18,7 +18,6 @@ from typing import Any
 from torch import fx, nn
 
 from fxtemporal.analysis.families import is_whole
-from fxtemporal.analysis.moving import called
 from fxtemporal.graph import Program
 from fxtemporal.ops import Op
 from fxtemporal.rules import Code, Reason, blocked_module
@@ -195,7 +194,7 @@ def _why_single(program: Program, single: list[Step]) -> tuple[Reason, ...]:
             depends.add(node)
     reasons: dict[Reason, None] = {}
     for step in single:
-        where = called(program, step.node)
+        where = program.called(step.node)
         source, state = step.op.args["input"], step.op.args["hx"]
         if source in depends or source in mine:
             text = f"{where}: its input depends on what an earlier step gave"

@@ -45,7 +45,7 @@ _CONSTANTS = frozenset(
 
 _CUTTING = frozenset("chunk getitem index_select select slice split unbind".split())
 
-_UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel", "dim"))
+_UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel", "dim", "length"))
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _blockers(
     program: Program, family: Family, call: Call | None, origins: Mapping[Family, object]
 ) -> Iterator[Reason]:
     node = family.first
-    where = _called(program, node)
+    where = program.called(node)
     if call is None:
         text = f"{where}: {node.target} is not an op that is known here"
         reason = blocked_module(program, node)
@@ -197,7 +197,7 @@ def _blockers(
                 f"{where}: dimension 0 of the state of {call.op.name} is the layer, not the batch"
             )
             yield Reason(Code.UNSUPPORTED_OP, text)
-        elif any(op is None or op.name != "item" for op in readers):
+        elif any(op is None or op.name not in ("item", "length") for op in readers):
             text = f"{where}: the tuple that {call.op.name} gives is used as a whole"
             yield Reason(Code.UNSUPPORTED_OP, text)
     joined = {origins[lane.family] for lane in family.lane_operands()}
@@ -284,7 +284,7 @@ def _late_write(
         if start is not None and writer > start:
             for node in outside:
                 if aliasing.share(node, written):
-                    where = _called(program, writer)
+                    where = program.called(writer)
                     text = f"{where}: the in-place write reaches {node.name}, which the loop reads"
                     return Reason(Code.VISIBLE_WRITE, text)
     return None
@@ -296,7 +296,7 @@ def _visible_write(program: Program, family: Family, aliasing: Aliasing) -> Reas
         for written in written_by(program, node):
             seen_by = aliasing.visible(node, written)
             if seen_by is not None:
-                where = _called(program, node)
+                where = program.called(node)
                 text = f"{where}: the in-place write reaches {seen_by}"
                 return Reason(Code.VISIBLE_WRITE, text)
     return None
@@ -308,7 +308,7 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
     steps: dict[Family, dict[Any, tuple[int, int]]] = {}
     alike: dict[Any, list[Family]] = {}
     for family in single:
-        where = _called(program, family.first)
+        where = program.called(family.first)
         if family.op is not None and family.op.random:
             text = f"{where}: {family.op.name} draws random numbers for each frame"
             yield Reason(Code.RANDOMNESS, text)
@@ -331,7 +331,7 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
             alike.setdefault((family.op.name, readers, rank(family.first)), []).append(family)
     for group in alike.values():
         if len({next(iter(f.lanes)) for f in group}) > 1:
-            yield from _difference(group, _called(program, group[0].first))
+            yield from _difference(group, program.called(group[0].first))
 
 
 def _difference(alike: list[Family], where: str) -> Iterator[Reason]:
@@ -356,7 +356,7 @@ def _left_apart(
     for family in region:
         alone = family not in plans and len(family.lanes) == 1 and computes(family)
         if alone and family.op is not None and family.op.static() in batched:
-            where = _called(program, family.first)
+            where = program.called(family.first)
             text = f"{where}: a frame comes to {family.op.name} by another way than the others"
             yield Reason(Code.UNEQUAL_FRAMES, text)
             return
@@ -374,10 +374,3 @@ def computes(family: Family) -> bool:
     if family.source or family.uniform:
         return False
     return family.op is None or family.op.name not in VIEWS
-
-
-def _called(program: Program, node: fx.Node) -> str:
-    """``backbone.conv1 (model.py:12)``: the module and the line a reason is about."""
-    path = program.module_path(node) or node.name
-    location = program.location(node)
-    return f"{path} ({location})" if location else path

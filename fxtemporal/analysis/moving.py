@@ -17,16 +17,9 @@ from torch import fx
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.graph import Program
 from fxtemporal.rules import Code, Reason
-from fxtemporal.specializations import dimensions, expect
+from fxtemporal.specializations import QUESTIONS
 
-__all__ = ["Mover", "called", "needed_by"]
-
-
-def called(program: Program, node: fx.Node) -> str:
-    """``decoder.cell (model.py:12)``: the module and the line a reason is about."""
-    path = program.module_path(node) or node.name
-    location = program.location(node)
-    return f"{path} ({location})" if location else path
+__all__ = ["Mover", "needed_by"]
 
 
 def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
@@ -81,7 +74,7 @@ class Mover:
 
     def _conflict(self, node: fx.Node, other: fx.Node) -> Reason | None:
         """Why ``node`` cannot be computed before ``other``, which stands before it."""
-        where = called(self._program, node)
+        where = self._program.called(node)
         if self._barrier(node) or self._barrier(other):
             text = f"{where}: {self._what(other)} may change how it is computed"
             return Reason(Code.UNSUPPORTED_OP, text)
@@ -94,7 +87,7 @@ class Mover:
         for writer, reader in ((node, other), (other, node)):
             for written in self._written(writer):
                 if self._reads(reader, written):
-                    where = called(self._program, writer)
+                    where = self._program.called(writer)
                     text = f"{where}: it may write what {self._what(reader)} reads"
                     return Reason(Code.VISIBLE_WRITE, text)
         return None
@@ -121,7 +114,7 @@ class Mover:
         return op.random or bool(updates and op.args.get("running_mean") is not None)
 
     def _unknown(self, node: fx.Node) -> bool:
-        if not node.op.startswith("call") or node.target in (expect, dimensions):
+        if not node.op.startswith("call") or node.target in QUESTIONS:
             return False
         return self._program.op(node) is None
 

@@ -19,6 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from fxtemporal.ops.canonical import Context
 from fxtemporal.ops.signature import Arguments, UndescribedError
 from fxtemporal.ops.table import OPS
+from fxtemporal.twins import carries_hooks
 
 __all__ = ["MODULES", "Module", "bind_module", "overridden"]
 
@@ -163,6 +164,22 @@ def attention(module: Any, args: Arguments, context: Context) -> Arguments:
     return {"out_proj_weight": out.weight, "out_proj_bias": out.bias}
 
 
+def encoder(module: Any, args: Arguments, context: Context) -> Arguments:
+    """Of an encoder's many parts: their layout as text, and their parameters."""
+    for part in module.modules():
+        library = type(part).__module__.startswith("torch.nn.modules")
+        if not library or overridden(part) or carries_hooks(part):
+            raise UndescribedError("an encoder with a part of another kind")
+    attention = next(p for p in module.modules() if isinstance(p, nn.MultiheadAttention))
+    probabilities = [p.p for p in module.modules() if isinstance(p, nn.Dropout)]
+    return {
+        "layers": repr(module),
+        "parameters": tuple(module.parameters()),
+        "dropout": float(max([attention.dropout, *probabilities])),
+        "batch_first": attention.batch_first,
+    }
+
+
 def einops_axes(module: Any, args: Arguments, context: Context) -> Arguments:
     return {"axes": tuple(module.axes_lengths.items())}
 
@@ -244,6 +261,8 @@ MODULES: dict[type[nn.Module], Module] = {
     nn.GRUCell: Module("gru_cell", cell),
     nn.RNNCell: Module(rnn_cell_name, cell),
     nn.MultiheadAttention: Module("multi_head_attention", attention),
+    nn.TransformerEncoder: Module("transformer_encoder", encoder),
+    nn.TransformerEncoderLayer: Module("transformer_encoder_layer", encoder),
     einops_layers.Rearrange: Module("rearrange", einops_axes),
     einops_layers.Reduce: Module("einops_reduce", einops_axes),
 }

@@ -25,7 +25,7 @@ from fxtemporal.ops import canonical as form
 from fxtemporal.ops.canonical import Fix, Lower
 from fxtemporal.ops.indexing import index_tensor
 from fxtemporal.ops.signature import Arguments, Signature, parse
-from fxtemporal.specializations import dimensions
+from fxtemporal.specializations import dimensions, length
 
 __all__ = ["ATEN", "FUNCTIONS", "METHODS", "OPS", "ROWS", "SPELLINGS", "Row", "Spelling"]
 
@@ -369,6 +369,7 @@ ROWS: tuple[Row, ...] = (
     Row("size(input, dim: dim)", spaces=""),
     Row("shape(input)", spaces=""),
     Row("numel(input)", also="nelement", spaces="torch Tensor aten"),
+    Row("length(input)", spaces="", functions=(length,)),
     Row("dim(input)", also="ndimension", spaces="Tensor aten", functions=(dimensions,)),
     Row("dtype(input)", spaces=""),
     Row("device(input)", spaces=""),
@@ -400,6 +401,18 @@ ROWS: tuple[Row, ...] = (
         "training: bool, batch_first: bool)",
         spaces="",
         random=dropping_heads,
+    ),
+    *(
+        Row(
+            f"{name}(src, {mask}=None, src_key_padding_mask=None, is_causal=None, *, layers, "
+            "parameters, training: bool, dropout: float, batch_first: bool)",
+            spaces="",
+            random=dropping_heads,
+        )
+        for name, mask in (
+            ("transformer_encoder", "mask"),
+            ("transformer_encoder_layer", "src_mask"),
+        )
     ),
     # einops
     Row("rearrange(input, pattern, axes)", spaces="", fix=form.einops),

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.analysis.chains import CELLS, Chain, Step, chains_of, item_of
-from fxtemporal.analysis.moving import Mover, called, needed_by
+from fxtemporal.analysis.moving import Mover, needed_by
 from fxtemporal.graph import Program
 from fxtemporal.ops import Attr
 from fxtemporal.passes.sequenced import Sequenced
@@ -79,7 +79,7 @@ class RecurrentCells(Rule[Chain]):
 
 def _unlike(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
     """Steps whose tensors do not fit into one call, or would be computed in another precision."""
-    where = called(program, steps[0].node)
+    where = program.called(steps[0].node)
     op = steps[0].op
     if (op.args["b_ih"] is None) != (op.args["b_hh"] is None):
         text = f"{where}: {CELLS[op.name]} has two biases or none, and this cell has one"
@@ -138,7 +138,7 @@ def _cells_read(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
             for reader in node.users:
                 if reader in passing or not _reads_cell(program, step, node, reader):
                     continue
-                where = called(program, step.node)
+                where = program.called(step.node)
                 line = program.location(reader) or reader.name
                 text = f"{where}: the cell state of a step before the last is read ({line}), and "
                 text += "lstm gives only that of the last"
@@ -166,6 +166,6 @@ def _written(program: Program, cells: Sequence[fx.Node], aliasing: Aliasing) -> 
     """In-place writes into a state: it would be a part of all of them."""
     for writer, written in aliasing.writes():
         if any(aliasing.share(written, cell) for cell in cells):
-            text = f"{called(program, writer)}: the in-place write reaches a state of the cell"
+            text = f"{program.called(writer)}: the in-place write reaches a state of the cell"
             yield Reason(Code.VISIBLE_WRITE, text)
             return

@@ -85,6 +85,12 @@ class Stacked:
             self._parts[frames] = Stacked(self._graph, frames, self.axis, part, anchor=self._anchor)
         return self._parts[frames]
 
+    def whole(self) -> fx.Node:
+        """All frames, in whichever layout they are: of a tuple there is but one."""
+        value = self._folded if self._folded is not None else self._apart
+        assert value is not None
+        return value
+
     def frame(self, position: int) -> fx.Node:
         """The frame at ``position``, as a view."""
         if position not in self._frame:

@@ -228,7 +228,9 @@ class _Rewriter:
         replaced: dict[fx.Node, fx.Node] = {}
         for node, operand in zip(_inputs(family), family.operands, strict=True):
             if isinstance(operand, Lane) and operand.family in self.values:
-                replaced[node] = self.values[operand.family].frame(0)
+                value = self.values[operand.family]
+                several = isinstance(node.meta.get("val"), list | tuple)
+                replaced[node] = value.whole() if several else value.frame(0)
             elif isinstance(operand, Uniform) and operand.family in self.uniforms:
                 replaced[node] = self.uniforms[operand.family]
             elif not isinstance(operand, fx.Node):
@@ -261,6 +263,8 @@ class _Rewriter:
             return Stacked(self.graph, frames, 0, self._copy(family, first))
         axis = axes.pop()
         folded = {node: value.at(axis).folded() for node, value in inputs.items()}
+        if op.name in ("cat", "stack"):
+            folded |= self._repeated(family, len(frames), axis)
         if op.name in ("view", "reshape", "expand"):
             result = self._resized(op, folded[op.args["input"]])
         else:
@@ -287,6 +291,21 @@ class _Rewriter:
             if isinstance(operand, Uniform) and operand.family in self.uniforms
         }
 
+    def _repeated(self, family: Family, frames: int, axis: int) -> dict[fx.Node, fx.Node]:
+        """What a join of each frame takes besides lanes, (B, ...), once for each: (B·T, ...)."""
+        uniform = self._uniform_inputs(family)
+        found = {}
+        for node, operand in zip(_inputs(family), family.operands, strict=True):
+            if not isinstance(operand, Lane):
+                given = uniform.get(node, node)  # what the lanes read by now
+                value = self.graph.call_method("unsqueeze", (given, axis))
+                sizes = [-1] * ((rank(node) or 0) + 1)
+                sizes[axis] = frames
+                value = self.graph.call_method("expand", (value, tuple(sizes)))
+                value.meta["counts_frames"] = 1
+                found[given] = self.graph.call_method("flatten", (value, 0, 1))
+        return found
+
     def _broadcast(
         self, family: Family, frames: tuple[int, ...], inputs: dict[fx.Node, Stacked]
     ) -> Stacked:
@@ -302,7 +321,7 @@ class _Rewriter:
 
     def _copy(self, family: Family, inputs: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """The node of the first lane, on batched inputs."""
-        replaced = {**inputs, **self._uniform_inputs(family)}
+        replaced = {**self._uniform_inputs(family), **inputs}
         if family.op is not None and family.op.inplace:
             written = family.op.args["input"]
             if written in replaced and not self._private(family.first, written):
@@ -356,7 +375,7 @@ class _Rewriter:
             for node, family in self.lanes.items()
             if family in self.values and not family.source
             for user in node.users
-            if self.lanes.get(user) not in self.values
+            if self.lanes.get(user) not in self.values and self.lanes.get(user) not in self.uniforms
         }
 
     def _read_frames(self, reader: fx.Node) -> None:

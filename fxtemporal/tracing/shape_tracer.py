@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.fx import _symbolic_trace
 from torch.fx.proxy import Proxy, TraceError
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
@@ -50,7 +51,7 @@ from fxtemporal.tracing.proxy import (
     ShapeProxy,
     expression,
 )
-from fxtemporal.tracing.recording import RecordingTracer
+from fxtemporal.tracing.recording import RecordingTracer, swap
 from fxtemporal.tracing.shape_memo import ShapeMemo
 from fxtemporal.twins import carries_hooks
 
@@ -110,15 +111,23 @@ class _RealTensors(TorchFunctionMode):
 class ShapeTracer(RecordingTracer):
     """Traces ``root(*args, **kwargs)``; without ``example`` no proxy has a value.
 
+    With ``wrapped``, a function under ``torch.fx.wrap`` is one node, as fx has it; a graph without
+    it says more.
+
     ``modes`` holds, after a trace, the modules whose ``training`` flag the forward read.
     """
 
     knows_sizes = True
 
     def __init__(
-        self, fake_mode: FakeTensorMode | None = None, example: Mapping[str, Any] | None = None
+        self,
+        fake_mode: FakeTensorMode | None = None,
+        example: Mapping[str, Any] | None = None,
+        *,
+        wrapped: bool = False,
     ) -> None:
         super().__init__()
+        self._wrapped = wrapped
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
         self._memo = ShapeMemo(self.fake_mode)
@@ -145,7 +154,10 @@ class ShapeTracer(RecordingTracer):
         in_the_open = lambda: not self._inside_leaf  # noqa: E731
         self._module_names = {name for name, _ in root.named_modules(remove_duplicate=False)}
         reading = modes_read(root, in_the_open)
-        with torch.enable_grad(), answering(self, root), reading as self.modes, _RealTensors(self):
+        known = _symbolic_trace._wrapped_fns_to_patch if self._wrapped else {}
+        inside = swap(_symbolic_trace, "_wrapped_fns_to_patch", known)
+        answers = answering(self, root)
+        with torch.enable_grad(), inside, answers, reading as self.modes, _RealTensors(self):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
