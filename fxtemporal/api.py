@@ -28,6 +28,7 @@ from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
+from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
@@ -246,8 +247,13 @@ class _Run:
         only = frozenset(outcome.applied)
 
         def again(dim: int, frames: int, other: int) -> Program:
-            program = capture(self.model, *resized(example, {dim: (frames, other)}))
-            return run_rules(program, self.rules, self.skips, only).program
+            change = {dim: (frames, other)}
+            with quiet():
+                try:
+                    program = capture(self.model, *resized(example, change))
+                except CaptureError:  # a mask (B, T) has to change too
+                    program = capture(self.model, *resized(example, change, least_rank=2))
+                return run_rules(program, self.rules, self.skips, only).program
 
         for dim, frames in list(trip_counts(self.captured)):
             tried = Outcome(outcome.program.copy(), outcome.remarks)

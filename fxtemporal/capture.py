@@ -149,7 +149,7 @@ def _from_module(
     *,
     wrapped: bool = False,
 ) -> Program:
-    """Trace: through functions under ``torch.fx.wrap``, or where that fails, ``wrapped``."""
+    """Trace: through what a library put under ``torch.fx.wrap``, or, if that fails, ``wrapped``."""
     bound = None if example is None else bind_example(model, *_behind_pre_hooks(model, *example))
     root = twin(model)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -319,26 +319,39 @@ def _fresh_inputs(example: Example) -> Iterator[tuple[str, Example]]:
     generator = torch.Generator().manual_seed(0)
     for name, change in tries:
         yield name, resized(example, change, generator)
+        (dim,) = set(change) - {0} or {0}
+        flat = [t for t in tensors if t.dim() == 2 and dim == 1 and t.shape[1] == change[1][0]]
+        if flat and longest.dim() >= 3:  # a mask (B, T)
+            yield f"{name}, masks too", resized(example, change, generator, least_rank=2)
 
 
 def resized(
     example: Example,
     change: dict[int, tuple[int, int]],
     generator: torch.Generator | None = None,
+    *,
+    least_rank: int = 3,
 ) -> Example:
-    """Inputs like ``example`` of other sizes; ``change`` gives them by dimension as (old, new)."""
-    draw = partial(_fresh, change=change, generator=generator or torch.Generator().manual_seed(0))
+    """Inputs like ``example`` of other sizes; ``change`` gives them by dimension as (old, new).
+
+    Dimension 0 changes everywhere, another one in tensors of ``least_rank`` dimensions.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    draw = partial(_fresh, change=change, generator=generator, least_rank=least_rank)
     changed: Example = pytree.tree_map_only(torch.Tensor, draw, example)
     return changed
 
 
 def _fresh(
-    like: torch.Tensor, change: dict[int, tuple[int, int]], generator: torch.Generator
+    like: torch.Tensor,
+    change: dict[int, tuple[int, int]],
+    generator: torch.Generator,
+    least_rank: int,
 ) -> torch.Tensor:
     """New values drawn from those of ``like``; ``change`` gives sizes as (old, new)."""
     sizes = list(like.shape)
     for dim, (old, new) in change.items():
-        if (dim == 0 or like.dim() >= 3) and dim < like.dim() and sizes[dim] == old:
+        if (dim == 0 or like.dim() >= least_rank) and dim < like.dim() and sizes[dim] == old:
             sizes[dim] = new
     count = int(torch.Size(sizes).numel())
     if like.numel() == 0 or count == 0:

@@ -159,12 +159,16 @@ def shifted(call: Call) -> tuple[Any, ...] | None:
         return None
     if 0 not in touched:
         return None
+    if op.name == "select":
+        return (1, op.args["index"])
     return tuple(tuple(d + 1 for d in a) if isinstance(a, tuple) else a + 1 for a in arguments)
 
 
 _SHIFTED = {
     "unsqueeze": ("dim",),
     "squeeze": ("dim",),
+    "select": ("dim",),
+    "unbind": ("dim",),
     "flatten": ("start_dim", "end_dim"),
     "transpose": ("dim0", "dim1"),
     "permute": ("dims",),

@@ -83,6 +83,8 @@ def cells_of(program: Program) -> Iterator[Cell]:
         return
     places = {f.first: (loop, f) for loop in loops_of(program) for f in loop.families}
     for reading, steps in sorted(found, key=lambda cell: cell[1][0].layer):
+        if all(step.join in lanes and _plan(lanes[step.join][0], places) for step in steps):
+            continue  # no state in it: the join itself can be batched
         read = {i: lane[0] for i, lane in enumerate(reading) if lane is not None}
         blockers = dict.fromkeys(r for f in read.values() for r in _unbatched(f, places))
         state = tuple(i for i, lane in enumerate(reading) if lane is None)

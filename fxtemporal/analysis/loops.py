@@ -39,7 +39,7 @@ from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Attr
 from fxtemporal.rules import Code, Reason, blocked_module
 
-__all__ = ["Loop", "Plan", "computes", "loops_of"]
+__all__ = ["Loop", "Plan", "Samples", "computes", "loops_of"]
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,15 @@ def _analyse(
     plans: dict[Family, Plan] = {}
     origins: dict[Family, object] = {}
     writes = [w for f in region if (w := _visible_write(program, f, aliasing)) is not None]
+    late = _LateWrites(program, families, region, aliasing)
+    writes += [w for f in region if f.uniform and (w := late.reaching(f)) is not None]
     reasons.update(dict.fromkeys(writes))
     for family in region:
+        if (write := late.reaching(family)) is not None:
+            reasons[write] = None
+            continue
         if family.source:
-            origins[family] = _Samples.of(family.source)
+            origins[family] = Samples.of(family.source)
             continue
         item = family.op is not None and family.op.name == "item"
         if family.uniform or (len(family.lanes) < 2 and not item):
@@ -110,13 +115,10 @@ def _analyse(
         if call is not None and (apart or not found) and not writes:
             origins[family] = family if apart else _origin(family, call, origins)
             plans[family] = Plan(call, origins[family], apart)
-    if plans and (late := _late_write(program, families, region, plans, aliasing)) is not None:
-        reasons[late] = None
-        plans.clear()
     reasons.update(dict.fromkeys(_differences(program, region)))
     reasons.update(dict.fromkeys(_left_apart(program, region, plans)))
     repeats = any(computes(f) and len(f.lanes) > 1 for f in region)
-    if not repeats and not reasons and not _only_moves_data(program, region):
+    if not repeats and not reasons and not _only_moves_data(program, families, region):
         return None
     joins = tuple(
         join
@@ -141,7 +143,7 @@ def _may_move(join: Join, aliasing: Aliasing) -> bool:
 
 
 @dataclass(frozen=True)
-class _Samples:
+class Samples:
     """Dimension 0 of the frames of a source: ``dim`` of ``base``, None where it is no whole one."""
 
     base: fx.Node
@@ -149,15 +151,17 @@ class _Samples:
     dim: int | None
 
     @classmethod
-    def of(cls, source: Source) -> _Samples:
+    def of(cls, source: Source) -> Samples:
         dim: int | None = 0
         if source.dim == 0:
             dim = 1 if source.length is None else None
         return cls(source.base, source.dim, dim)
 
 
-def _only_moves_data(program: Program, region: list[Family]) -> bool:
+def _only_moves_data(program: Program, families: Families, region: list[Family]) -> bool:
     """Whether a loop without arithmetic joins its frames: then it is a loop, if an idle one."""
+    if any(families.of[join.parts[0]][0] in region for join in families.joins):
+        return True
     for family in region:
         for node in family.nodes if len(family.lanes) > 1 else ():
             for user in node.users:
@@ -234,7 +238,7 @@ def _counts(
         return origins.get(read.family)
     for origin in origins.values():
         counted = (op.args["input"], op.args["dim"])
-        if isinstance(origin, _Samples) and counted == (origin.base, origin.dim):
+        if isinstance(origin, Samples) and counted == (origin.base, origin.dim):
             return origin
     return None
 
@@ -242,11 +246,22 @@ def _counts(
 def _origin(family: Family, call: Call, origins: Mapping[Family, object]) -> object:
     """Where dimension 0 of the family's value comes from: its inputs, or the op itself."""
     inherited = {origins[lane.family] for lane in family.lane_operands()}
-    if len(inherited) > 1 or unbatched(call) or shifted(call) is not None:
+    if shifted(call) is not None:
+        return _samples_again(call, family, origins) or family
+    if len(inherited) > 1 or unbatched(call):
         return family
     if call.op.name in ELEMENTWISE and not _folds(family, call):
         return family
     return inherited.pop()
+
+
+def _samples_again(call: Call, family: Family, origins: Mapping[Family, object]) -> object | None:
+    """Where samples are in front again: ``q = qkv.permute(2, 0, 3, 1, 4)[0]``."""
+    if call.op.name not in ("select", "unbind"):
+        return None
+    before = next(family.lane_operands()).family
+    moved = before.op is not None and before.op.name == "permute" and before.op.args["dims"]
+    return origins[next(before.lane_operands()).family] if moved and moved[1] == 0 else None
 
 
 def _folds(family: Family, call: Call) -> bool:
@@ -260,34 +275,33 @@ def _folds(family: Family, call: Call) -> bool:
     )
 
 
-def _late_write(
-    program: Program,
-    families: Families,
-    region: list[Family],
-    plans: Mapping[Family, Plan],
-    aliasing: Aliasing,
-) -> Reason | None:
-    """A write into what the loop reads from outside, after the loop has begun.
+class _LateWrites:
+    """Writes after the loop has begun, into what it reads from outside.
 
-    All frames are computed where the first was, so they would miss the write.
+    All frames are computed where the first was, so they would miss such a write.
     """
-    outside: dict[fx.Node, None] = {}
-    for family in region:
-        if family.source:
-            outside[family.source.base] = None
-    for family in plans:
-        for node in family.first.all_input_nodes:
-            if node not in families.of:
-                outside[node] = None
-    start = min((family.first for family in region), default=None)
-    for writer, written in aliasing.writes():
-        if start is not None and writer > start:
+
+    def __init__(
+        self, program: Program, families: Families, region: list[Family], aliasing: Aliasing
+    ) -> None:
+        self._program = program
+        self._families = families
+        self._aliasing = aliasing
+        start = min(family.first for family in region)
+        self._writes = [(w, written) for w, written in aliasing.writes() if w > start]
+
+    def reaching(self, family: Family) -> Reason | None:
+        """The first that reaches what ``family`` reads."""
+        read = family.first.all_input_nodes
+        outside = [family.source.base] if family.source else read
+        for writer, written in self._writes:
             for node in outside:
-                if aliasing.share(node, written):
-                    where = program.called(writer)
-                    text = f"{where}: the in-place write reaches {node.name}, which the loop reads"
-                    return Reason(Code.VISIBLE_WRITE, text)
-    return None
+                if node in self._families.of or not self._aliasing.share(node, written):
+                    continue
+                where = self._program.called(writer)
+                text = f"{where}: the in-place write reaches {node.name}, which the loop reads"
+                return Reason(Code.VISIBLE_WRITE, text)
+        return None
 
 
 def _visible_write(program: Program, family: Family, aliasing: Aliasing) -> Reason | None:

@@ -85,6 +85,11 @@ class Stacked:
             self._parts[frames] = Stacked(self._graph, frames, self.axis, part, anchor=self._anchor)
         return self._parts[frames]
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether frames are apart in what :meth:`whole` gives."""
+        return self._folded is None
+
     def whole(self) -> fx.Node:
         """All frames, in whichever layout they are: of a tuple there is but one."""
         value = self._folded if self._folded is not None else self._apart

@@ -27,7 +27,7 @@ from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.apart import mapped_dims
 from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
-from fxtemporal.analysis.loops import Loop, Plan, computes, loops_of
+from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of
 from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Op
 from fxtemporal.passes.joined import Joiner
@@ -257,7 +257,13 @@ class _Rewriter:
         if (arguments := shifted(plan.call)) is not None:
             apart = inputs[op.args["input"]].at(0).apart()
             result = self.graph.call_method(op.name, (apart, *arguments))
-            return Stacked(self.graph, frames, 0, result)
+            return self._in_front(family, plan, frames, result)
+        if op.name == "item":
+            value = inputs[op.args["input"]]
+            result = self._copy(family, {op.args["input"]: value.whole()})
+            if value.is_apart:
+                return self._in_front(family, plan, frames, result)
+            return Stacked(self.graph, frames, value.axis, folded=result)
         if unbatched(plan.call):
             first = {node: value.at(0).apart() for node, value in inputs.items()}
             return Stacked(self.graph, frames, 0, self._copy(family, first))
@@ -270,6 +276,18 @@ class _Rewriter:
         else:
             result = self._copy(family, folded)
         return Stacked(self.graph, frames, axis, folded=result)
+
+    def _in_front(
+        self, family: Family, plan: Plan, frames: tuple[int, ...], value: fx.Node
+    ) -> Stacked:
+        """(T, ...), with the samples where the others of their origin have them."""
+        stacked = Stacked(self.graph, frames, 0, value)
+        if plan.origin is family or isinstance(family.first.meta.get("val"), list | tuple):
+            return stacked
+        if isinstance(plan.origin, Samples):
+            return stacked.at(1 if plan.origin.frames else 0)
+        assert isinstance(plan.origin, Family)
+        return stacked.at(self.values[plan.origin].axis)
 
     def _apart(
         self, family: Family, frames: tuple[int, ...], inputs: Mapping[fx.Node, Stacked]

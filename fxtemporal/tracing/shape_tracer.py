@@ -111,8 +111,8 @@ class _RealTensors(TorchFunctionMode):
 class ShapeTracer(RecordingTracer):
     """Traces ``root(*args, **kwargs)``; without ``example`` no proxy has a value.
 
-    With ``wrapped``, a function under ``torch.fx.wrap`` is one node, as fx has it; a graph without
-    it says more.
+    A function that the user's code has put under ``torch.fx.wrap`` is one node. With ``wrapped``,
+    so is one of a library; a graph without it says more.
 
     ``modes`` holds, after a trace, the modules whose ``training`` flag the forward read.
     """
@@ -154,11 +154,18 @@ class ShapeTracer(RecordingTracer):
         in_the_open = lambda: not self._inside_leaf  # noqa: E731
         self._module_names = {name for name, _ in root.named_modules(remove_duplicate=False)}
         reading = modes_read(root, in_the_open)
-        known = _symbolic_trace._wrapped_fns_to_patch if self._wrapped else {}
-        inside = swap(_symbolic_trace, "_wrapped_fns_to_patch", known)
+        inside = swap(_symbolic_trace, "_wrapped_fns_to_patch", self._nodes_of_their_own())
         answers = answering(self, root)
         with torch.enable_grad(), inside, answers, reading as self.modes, _RealTensors(self):
             return super().trace(root, concrete_args)
+
+    def _nodes_of_their_own(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """The functions under ``torch.fx.wrap``, where a library's own are to be traced through."""
+        return {
+            key: namespace
+            for key, namespace in _symbolic_trace._wrapped_fns_to_patch.items()
+            if self._wrapped or "site-packages" not in str(namespace.get("__file__", ""))
+        }
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
