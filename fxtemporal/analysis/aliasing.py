@@ -17,9 +17,9 @@ from torch import fx
 
 from fxtemporal.graph import Program
 
-__all__ = ["Aliasing"]
+__all__ = ["MAY_SHARE", "Aliasing", "written_by"]
 
-_MAY_SHARE = frozenset(
+MAY_SHARE = frozenset(
     """
         contiguous detach expand expand_as flatten identity permute rearrange reshape squeeze to
         transpose type_as unflatten unsqueeze view movedim select slice getitem item unbind split
@@ -89,7 +89,7 @@ class Aliasing:
 
     def _add(self, node: fx.Node) -> None:
         op = self._program.op(node)
-        shares = op is None or op.inplace or op.name in _MAY_SHARE
+        shares = op is None or op.inplace or op.name in MAY_SHARE
         if op is None and node.op not in ("call_module", "call_function", "call_method"):
             return
         if not shares:

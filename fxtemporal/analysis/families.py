@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.analysis.aliasing import MAY_SHARE
 from fxtemporal.analysis.joins import Join, chains_of
 from fxtemporal.graph import Program, shape
 from fxtemporal.ops import WHOLE, Attr, Op
@@ -215,8 +216,17 @@ class _Numbering:
         self._number(node, lane, self._key(node, op, operands), op, operands, None, uniform)
 
     def _only_read(self, node: fx.Node) -> bool:
-        ops = [self.program.op(user) for user in node.users]
-        return all(op is not None and not op.inplace and op.name not in SAME_MEMORY for op in ops)
+        """Whether nothing can write into the memory of ``node``, through its views neither."""
+        pending, seen = [node], {node}
+        while pending:
+            for user in pending.pop().users:
+                op = self.program.op(user)
+                if user.op == "output" or op is None or op.inplace:
+                    return False
+                if op.name in MAY_SHARE and user not in seen:
+                    seen.add(user)
+                    pending.append(user)
+        return True
 
     def _note_invariant(self, node: fx.Node, op: Op) -> None:
         """Let the same view or size of a tensor, taken anew for each frame, be one node."""
@@ -269,7 +279,8 @@ class _Numbering:
         uniform: bool = False,
     ) -> None:
         family = self._keys.get(key)
-        effect = node.target is not expect and (op is None or op.inplace)
+        pure = node.target is expect or node.target in _CONSTANTS
+        effect = not pure and (op is None or op.inplace)
         if family is not None and lane in family.lanes and effect:
             family = None  # the same call again, and it may have an effect each time
             key = (node,)
