@@ -73,7 +73,7 @@ def race(
 ) -> Timing:
     """Time ``before(*inputs)`` against ``after(*inputs)`` for about ``seconds``.
 
-    ``rounds`` bounds how often, from and to.
+    ``rounds`` bounds how often, from and to; a race that one of them clearly wins ends early.
     """
     modules = (before, after)
     own = [pytree.tree_map_only(torch.Tensor, torch.clone, inputs) for _ in modules]
@@ -89,8 +89,10 @@ def race(
                 runs[which].append(_time(calls[which]))
             if len(runs[0]) >= rounds[0] and time.perf_counter() > deadline:
                 break
+            if len(runs[0]) >= _ENOUGH and _decided(*_quartiles(runs)):
+                break
     ratios = [b / a for b, a in zip(*runs, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, high = _quartiles(runs)
     return Timing(
         before=statistics.median(runs[0]),
         after=statistics.median(runs[1]),
@@ -99,6 +101,21 @@ def race(
         high=high,
         rounds=len(ratios),
     )
+
+
+_ENOUGH = 9
+"""Rounds after which a race may end before its time."""
+
+
+def _quartiles(runs: tuple[list[float], list[float]]) -> tuple[float, float]:
+    """The lower and the upper quartile of the ratios."""
+    low, _, high = statistics.quantiles([b / a for b, a in zip(*runs, strict=True)], n=4)
+    return low, high
+
+
+def _decided(low: float, high: float) -> bool:
+    """Whether more rounds would hardly change who wins."""
+    return low > 1.1 or high < 0.9
 
 
 def _time(run: Callable[[], object]) -> float:
