@@ -68,7 +68,8 @@ class Specialization:
 @opaque
 def expect(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
     """Raise :class:`SpecializationError` unless ``actual == value``; NaN is as good as NaN."""
-    if torch._C._is_tracing():  # sizes are tensors there, and a check cannot be recorded
+    # In torch.jit.trace sizes are tensors, and a check cannot be recorded.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return
     if actual != value and not (value != value and actual != actual):
         fixed = Specialization(expression, value, location, why)

@@ -215,3 +215,31 @@ def test_families_of_a_split_are_of_one_length() -> None:
     program = capture(PerFrame(Halves()), (noise(2, 4, 3, 8, 8),))
     names = {family.name for family in families_of(program).all if len(family.lanes) == 4}
     assert {"conv2d", "chunk", "sigmoid", "cat"} <= names
+
+
+class Gates(nn.Module):
+    """A recurrent loop that splits its gates at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3 + 4, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.size(0), 4, x.size(3), x.size(4))
+        for t in range(x.size(1)):
+            i, f, o, g = self.conv(torch.cat([x[:, t], h], dim=1)).chunk(4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return h
+
+
+@pytest.mark.parametrize("build", [Gates, lambda: PerFrame(Halves()), lambda: PerFrame(Tokens())])
+def test_torch_compile_takes_the_result_in_one_graph(build: Any) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    x = noise(2, 3, 3, 8, 8)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(result, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
