@@ -7,6 +7,7 @@ so do the families it reads, or there is a reason why not. Nothing is changed he
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -165,6 +166,8 @@ def _only_moves_data(program: Program, families: Families, region: list[Family])
     for family in region:
         for node in family.nodes if len(family.lanes) > 1 else ():
             for user in node.users:
+                if user.target is operator.setitem:
+                    return True
                 op = program.op(user) if user.op.startswith("call") else None
                 if op is not None and op.name in ("stack", "cat") and not family.source:
                     return True
