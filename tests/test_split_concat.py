@@ -565,6 +565,14 @@ def test_a_state_that_is_written_is_read_at_each_step() -> None:
     close(fast(clip(3)), model(clip(3)))
 
 
+def test_coordinates_are_no_state_and_the_join_is_batched_whole() -> None:
+    model = Coordinates().double()
+    fast = optimized(model, clip())
+    assert "split-concat" not in {r.rule for r in remarks(fast) if r.status == "applied"}
+    assert convolutions(fast, clip()) == 1
+    close(fast(clip(3)), model(clip(3)))
+
+
 class WeightOfFrame(ConvLSTM):
     """All steps share a weight that the first frame makes."""
 
