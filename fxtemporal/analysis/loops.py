@@ -8,7 +8,7 @@ so do the families it reads, or there is a reason why not. Nothing is changed he
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -323,7 +323,7 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
     """Why frames that the user treats alike do not form families."""
     single = [f for f in region if not f.source and not f.uniform and len(f.lanes) == 1]
     steps: dict[Family, dict[Any, tuple[int, int]]] = {}
-    alike: dict[Any, list[Family]] = {}
+    alike: dict[Any, list[tuple[Family, tuple[int, ...]]]] = {}
     for family in single:
         where = program.called(family.first)
         if family.op is not None and family.op.random:
@@ -343,15 +343,18 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
             yield Reason(Code.RECURRENCE, f"{where}: it reads a state that another frame left")
             return
         steps[family] = before | {kind: reach}
-        readers = tuple(o.family.number for o in family.lane_operands() if len(o.family.lanes) > 1)
-        if family.op is not None and readers:
-            alike.setdefault((family.op.name, readers, rank(family.first)), []).append(family)
+        read = [o for o in family.lane_operands() if len(o.family.lanes) > 1]
+        if family.op is not None and read:
+            key = (family.op.name, tuple(o.family for o in read), rank(family.first))
+            entry = family, tuple(lane + o.offset for o in read)
+            alike.setdefault(key, []).append(entry)
     for group in alike.values():
-        if len({next(iter(f.lanes)) for f in group}) > 1:
-            yield from _difference(group, program.called(group[0].first))
+        members, frames_read = zip(*group, strict=True)
+        if len(set(frames_read)) > 1:
+            yield from _difference(members, program.called(members[0].first))
 
 
-def _difference(alike: list[Family], where: str) -> Iterator[Reason]:
+def _difference(alike: Sequence[Family], where: str) -> Iterator[Reason]:
     """What differs between families that run the same op on different frames of one source."""
     first, second = alike[0].op, alike[1].op
     assert first is not None
