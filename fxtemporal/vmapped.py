@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import einops
 import torch
 from torch import fx
 
@@ -18,7 +19,12 @@ from fxtemporal.opaque import opaque
 
 __all__ = ["spelled", "vmapped"]
 
-_SPACES = {"Tensor": torch.Tensor, "torch": torch, "functional": torch.nn.functional}
+_SPACES = {
+    "Tensor": torch.Tensor,
+    "torch": torch,
+    "functional": torch.nn.functional,
+    "einops": einops,
+}
 
 
 @opaque
@@ -46,7 +52,7 @@ def spelled(node: fx.Node) -> str | None:
     if node.op != "call_function":
         return None
     name = getattr(node.target, "__name__", "")
-    for space in ("torch", "functional"):
+    for space in ("torch", "functional", "einops"):
         if name and getattr(_SPACES[space], name, None) is node.target:
             return f"{space}.{name}"
     return "torch.matmul" if node.target is operator.matmul else None

@@ -23,7 +23,7 @@ MAY_SHARE = frozenset(
     """
         contiguous detach expand expand_as flatten identity permute rearrange reshape squeeze to
         transpose type_as unflatten unsqueeze view movedim select slice getitem item unbind split
-        chunk dropout narrow
+        chunk dropout narrow unfold
     """.split()
 )
 

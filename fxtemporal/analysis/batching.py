@@ -45,7 +45,7 @@ VIEWS = frozenset(
     """
         chunk clone contiguous detach expand flatten getitem identity item movedim permute
         rearrange reshape select slice split squeeze stack cat to transpose unbind unflatten
-        unsqueeze view
+        unfold unsqueeze view
     """.split()
 )
 """Ops that only move data: a loop of nothing else has no computation to share."""
@@ -77,6 +77,15 @@ class Call:
     def rank(self, name: str = "input") -> int:
         node = self.lane(name)
         return (rank(node) if node is not None else None) or 0
+
+    def aligned(self, dimensions: int) -> bool:
+        """Whether an element-wise op, its result of that rank, broadcasts nothing over samples."""
+        fixed = [self.dims(value) for value in self.op.args.values() if value not in self.lanes]
+        return (
+            dimensions > 0
+            and all(rank(node) == dimensions for node in self.lanes)
+            and all(dims is not None and dims < dimensions for dims in fixed)
+        )
 
     def size_of_lane(self, number: fx.Node) -> int | None:
         """The number, where it is a size of a lane other than that of dimension 0."""
@@ -489,7 +498,7 @@ _TABLE: Mapping[str, Entry] = {
         for name in """
             softmax log_softmax sum mean amax amin max min prod var std argmax argmin norm nansum
             nanmean var_mean std_mean linalg_vector_norm logsumexp all any cumsum cumprod
-            index_select select slice narrow chunk split unbind sort argsort topk unflatten
+            index_select select slice narrow chunk split unbind unfold sort argsort topk unflatten
         """.split()
     },
     "slice": _sliced,

@@ -253,7 +253,7 @@ def _origin(family: Family, call: Call, origins: Mapping[Family, object]) -> obj
         return _samples_again(call, family, origins) or family
     if len(inherited) > 1 or unbatched(call):
         return family
-    if call.op.name in ELEMENTWISE and not _folds(family, call):
+    if call.op.name in ELEMENTWISE and not call.aligned(rank(family.first) or 0):
         return family
     return inherited.pop()
 
@@ -265,17 +265,6 @@ def _samples_again(call: Call, family: Family, origins: Mapping[Family, object])
     before = next(family.lane_operands()).family
     moved = before.op is not None and before.op.name == "permute" and before.op.args["dims"]
     return origins[next(before.lane_operands()).family] if moved and moved[1] == 0 else None
-
-
-def _folds(family: Family, call: Call) -> bool:
-    """Whether an element-wise op leaves dimension 0 of its lanes alone, broadcasting nothing."""
-    dimensions = rank(family.first) or 0
-    fixed = [call.dims(value) for value in call.op.args.values() if value not in call.lanes]
-    return (
-        dimensions > 0
-        and all(rank(node) == dimensions for node in call.lanes)
-        and all(dims is not None and dims < dimensions for dims in fixed)
-    )
 
 
 class _LateWrites:

@@ -331,6 +331,7 @@ ROWS: tuple[Row, ...] = (
     Row("reshape_as(input, other)"),
     Row("flatten(input, start_dim: dim=0, end_dim: dim=-1)"),
     Row("unflatten(input, dim: dim, sizes: flat)"),
+    Row("unfold(input, dim: dim, size, step)", spaces="Tensor aten", renamed={"dimension": "dim"}),
     Row("permute(input, *dims: dims)"),
     Row("movedim(input, source: dims, destination: dims)", also="moveaxis", fix=form.moved_dims),
     Row("transpose(input, dim0: dim, dim1: dim)", also="swapaxes swapdims", fix=form.swapped_dims,
