@@ -26,6 +26,7 @@ from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.quiet import quiet
@@ -309,7 +310,8 @@ class _Run:
         gm = outcome.program.gm
         if self.factorize is not None and comparison is not None and self.example is not None:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
-        rerolled = any(rule == TimeDistribute.name for rule, _ in outcome.applied)
+        folding = (TimeDistribute.name, OverlappingWindows.name)
+        rerolled = any(rule in folding for rule, _ in outcome.applied)
         assert isinstance(gm, OptimizedModule)
         gm.hold_modes({**(_folded_modes(gm) if rerolled else {}), **outcome.program.modes})
         gm.meta[_META] = Report(

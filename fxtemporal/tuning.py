@@ -69,7 +69,7 @@ def race(
     after: nn.Module,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     seconds: float,
-    rounds: tuple[int, int] = (5, 25),
+    rounds: tuple[int, int] = (3, 25),
 ) -> Timing:
     """Time ``before(*inputs)`` against ``after(*inputs)`` for about ``seconds``.
 
@@ -81,15 +81,16 @@ def race(
     runs: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad(), torch.random.fork_rng(), unchanged(before), unchanged(after):
         deadline = time.perf_counter() + seconds
-        for warm_up in (*calls, *calls):
-            warm_up()
+        if max([_time(call) for call in calls]) < _BRIEF:
+            for warm_up in calls:
+                warm_up()
         while len(runs[0]) < rounds[1]:
             pair = (0, 1) if len(runs[0]) % 2 == 0 else (1, 0)
             for which in pair:
                 runs[which].append(_time(calls[which]))
             if len(runs[0]) >= rounds[0] and time.perf_counter() > deadline:
                 break
-            if len(runs[0]) >= _ENOUGH and _decided(*_quartiles(runs)):
+            if _decided(runs):
                 break
     ratios = [b / a for b, a in zip(*runs, strict=True)]
     low, high = _quartiles(runs)
@@ -103,8 +104,11 @@ def race(
     )
 
 
-_ENOUGH = 9
-"""Rounds after which a race may end before its time."""
+_BRIEF = 250.0
+"""Milliseconds below which the first call may have paid for much besides its work."""
+
+_CLEAR = ((3, 1.5), (9, 1.1))
+"""After so many rounds a race is over if one of the two is that many times as fast."""
 
 
 def _quartiles(runs: tuple[list[float], list[float]]) -> tuple[float, float]:
@@ -113,9 +117,14 @@ def _quartiles(runs: tuple[list[float], list[float]]) -> tuple[float, float]:
     return low, high
 
 
-def _decided(low: float, high: float) -> bool:
+def _decided(runs: tuple[list[float], list[float]]) -> bool:
     """Whether more rounds would hardly change who wins."""
-    return low > 1.1 or high < 0.9
+    for rounds, times in _CLEAR:
+        if len(runs[0]) >= rounds:
+            low, high = _quartiles(runs)
+            if low > times or high < 1 / times:
+                return True
+    return False
 
 
 def _time(run: Callable[[], object]) -> float:

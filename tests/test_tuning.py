@@ -152,7 +152,7 @@ def test_a_race_tells_the_faster_one() -> None:
     assert 2 < timing.speedup < 6
     assert timing.low <= timing.speedup <= timing.high
     assert timing.before == pytest.approx(4, rel=0.5)
-    assert timing.rounds >= 5
+    assert timing.rounds >= 3
 
 
 def test_a_race_of_a_module_with_itself_is_a_draw() -> None:
@@ -164,7 +164,7 @@ def test_a_race_ends() -> None:
     start = time.perf_counter()
     timing = race(Sleeps(0.02), Sleeps(0.02), ((), {}), seconds=0.01)
     assert time.perf_counter() - start < 1
-    assert timing.rounds == 5
+    assert timing.rounds == 3
     assert race(Sleeps(0), Sleeps(0), ((), {}), seconds=9).rounds == 25
 
 
@@ -192,7 +192,7 @@ def keeping(costs: dict[str, float], base: float = 0.004, **settings: Any) -> se
     lost, timing = worth_keeping(
         list(costs), build, ((), {}), Tune(**({"seconds": 3.0} | settings)), lambda stage: None
     )
-    assert timing.rounds >= 5
+    assert timing.rounds >= 3
     assert all(isinstance(race, Timing) for race in lost.values())
     return set(lost)
 
