@@ -245,7 +245,7 @@ class _Run:
         example = self.example
         if example is None or self.verifier is None or self.captured.frontend != "fx":
             return outcome, comparison
-        only = frozenset(outcome.applied)
+        verifier = self.verifier
 
         def again(dim: int, frames: int, other: int) -> Program:
             change = {dim: (frames, other)}
@@ -254,14 +254,21 @@ class _Run:
                     program = capture(self.model, *resized(example, change))
                 except CaptureError:  # a mask (B, T) has to change too
                     program = capture(self.model, *resized(example, change, least_rank=2))
-                return run_rules(program, self.rules, self.skips, only).program
+                return run_rules(program, self.rules, self.skips).program
+
+        def agrees(dim: int, frames: int, tried: Program, other: int) -> bool:
+            change = {dim: (frames, other)}
+            return all(
+                verifier.agrees(tried.gm, resized(example, change, least_rank=least_rank))
+                for least_rank in (3, 2)
+            )
 
         for dim, frames in list(trip_counts(self.captured)):
-            tried = Outcome(outcome.program.copy(), outcome.remarks)
-            if freed(tried.program, dim, frames, partial(again, dim, frames)):
-                loose = self.verifier.compare(tried.program.gm)
-                if loose.equal:
-                    outcome, comparison = tried, loose
+            at = dim, frames
+            loose = freed(outcome.program, frames, partial(again, *at), partial(agrees, *at))
+            compared = None if loose is None else verifier.compare(loose.gm)
+            if loose is not None and compared is not None and compared.equal:
+                outcome, comparison = Outcome(loose, outcome.remarks), compared
         return outcome, comparison
 
     @property

@@ -1,132 +1,250 @@
 """Let the number of frames go free again.
 
-A Python loop over ``range(x.size(1))`` fixed T while it was traced. Once it is re-rolled, no op may
-depend on T any more; then the check of it can go. That nothing else took T in (``sum(outs) / len
-(outs)`` leaves a number behind) is told by tracing again with other numbers of frames: the graphs
-must be the same, node by node.
+A Python loop over ``range(x.size(1))`` fixed T while it was traced. Once it is re-rolled, what is
+left of T are numbers in the graph: ``unflatten(0, (-1, 16))``. The model is traced and rewritten
+again with other numbers of frames. Where the graphs are the same but for such numbers, and each of
+them is a size of a tensor that stands before it, or a multiple of T and a constant, it is computed
+from the input's shape instead, and the checks of T go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from fxtemporal.analysis.families import is_input
-from fxtemporal.graph import Program
-from fxtemporal.specializations import TRIP_COUNT, expect, length
+from fxtemporal.graph import Program, attribute, rank, shape
+from fxtemporal.specializations import TRIP_COUNT, expect
 
 __all__ = ["freed", "trip_counts"]
 
-_FEW = (2, 3)
+_OTHERS = (2, 3, 8, 15, 26, 43, 70)
+"""Numbers of frames to trace again with, even and odd, until two of them give the same graph."""
+
+_STRANGE = 3
+"""After so many that do not, it is given up."""
+
+_RESIZING = frozenset(("conv3d", "max_pool3d", "avg_pool3d", "interpolate"))
+"""Ops whose result may be shorter or longer, along the same dimension."""
+
 _MANY = 16
-"""So many frames differ from few in what integer division and branches make of them."""
+"""Up to so many frames, twice as many are traced too: a branch may do other things with many."""
 
 
 def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
     """``(dim, T)`` of the inputs' sizes that only loops read."""
-    for (_, dim), checks in _by_size(program).items():
-        value = checks[0].args[1]
-        only_loops = all(set(check.meta.get("reads", ("?",))) == {TRIP_COUNT} for check in checks)
-        if only_loops and isinstance(value, int) and value > 1:
-            yield dim, value
+    readers: dict[tuple[fx.Node, int], list[fx.Node]] = {}
+    for check in program.graph.nodes:
+        held = program.held_size(check) if check.target is expect else None
+        found = None if held is None else _origin(program, *held)
+        if found is not None:
+            readers.setdefault(found, []).append(check)
+    for (source, dim), checks in readers.items():
+        frames = (shape(source) or ())[dim:]
+        if dim and frames and frames[0] > 1 and all(_counts_laps(check) for check in checks):
+            yield dim, frames[0]
 
 
-def freed(program: Program, dim: int, frames: int, again: Callable[[int], Program]) -> bool:
-    """Make ``program`` right for every number of frames, if it can be; say whether it was.
+def _origin(program: Program, tensor: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+    """The dimension of an input that ``dim`` of ``tensor`` was, as far as one can guess."""
+    while not is_input(tensor):
+        op = program.op(tensor) if tensor.op.startswith("call") else None
+        source = None if op is None else op.args.get("input")
+        if op is None or not isinstance(source, fx.Node) or rank(source) != rank(tensor):
+            return None
+        match op.name:
+            case "transpose":
+                swapped = {op.args["dim0"]: op.args["dim1"], op.args["dim1"]: op.args["dim0"]}
+                dim = swapped.get(dim, dim)
+            case "permute":
+                dim = op.args["dims"][dim]
+            case "rearrange":
+                names = [side.split() for side in str(op.args["pattern"]).split("->")]
+                if not all(name.isidentifier() for side in names for name in side):
+                    return None
+                dim = names[0].index(names[1][dim])
+            case name if name not in _RESIZING:
+                if (shape(source) or ())[dim] != (shape(tensor) or ())[dim]:
+                    return None
+        tensor = source
+    return tensor, dim
+
+
+def _counts_laps(check: fx.Node) -> bool:
+    return set(check.meta.get("reads", ("?",))) == {TRIP_COUNT}
+
+
+def freed(
+    program: Program,
+    frames: int,
+    again: Callable[[int], Program],
+    agrees: Callable[[Program, int], bool],
+) -> Program | None:
+    """A copy of ``program`` that is right for every number of frames; None where none was found.
 
     Args:
-        program: rewritten, and changed in place where the answer is True.
-        dim: the dimension of the inputs that counts frames.
-        frames: how many there were.
+        program: rewritten, with ``frames`` frames.
         again: gives the program, rewritten in the same way, for another number of frames.
+        agrees: whether a program gives the numbers of the model with so many frames.
     """
-    if not any(_counts(node, frames) for node in program.graph.nodes):
-        return False
-    loose = program.copy()
-    if not _loosen(loose, dim, frames):
-        return False
-    expected = _form(loose.graph)
-    more = {2 * frames + 1} if frames <= _MANY else set()
-    for other in sorted({*_FEW, *more} - {frames}):
+    alike, strange = [(frames, program)], []
+    many = 2 * frames + 1 if frames <= _MANY else None
+    for other in (*_OTHERS, many):
+        parities = {t % 2 for t, _ in alike[1:]}
+        if other in (None, frames) or (len(parities) == 2 and other != many):
+            continue
         try:
             tried = again(other)
         except Exception:  # the model itself may not take so many frames
+            continue
+        if _skeleton(tried) == _skeleton(program):
+            alike.append((other, tried))
+        else:
+            strange.append(other)
+        if other == many and other in strange:
+            return None
+        if len(strange) == _STRANGE:
+            return None
+    if len(alike) < 3:
+        return None
+    loose = _Unifier(alike).run()
+    tested = {1, *strange, *(other for other, _ in alike)}
+    return loose if loose is not None and all(agrees(loose, t) for t in tested) else None
+
+
+def _skeleton(program: Program) -> list[tuple[str, Any]]:
+    return [(node.op, node.target) for node in program.graph.nodes]
+
+
+class _DifferError(Exception):
+    """Two graphs differ in more than in what follows from the number of frames."""
+
+
+class _Unifier:
+    """One graph for several numbers of frames, from one graph for each."""
+
+    def __init__(self, alike: Sequence[tuple[int, Program]]) -> None:
+        self.frames = tuple(frames for frames, _ in alike)
+        self.programs = tuple(program for _, program in alike)
+        self.program = self.programs[0].copy()
+        self.graph = self.program.graph
+        self.nodes = list(self.graph.nodes)
+        columns = zip(*(program.graph.nodes for program in self.programs), strict=True)
+        self.columns = [tuple(column) for column in columns]
+        self.position = {
+            node: position for position, column in enumerate(self.columns) for node in column
+        }
+        self.sizes: dict[tuple[int, ...], tuple[fx.Node, int]] = {}
+        self.read: dict[tuple[int, ...], fx.Node] = {}
+
+    def run(self) -> Program | None:
+        try:
+            for node, column in zip(self.nodes, self.columns, strict=True):
+                self._unify(node, column)
+        except _DifferError:
+            return None
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and self._only_counts(node):
+                self.graph.erase_node(node)
+        self.program.refresh()
+        return self.program
+
+    def _unify(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
+        if node.op == "get_attr":
+            self._same_tensor(column)
+        values = [n.args[1] for n in column] if node.target is expect else []
+        if any(value != values[0] for value in values):
+            if not all(_counts_laps(n) for n in column):
+                raise _DifferError
+            self.graph.erase_node(node)
+            return
+        if node.target is not expect:  # its text differs, and where it stands
+            args = self._merged([n.args for n in column], node, node.args)
+            kwargs = self._merged([n.kwargs for n in column], node, node.kwargs)
+            if (args, kwargs) != (node.args, node.kwargs):
+                node.args, node.kwargs = args, kwargs
+                node.meta.pop("val", None)
+        self._learn(node, column)
+
+    def _same_tensor(self, column: tuple[fx.Node, ...]) -> None:
+        """A tensor that was computed while tracing may depend on the number of frames."""
+        found = [
+            attribute(program.gm, str(node.target))
+            for program, node in zip(self.programs, column, strict=True)
+        ]
+        for other in found[1:]:
+            if other is found[0]:
+                continue
+            tensors = isinstance(other, torch.Tensor) and isinstance(found[0], torch.Tensor)
+            if not tensors or other.shape != found[0].shape or not torch.equal(other, found[0]):
+                raise _DifferError
+
+    def _merged(self, values: Sequence[Any], node: fx.Node, mine: Any) -> Any:
+        """What all of ``values`` are, with nodes in place of the numbers in which they differ."""
+        first = values[0]
+        if isinstance(first, fx.Node):
+            if len({self.position[value] for value in values}) > 1:
+                raise _DifferError
+            return mine
+        if any(type(value) is not type(first) for value in values):
+            raise _DifferError
+        if isinstance(first, slice):
+            parts = [(value.start, value.stop, value.step) for value in values]
+            return slice(*self._merged(parts, node, (mine.start, mine.stop, mine.step)))
+        if isinstance(first, list | tuple):
+            if len({len(value) for value in values}) > 1:
+                raise _DifferError
+            merged = [
+                self._merged(parts, node, own) for own, *parts in zip(mine, *values, strict=True)
+            ]
+            return tuple(merged) if isinstance(first, tuple) else merged
+        if isinstance(first, dict):
+            if any(list(value) != list(first) for value in values):
+                raise _DifferError
+            return {
+                key: self._merged([value[key] for value in values], node, mine[key])
+                for key in first
+            }
+        if all(repr(value) == repr(first) for value in values):
+            return mine
+        if type(first) is not int:
+            raise _DifferError
+        return self._number(tuple(values), node)
+
+    def _number(self, values: tuple[int, ...], node: fx.Node) -> fx.Node:
+        """A node that gives ``values`` at those numbers of frames."""
+        if values in self.sizes:
+            if values not in self.read:
+                source, dim = self.sizes[values]
+                with self.graph.inserting_after(source):
+                    self.read[values] = self.graph.call_method("size", (source, dim))
+            return self.read[values]
+        (t0, t1), (v0, v1) = self.frames[:2], values[:2]
+        factor, rest = divmod(v1 - v0, t1 - t0)
+        offset = v0 - factor * t0
+        linear = all(factor * t + offset == v for t, v in zip(self.frames, values, strict=True))
+        if rest or not linear or self.frames not in self.sizes:
+            raise _DifferError
+        number = self._number(self.frames, node)
+        with self.graph.inserting_before(node):
+            if factor != 1:
+                number = self.graph.call_function(operator.mul, (number, factor))
+            return self.graph.call_function(operator.add, (number, offset))
+
+    def _learn(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
+        """The sizes of ``node`` that follow the number of frames."""
+        shapes = [shape(n) or () for n in column]
+        for dim, sizes in enumerate(zip(*shapes, strict=False)):
+            if len(set(sizes)) > 1:
+                self.sizes.setdefault(tuple(sizes), (node, dim))
+
+    def _only_counts(self, node: fx.Node) -> bool:
+        op = self.program.op(node) if node.op.startswith("call") else None
+        if op is None:
             return False
-        if not _loosen(tried, dim, other) or _form(tried.graph) != expected:
-            return False
-    return _loosen(program, dim, frames)
-
-
-def _by_size(program: Program) -> dict[tuple[fx.Node, int], list[fx.Node]]:
-    """The checks of each size of an input: of the size itself, or of the frames it is cut into."""
-    found: dict[tuple[fx.Node, int], list[fx.Node]] = {}
-    for check in program.graph.nodes:
-        held = program.held_size(check) if check.target is expect else None
-        if held is not None and is_input(held[0]):
-            found.setdefault(held, []).append(check)
-    return found
-
-
-def _counts(node: fx.Node, frames: int) -> bool:
-    """Whether ``node`` was written with the number of frames."""
-    argument = node.meta.get("counts_frames")
-    return argument is not None and frames in _numbers(node.args[argument])
-
-
-def _numbers(argument: Any) -> tuple[Any, ...]:
-    return tuple(argument) if isinstance(argument, list | tuple) else (argument,)
-
-
-def _loosen(program: Program, dim: int, frames: int) -> bool:
-    """Read the number of frames anew at every call, and check it no more."""
-    mine = {
-        base: checks
-        for (base, along), checks in _by_size(program).items()
-        if along == dim and checks[0].args[1] == frames
-    }
-    if not mine:
-        return False
-    for check in (check for checks in mine.values() for check in checks):
-        program.graph.erase_node(check)
-    base = next(iter(mine))
-    with program.graph.inserting_after(base):
-        size = program.graph.call_method("size", (base, dim))
-    for node in program.graph.nodes:
-        if _counts(node, frames):
-            index = node.meta["counts_frames"]
-            sizes = tuple(size if n == frames else n for n in _numbers(node.args[index]))
-            node.update_arg(index, sizes if isinstance(node.args[index], tuple | list) else size)
-            node.meta.pop("val", None)
-    for node in reversed(list(program.graph.nodes)):
-        if not node.users and _only_counts(program, node):
-            program.graph.erase_node(node)
-    program.refresh()
-    return True
-
-
-def _only_counts(program: Program, node: fx.Node) -> bool:
-    op = program.op(node) if node.op.startswith("call") else None
-    return node.target is length or (op is not None and op.name in ("size", "shape", "unbind"))
-
-
-def _form(graph: fx.Graph) -> list[Any]:
-    """The graph but for names, and for where the code of a check stands."""
-    number = {node: position for position, node in enumerate(graph.nodes)}
-
-    def plain(argument: Any) -> Any:
-        return ("node", number[argument]) if isinstance(argument, fx.Node) else argument
-
-    form = []
-    for node in graph.nodes:
-        args = node.args[:2] if node.target is expect else node.args
-        form.append(
-            (
-                node.op,
-                node.target,
-                repr(torch.utils._pytree.tree_map(plain, (args, node.kwargs))),
-            )
-        )
-    return form
+        number = isinstance(node.meta.get("val"), int) and op.name in ("add", "sub", "mul", "item")
+        return number or op.name in ("size", "shape", "unbind", "length")

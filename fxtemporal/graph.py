@@ -97,6 +97,18 @@ def _without_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+def _one_by_one(op: Op) -> bool:
+    """Whether ``op`` cuts a tensor into pieces of one entry each."""
+    return op.name == "split" and op.args["sizes"] == 1
+
+
+def _varying(op: Op) -> Any:
+    """The one operand of a sum or difference of numbers that is computed; None for two of them."""
+    computed = [op.args[k] for k in ("input", "other") if isinstance(op.args[k], fx.Node)]
+    plain = type(op.args.get("alpha", 1)) is int and op.args.get("alpha", 1) == 1
+    return computed[0] if len(computed) == 1 and plain else None
+
+
 def attribute(root: nn.Module, path: str) -> Any:
     """The attribute at a dotted ``path`` below ``root``."""
     value: Any = root
@@ -170,12 +182,23 @@ class Program:
         return sizes, numbers
 
     def held_size(self, check: fx.Node) -> tuple[fx.Node, int] | None:
-        """``(tensor, dim)`` whose size ``check`` checks: as such, or as the count of its frames."""
+        """``(tensor, dim)`` whose size ``check`` checks.
+
+        As such, as the count of its frames, or as a number that differs from it by a constant.
+        """
         number = check.args[0]
-        if isinstance(number, fx.Node) and number.target is length:
-            number = number.args[0]
+        while isinstance(number, fx.Node):
+            op = self.op(number)
+            if number.target is length:
+                number = number.args[0]
+            elif (
+                op is not None and op.name in ("add", "sub") and type(number.meta.get("val")) is int
+            ):
+                number = _varying(op)
+            else:
+                break
         op = self.op(number) if isinstance(number, fx.Node) else None
-        if op is None or op.name not in ("size", "unbind"):
+        if op is None or (op.name not in ("size", "unbind") and not _one_by_one(op)):
             return None
         tensor = op.args["input"]
         return (tensor, op.args["dim"]) if isinstance(tensor, fx.Node) else None

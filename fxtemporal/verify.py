@@ -127,6 +127,7 @@ class Verifier:
         *,
         gradients: bool = False,
     ) -> None:
+        self._original = original
         self._gradients = gradients
         self._training = any(module.training for module in original.modules())
         self._tolerance = tolerance or Tolerance()
@@ -164,6 +165,21 @@ class Verifier:
             if samples[-1].equal and (wide := self._in_float64(run, candidate)) is not None:
                 samples[-1] = wide
         return Comparison(tuple(samples), exact)
+
+    def agrees(self, candidate: nn.Module, inputs: Example) -> bool:
+        """Whether ``candidate`` gives the original's numbers, if the original takes ``inputs``."""
+        try:
+            outputs = self._outcome(self._original, inputs)
+        except Exception:  # in any way that a model may
+            return True
+        try:
+            return self._sample(
+                _Run("", inputs, outputs, None), self._outcome(candidate, inputs)
+            ).equal
+        except SpecializationError:
+            return True
+        except Exception:  # a rewritten graph may fail in any way
+            return False
 
     def _in_float64(self, run: _Run, candidate: nn.Module) -> Sample | None:
         """The comparison in float64, where the rounding of half precision would hide errors.

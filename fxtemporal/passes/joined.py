@@ -52,8 +52,6 @@ class Joiner:
 
     def _write(self, join: Writes, frames: Stacked) -> None:
         entries = pick(self.graph, join.buffer, join.dim, join.entries)
-        if join.entries == tuple(range(len(join.entries))):
-            entries.meta["counts_frames"] = 3  # narrow(buffer, dim, 0, T)
         value = moved(self.graph, frames.apart(), frames.axis, join.dim)
         self.graph.call_method("copy_", (entries, value))
 
@@ -66,7 +64,9 @@ class Joiner:
         families = {None if home is None else home[0] for home in homes}
         family = families.pop()
         wanted = tuple(home[1] for home in homes if home is not None)
-        if families or family not in self.values or step_of(wanted) is None:
+        if families or family not in self.values:
+            return False
+        if step_of(wanted) is None and step_of(wanted[::-1]) is None:
             return False
         assert family is not None
         dim = op.args["dim"]

@@ -63,7 +63,6 @@ class Stacked:
             count = len(self.frames)
             sizes = (-1, count) if self.axis == 1 else (count, -1)
             self._apart = self._after(self._folded, "unflatten", 0, sizes)
-            self._apart.meta["counts_frames"] = 2
         return self._apart
 
     def at(self, axis: int) -> Stacked:
@@ -116,6 +115,9 @@ def pick(graph: fx.Graph, value: fx.Node, dim: int, entries: tuple[int, ...]) ->
     """
     steps = {b - a for a, b in itertools.pairwise(entries)} or {1}
     step = steps.pop()
+    if not steps and step == -1:
+        part = pick(graph, value, dim, entries[::-1])
+        return graph.call_method("flip", (part, (dim,)))
     if steps or step < 1:
         listed: tuple[Argument, ...] = (*[slice(None)] * dim, list(entries))
         return graph.call_function(operator.getitem, (value, listed))

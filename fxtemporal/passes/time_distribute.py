@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.apart import mapped_dims
@@ -151,8 +152,12 @@ class _Rewriter:
         step = step_of(frames)
         self._hold(family, source)
         if source.length is not None and source.length > 1 and step is not None:
-            whole = tuple(range(frames[0], frames[-1] + source.length))
-            value = self._pick(family, source, whole)
+            reach = frames[-1] + source.length
+            last = base.meta["val"].shape[dim] < reach + step
+            if last and frames[0] == 0 and self._checked(base, dim, family.first):
+                value = base  # unfold leaves out what does not fill a window
+            else:
+                value = self._pick(family, source, tuple(range(frames[0], reach)))
             value = self.graph.call_method("unfold", (value, dim, source.length, step))
             value = moved(self.graph, value, rank(base) or 0, dim + 1)  # windows come last
         elif source.length is not None and source.length > 1:
@@ -187,10 +192,18 @@ class _Rewriter:
     def _pick(self, family: Family, source: Source, frames: tuple[int, ...]) -> fx.Node:
         """Just those frames: all of ``base`` only where a check holds it to that many."""
         base, dim = source.base, source.dim
-        every = frames == tuple(range(base.meta["val"].shape[dim]))
-        if every and self._checked(base, dim, family.first):
+        size = base.meta["val"].shape[dim]
+        step = step_of(frames) or 1
+        if frames != tuple(range(frames[0], size, step)) or not self._checked(
+            base, dim, family.first
+        ):
+            return pick(self.graph, base, dim, frames)
+        if (frames[0], step) == (0, 1):
             return base
-        return pick(self.graph, base, dim, frames)
+        index: tuple[Argument, ...] = (*[slice(None)] * dim, slice(frames[0], None, step))
+        value = self.graph.call_function(operator.getitem, (base, index))
+        value.meta["left_over"] = True
+        return value
 
     def _checked(self, base: fx.Node, dim: int, before: fx.Node) -> bool:
         check = self.program.held()[0].get((base, dim))
@@ -320,7 +333,6 @@ class _Rewriter:
                 sizes = [-1] * ((rank(node) or 0) + 1)
                 sizes[axis] = frames
                 value = self.graph.call_method("expand", (value, tuple(sizes)))
-                value.meta["counts_frames"] = 1
                 found[given] = self.graph.call_method("flatten", (value, 0, 1))
         return found
 

@@ -79,7 +79,11 @@ class ShapeProxy(Proxy):
         return len(value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self))])
+        if isinstance(self.val, torch.Tensor) and self.known:
+            laps = int(self.tracer.read(self.size(0), TRIP_COUNT))
+        else:
+            laps = len(self)
+        return iter([self[i] for i in range(laps)])
 
     def __bool__(self) -> bool:
         return bool(self.tracer.read(self, "a branch"))
