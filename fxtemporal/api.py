@@ -2,7 +2,7 @@
 
 ::
 
-    capture → factorize (if asked: lossy) → exact rules → verify, undo → measure, undo → report
+    capture → lossy rules (if asked) → exact rules → verify, undo → measure, undo → report
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def optimize(
         example_inputs: the forward's arguments, e.g. one clip (B, T, C, H, W). Without them only
             what needs no shapes is done, and nothing is measured or verified.
         example_kwargs: its keyword arguments.
-        passes: names of rules, or rules, in the order to run them; default: all exact ones.
+        passes: names of rules, or rules, in the order to run them; default: all exact ones. Lossy
+            rules run first: ``TimeDistribute(allow=["training-batchnorm"])`` also re-rolls loops in
+            which a normalization is in training mode, and says in its docstring what that changes.
         factorize: settings of the lossy (2+1)D factorization; default: none is done.
         tune: ``"measure"`` keeps what measures faster (the default with example inputs),
             ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure.
@@ -164,9 +166,13 @@ class _Run:
                 with_gradients = Verifier(self.original, self.example, gradients=True)
                 for verifier in (self.verifier, with_gradients):
                     self._refuse_unless_equal(verifier.compare(self.captured.gm))
+        lossy = tuple(rule for rule in self.rules if not rule.exact)
         if self.factorize is not None:
+            lossy = (*lossy, Factorize2Plus1d(self.factorize))
+        if lossy:
             self._check_capture()
-            outcome = run_rules(self.captured, (Factorize2Plus1d(self.factorize),))
+            outcome = run_rules(self.captured, lossy)
+            self.rules = tuple(rule for rule in self.rules if rule.exact)
             self.captured, self.lossy = outcome.program, outcome.remarks
             if self.verify:
                 assert self.example is not None
@@ -216,7 +222,7 @@ class _Run:
         comparison = verifier.compare(outcome.program.gm)
         if comparison.equal:
             return outcome, comparison
-        if self.factorize is None:
+        if not self.lossy:
             self._check_capture()
             outcome = run_rules(self.captured, self.rules, self.skips)
 
@@ -315,15 +321,16 @@ class _Run:
         settings: dict[str, Any],
     ) -> fx.GraphModule:
         gm = outcome.program.gm
-        if self.factorize is not None and comparison is not None and self.example is not None:
+        if self.lossy and comparison is not None and self.example is not None:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
         folding = (TimeDistribute.name, OverlappingWindows.name)
-        rerolled = any(rule in folding for rule, _ in outcome.applied)
+        remarks = tuple(remark for _, remark in (*self.lossy, *outcome.remarks))
+        rerolled = any(r.rule in folding and r.status == "applied" for r in remarks)
         assert isinstance(gm, OptimizedModule)
         gm.hold_modes({**(_folded_modes(gm) if rerolled else {}), **outcome.program.modes})
         gm.meta[_META] = Report(
             mode="optimize",
-            remarks=tuple(remark for _, remark in (*self.lossy, *outcome.remarks)),
+            remarks=remarks,
             specializations=outcome.program.specializations,
             comparison=comparison,
             timing=timing,

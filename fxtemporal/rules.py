@@ -164,7 +164,7 @@ class Rule(ABC, Generic[C]):
 
     name: str
     exact: bool = True
-    """Whether the rewrite computes the same numbers."""
+    """Whether the rewrite computes the same numbers; rules that do not run first, unverified."""
     moves_others: bool = False
     """Whether a rewrite can change what the other candidates are, so that they are sought anew."""
 

@@ -107,12 +107,17 @@ Blockers = Iterator[str]
 Entry = Callable[[Call], Blockers]
 
 
-def fold_blockers(call: Call, module: str) -> Iterator[Reason]:
-    """What stands against running the op on frames folded into dimension 0."""
+def fold_blockers(
+    call: Call, module: str, allowed: frozenset[Code] = frozenset()
+) -> Iterator[Reason]:
+    """What stands against running the op on frames folded into dimension 0.
+
+    ``allowed`` are codes of reasons that do not count.
+    """
     op = call.op
     if shifted(call) is not None:
         return
-    if op.random:
+    if op.random and Code.RANDOMNESS not in allowed:
         yield Reason(Code.RANDOMNESS, f"{module}: {op.name} draws random numbers for each frame")
         return
     training = op.args.get("training") if op.name == "batch_norm" else None
@@ -121,7 +126,7 @@ def fold_blockers(call: Call, module: str) -> Iterator[Reason]:
         and op.args.get("running_mean") is not None
         and op.args.get("use_input_stats")
     )
-    if training:
+    if training and Code.TRAINING_BATCHNORM not in allowed:
         yield Reason(
             Code.TRAINING_BATCHNORM,
             f"{module}: in training mode it takes statistics of each frame by itself, and updates "

@@ -148,19 +148,19 @@ class Families:
         ]
 
 
-def families_of(program: Program) -> Families:
+def families_of(program: Program, *, random: bool = False) -> Families:
     """Number every node of ``program`` that depends on a frame.
 
     A first walk finds the joins: ``stack`` and ``cat`` over lanes of one family that no other lane
     repeats, and :mod:`fxtemporal.analysis.joins`. In the second they are what they are for the
-    rest of the graph: invariants.
+    rest of the graph: invariants. With ``random``, ops that draw random numbers form families too.
     """
-    numbering = _Numbering(program, frozenset())
+    numbering = _Numbering(program, frozenset(), random)
     joins = {f.first for f in numbering.families if _joins(f)}
     chains = tuple(chains_of(program, numbering.repeated, numbering.constant))
     joins.update(node for chain in chains for node in chain.nodes)
     if joins:
-        numbering = _Numbering(program, frozenset(joins))
+        numbering = _Numbering(program, frozenset(joins), random)
     return Families(tuple(numbering.families), numbering.of, chains)
 
 
@@ -173,8 +173,9 @@ def _joins(family: Family) -> bool:
 
 
 class _Numbering:
-    def __init__(self, program: Program, joins: frozenset[fx.Node]) -> None:
+    def __init__(self, program: Program, joins: frozenset[fx.Node], random: bool) -> None:
         self.program = program
+        self.random = random
         self.joins = joins
         self.families: list[Family] = []
         self.of: dict[fx.Node, tuple[Family, int]] = {}
@@ -264,7 +265,7 @@ class _Numbering:
         if op is None:
             static = fx.node.map_arg((node.args, node.kwargs), lambda n: "%")
             return (node.op, node.target, repr(static), described)
-        if op.random:
+        if op.random and not self.random:
             return (node,)  # drawn anew for every frame: never the same computation
         return (op.static(), op.inplace, described)
 

@@ -67,6 +67,8 @@ class Loop:
     joins: tuple[Join, ...]
     reasons: tuple[Reason, ...]
     aliasing: Aliasing
+    allowed: tuple[Reason, ...] = ()
+    """What would have kept a family in the loop, were it not allowed."""
 
     @property
     def frames(self) -> Family:
@@ -74,24 +76,29 @@ class Loop:
         return max((f for f in self.families if f.source), key=lambda f: len(f.lanes))
 
 
-def loops_of(program: Program) -> Iterator[Loop]:
-    """Every loop of ``program``, in graph order."""
-    families = families_of(program)
+def loops_of(program: Program, allowed: frozenset[Code] = frozenset()) -> Iterator[Loop]:
+    """Every loop of ``program``, in graph order; ``allowed`` are codes that keep nothing back."""
+    families = families_of(program, random=Code.RANDOMNESS in allowed)
     aliasing: Aliasing | None = None
     for region in families.regions():
         aliasing = aliasing or Aliasing(program)
-        loop = _analyse(program, families, region, aliasing)
+        loop = _analyse(program, families, region, aliasing, allowed)
         if loop is not None:
             yield loop
 
 
 def _analyse(
-    program: Program, families: Families, region: list[Family], aliasing: Aliasing
+    program: Program,
+    families: Families,
+    region: list[Family],
+    aliasing: Aliasing,
+    allowed: frozenset[Code],
 ) -> Loop | None:
     """The loop that ``region`` is; None where nothing in it repeats."""
     reasons: dict[Reason, None] = {}
     plans: dict[Family, Plan] = {}
     origins: dict[Family, object] = {}
+    passed: list[Reason] = []
     writes = [w for f in region if (w := _visible_write(program, f, aliasing)) is not None]
     late = _LateWrites(program, families, region, aliasing)
     writes += [w for f in region if f.uniform and (w := late.reaching(f)) is not None]
@@ -110,6 +117,9 @@ def _analyse(
             continue
         call = None if family.op is None else _call(program, family, origins)
         found = list(_blockers(program, family, call, origins))
+        passed += [reason for reason in found if reason.code in allowed]
+        if passed and call is not None:
+            found = list(_blockers(program, family, call, origins, allowed))
         apart = bool(found) and call is not None and runs_apart(family, call, found)
         if not apart:
             reasons.update(dict.fromkeys(found))
@@ -126,7 +136,8 @@ def _analyse(
         for join in families.joins
         if families.of[join.parts[0]][0] in plans and _may_move(join, aliasing)
     )
-    return Loop(tuple(region), families.of, plans, joins, tuple(reasons), aliasing)
+    given = tuple(dict.fromkeys(passed))
+    return Loop(tuple(region), families.of, plans, joins, tuple(reasons), aliasing, given)
 
 
 def _may_move(join: Join, aliasing: Aliasing) -> bool:
@@ -175,7 +186,11 @@ def _only_moves_data(program: Program, families: Families, region: list[Family])
 
 
 def _blockers(
-    program: Program, family: Family, call: Call | None, origins: Mapping[Family, object]
+    program: Program,
+    family: Family,
+    call: Call | None,
+    origins: Mapping[Family, object],
+    allowed: frozenset[Code] = frozenset(),
 ) -> Iterator[Reason]:
     node = family.first
     where = program.called(node)
@@ -194,7 +209,7 @@ def _blockers(
     if not family.equal_shapes():
         yield Reason(Code.UNEQUAL_FRAMES, f"{where}: the frames differ in shape")
         return
-    blockers = list(fold_blockers(call, where))
+    blockers = list(fold_blockers(call, where, allowed))
     yield from blockers
     if not isinstance(node.meta.get("val"), torch.Tensor):
         readers = [program.op(user) for lane in family.nodes for user in lane.users]

@@ -29,6 +29,7 @@ from fxtemporal.analysis.apart import mapped_dims
 from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of
+from fxtemporal.errors import PassError
 from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Op
 from fxtemporal.passes.joined import Joiner
@@ -39,15 +40,39 @@ from fxtemporal.vmapped import spelled, vmapped
 
 __all__ = ["TimeDistribute"]
 
+_ALLOWABLE = frozenset((str(Code.TRAINING_BATCHNORM), str(Code.RANDOMNESS)))
+
 
 class TimeDistribute(Rule[Loop]):
-    """Loops over frames → one body over (B·T, ...)."""
+    """Loops over frames → one body over (B·T, ...).
+
+    Args:
+        allow: reason codes that do not keep a frame in its loop, although the result is then
+            another one. The rule is lossy with them, and looks only at loops that they block:
+
+            - ``"training-batchnorm"``: a normalization in training mode takes its statistics over
+              all B·T frames at once, not over the B samples of a frame. Its running statistics are
+              updated once a call, not T times, and ``num_batches_tracked`` counts one call.
+            - ``"randomness"``: dropout draws its masks for all frames in one call. They are as
+              independent as before, but other numbers come from the same seed.
+
+    Raises:
+        PassError: another code, which no result would be right without.
+    """
 
     name = "time-distribute"
     moves_others = True  # one loop may read what another joins
 
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        if isinstance(allow, str) or not set(allow) <= _ALLOWABLE:
+            listed = ", ".join(sorted(_ALLOWABLE))
+            raise PassError(f"allow must be a list of reason codes among {listed}, not {allow!r}")
+        self.allowed = frozenset(Code(code) for code in allow)
+        self.exact = not self.allowed
+
     def candidates(self, program: Program) -> Iterable[Loop]:
-        return loops_of(program)
+        found = loops_of(program, self.allowed)
+        return (loop for loop in found if loop.allowed) if self.allowed else found
 
     def site(self, program: Program, candidate: Loop) -> Site:
         first = candidate.frames.first
@@ -74,6 +99,8 @@ class TimeDistribute(Rule[Loop]):
 
     def rewrite(self, program: Program, candidate: Loop) -> Mapping[str, Any]:
         detail = dict(self.detail(program, candidate))
+        if candidate.allowed:
+            detail["allowed"] = [reason.to_dict() for reason in candidate.allowed]
         if candidate.reasons:
             detail["left_because"] = [reason.to_dict() for reason in candidate.reasons]
         _Rewriter(program, candidate).run()
