@@ -8,6 +8,7 @@ original cannot run in float64, the two are compared with each other.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -133,16 +134,11 @@ class Verifier:
         self._tolerance = tolerance or Tolerance()
         start = time.perf_counter()
         outputs = self._outcome(original, example)
-        cheap = time.perf_counter() - start < _CHEAP_SECONDS
+        self._cheap = time.perf_counter() - start < _CHEAP_SECONDS
         reference = self._reference(original, example, outputs)
-        self._runs = [_Run("the example inputs", example, outputs, reference)]
-        for name, inputs in _fresh_inputs(example):
-            try:
-                outputs = self._outcome(original, inputs)
-            except Exception:  # the model itself does not take this size
-                continue
-            reference = self._reference(original, inputs, outputs) if cheap else None
-            self._runs.append(_Run(name, inputs, outputs, reference))
+        self._example = _Run("the example inputs", example, outputs, reference)
+        self._fresh = dict(_fresh_inputs(example))
+        self._runs: dict[str, _Run | None] = {}
 
     def compare(
         self, candidate: nn.Module, *, exact: bool = True, example_only: bool = False
@@ -151,20 +147,43 @@ class Verifier:
 
         ``exact`` False marks a result that is meant to differ: its errors are only reported.
         """
-        samples = []
-        for run in self._runs[:1] if example_only else self._runs:
+        samples = [self._compared(self._example, candidate)]
+        for name, inputs in () if example_only else self._fresh.items():
+            try:
+                outputs, error = self._outcome(candidate, inputs), None
+            except SpecializationError:
+                continue  # this size is not free, and the module says so
+            except Exception as raised:  # a rewritten graph may fail in any way
+                outputs, error = None, raised
+            if (run := self._run(name)) is not None:
+                samples.append(self._compared(run, candidate, outputs, error))
+        return Comparison(tuple(samples), exact)
+
+    def _run(self, name: str) -> _Run | None:
+        """The original on fresh inputs, once it is needed; None where it does not take them."""
+        if name not in self._runs:
+            inputs, run = self._fresh[name], None
+            with contextlib.suppress(Exception):  # in any way that a model may
+                outputs = self._outcome(self._original, inputs)
+                reference = self._cheap and self._reference(self._original, inputs, outputs)
+                run = _Run(name, inputs, outputs, reference or None)
+            self._runs[name] = run
+        return self._runs[name]
+
+    def _compared(
+        self, run: _Run, candidate: nn.Module, outputs: Any = None, error: Exception | None = None
+    ) -> Sample:
+        if outputs is None and error is None:
             try:
                 outputs = self._outcome(candidate, run.inputs)
-            except Exception as error:  # a rewritten graph may fail in any way
-                if isinstance(error, SpecializationError) and run is not self._runs[0]:
-                    continue  # this size is not free, and the module says so
-                text = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                samples.append(Sample(run.name, float("inf"), float("inf"), None, 0.0, text))
-                continue
-            samples.append(self._sample(run, outputs))
-            if samples[-1].equal and (wide := self._in_float64(run, candidate)) is not None:
-                samples[-1] = wide
-        return Comparison(tuple(samples), exact)
+            except Exception as raised:  # a rewritten graph may fail in any way
+                error = raised
+        if error is not None:
+            text = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            return Sample(run.name, float("inf"), float("inf"), None, 0.0, text)
+        sample = self._sample(run, outputs)
+        wide = self._in_float64(run, candidate) if sample.equal else None
+        return sample if wide is None else wide
 
     def agrees(self, candidate: nn.Module, inputs: Example) -> bool:
         """Whether ``candidate`` gives the original's numbers, if the original takes ``inputs``."""
