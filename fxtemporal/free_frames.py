@@ -147,9 +147,7 @@ class _Unifier:
                 self._unify(node, column)
         except _DifferError:
             return None
-        for node in reversed(list(self.graph.nodes)):
-            if not node.users and self._only_counts(node):
-                self.graph.erase_node(node)
+        self.program.drop_unread()
         self.program.refresh()
         return self.program
 
@@ -241,10 +239,3 @@ class _Unifier:
         for dim, sizes in enumerate(zip(*shapes, strict=False)):
             if len(set(sizes)) > 1:
                 self.sizes.setdefault(tuple(sizes), (node, dim))
-
-    def _only_counts(self, node: fx.Node) -> bool:
-        op = self.program.op(node) if node.op.startswith("call") else None
-        if op is None:
-            return False
-        number = isinstance(node.meta.get("val"), int) and op.name in ("add", "sub", "mul", "item")
-        return number or op.name in ("size", "shape", "unbind", "length")

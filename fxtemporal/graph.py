@@ -36,6 +36,16 @@ _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, "<")
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 
 
+_FREE_OF_EFFECTS = frozenset(
+    """
+    add arange chunk contiguous dim expand flatten full full_like item length movedim mul narrow
+    new_empty new_full new_ones new_zeros numel ones ones_like permute reshape select shape size
+    slice split squeeze sub transpose unbind unflatten unsqueeze view zeros zeros_like
+    """.split()
+)
+"""Ops that a call without a reader may be left out of."""
+
+
 def is_user_file(filename: str) -> bool:
     """Whether ``filename`` is code of the user, or of a library of models that the user calls."""
     if filename.startswith(_LIBRARIES) or f"{os.sep}einops{os.sep}" in filename:
@@ -224,6 +234,13 @@ class Program:
                     if last < node:
                         last.append(node)
                         last = node
+
+    def drop_unread(self) -> None:
+        """Erase views, sizes and new tensors that nothing reads any more."""
+        for node in reversed(list(self.graph.nodes)):
+            op = self.op(node) if node.op.startswith("call") and not node.users else None
+            if op is not None and op.name in _FREE_OF_EFFECTS and not op.inplace:
+                self.graph.erase_node(node)
 
     def dims(self, value: Any) -> int | None:
         """The rank of a described argument: 0 for a number, None where it is not known."""

@@ -82,6 +82,8 @@ def _run_once(
     for rule in rules:
         while _sweep(program, rule, skips, only, remarks):
             pass
+    if any(remark.status == "applied" for remark in remarks.values()):
+        program.drop_unread()
     program.hoist_checks()
     program.refresh()
     return Outcome(program, tuple(remarks.items()))

@@ -270,7 +270,7 @@ def test_a_number_of_frames_that_nothing_fixed_stays_free() -> None:
     model = Clips(unfolded).eval()
     fast = optimized(model, video())
     for frames in (4, 5, 9, 16):
-        assert frames_seen(fast, video(frames=frames)) == 2 * frames
+        assert frames_seen(fast, video(frames=frames)) == 2 * (frames - frames % 2)
         assert_same(model, fast, video(frames=frames))
 
 
@@ -426,6 +426,6 @@ def test_any_window_and_step(
     fast = optimized(model, x, verify=False)
     clips = extra // step + 1
     covered = (clips - 1) * min(step, window) + window
-    assert frames_seen(fast, x) <= batch * max(covered, window + extra)
+    assert frames_seen(fast, x) == batch * covered
     assert_same(model, fast, x)
     assert_same(model, fast, video(batch % 3 + 1, window + extra))

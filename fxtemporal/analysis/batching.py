@@ -475,7 +475,7 @@ _TABLE: Mapping[str, Entry] = {
     "pad": _padded,
     # normalization
     "batch_norm": _at_least(2),
-    "group_norm": _at_least(3),
+    "group_norm": _at_least(2),
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,
     "instance_norm": _at_least(3),

@@ -44,6 +44,9 @@ _CONSTANTS = frozenset(
 )
 """What gives the same at every call; made anew for each frame, it is one constant."""
 
+_FILLED = frozenset("new_zeros new_ones new_full zeros_like ones_like full_like".split())
+"""The same, made like another tensor."""
+
 _CUTTING = frozenset("chunk getitem index_select select slice split unbind".split())
 
 _UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel", "dim", "length"))
@@ -205,8 +208,11 @@ class _Numbering:
         if not any(source in self.of for source in inputs):
             if op is not None and (op.name in SAME_MEMORY or _is_number(node)):
                 self._note_invariant(node, op)
-            elif node.target in _CONSTANTS and self._only_read(node):
-                key = (node.target, repr((node.args, node.kwargs)))
+            elif _makes_a_constant(node, op) and self._only_read(node):
+                arguments = fx.node.map_arg(
+                    (node.args, node.kwargs), lambda n: self._same.get(n, n)
+                )
+                key = (node.target, repr(arguments))
                 self._same[node] = self._invariants.setdefault(key, node)
             return
         operands, anchor = self._operands(inputs)
@@ -399,6 +405,11 @@ def is_input(node: Any) -> bool:
         if not isinstance(node, fx.Node) or isinstance(node.meta.get("val"), torch.Tensor):
             return False
     return isinstance(node, fx.Node) and node.op == "placeholder"
+
+
+def _makes_a_constant(node: fx.Node, op: Op | None) -> bool:
+    """Whether ``node`` gives the same at every call with these arguments."""
+    return node.target in _CONSTANTS or (op is not None and op.name in _FILLED)
 
 
 def _listed(index: Any) -> tuple[int, ...] | None:

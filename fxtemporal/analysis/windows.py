@@ -121,7 +121,7 @@ class _Paths:
     def is_entry(self, layout: Layout) -> bool:
         """Whether dimension 0, and no other, runs over clips and frames, and nothing was left out.
 
-        >>> # (B·N·w, C, H, W), or (N·B·w, ...), and not (B·N, C, w, H, W)
+        So (B·N·w, C, H, W) and (N·B·w, C, H, W) are entries, and (B·N, C, w, H, W) is none.
         """
         axes = [axis for group in layout for axis in group]
         inside = {self._dim, self._frames} <= set(layout[0])
@@ -207,37 +207,34 @@ class _Paths:
         """The layout after a reshape that only joins neighbours."""
         if not isinstance(sizes, tuple):
             return None
-        groups = list(layout)
         result: list[Axes] = []
-        spelled: set[tuple[int, int]] = set()
+        rest = layout
         for place, size in enumerate(sizes):
             later = len(sizes) - place - 1
-            if size == -1:  # whatever the others leave
-                count = len(groups) - later
-                if count < 1:
-                    return None
-                taken, groups = groups[:count], groups[count:]
-                result.append(tuple(axis for group in taken for axis in group))
-                continue
-            wanted = self.numbers.get(size) if isinstance(size, fx.Node) else None
-            got: Axes = ()
-            while groups and (got != wanted if wanted is not None else not got):
-                got += groups.pop(0)
-            if wanted is not None and got != wanted:
+            count = len(rest) - later if size == -1 else self._joined(rest, size)
+            if count < 1:
                 return None
-            if wanted is None:
-                known = len(got) == 1 and type(size) is int and self._sizes[got[0]] == size
-                if not known:
-                    return None
-                if got[0] not in (self._dim, self._frames):
-                    spelled.add((got[0], size))
-                elif got[0] == self._dim:
-                    return None
-            result.append(got)
-        if groups:
+            result.append(tuple(axis for group in rest[:count] for axis in group))
+            rest = rest[count:]
+        if rest:
             return None
-        self.spelled_out |= spelled
+        for axes, size in zip(result, sizes, strict=True):
+            if type(size) is int and size != -1 and axes != (self._frames,):
+                self.spelled_out.add((axes[0], size))
         return tuple(result)
+
+    def _joined(self, layout: Layout, size: Any) -> int:
+        """How many leading dimensions one of that size joins; 0 where that is not known."""
+        if isinstance(size, fx.Node):
+            got: Axes = ()
+            for count, group in enumerate(layout, 1):
+                got += group
+                if got == self.numbers.get(size):
+                    return count
+            return 0
+        (axis, *others) = layout[0] if layout else (self._dim,)
+        written = not others and axis != self._dim and self._sizes[axis] == size
+        return int(written)
 
 
 def _rearranged(layout: Layout, pattern: str) -> Layout | None:

@@ -14,6 +14,7 @@ done to its frames alone, is told by :mod:`fxtemporal.analysis.windows`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ class OverlappingWindows(Rule[Windows]):
             "length": candidate.length,
             "step": candidate.step,
             "frames_before": clips * candidate.length,
-            "frames": candidate.base.meta["val"].shape[candidate.dim],
+            "frames": (clips - 1) * candidate.step + candidate.length,
             "ops": len(candidate.computing),
         }
 
@@ -77,8 +78,9 @@ class _Rewriter:
         body = self.windows.body
         with self.graph.inserting_before(body[0]):
             self._hold()
+            self.base = self._covered()
             self.sizes = {
-                axis: self.graph.call_method("size", (self.windows.base, axis))
+                axis: self.graph.call_method("size", (self.base, axis))
                 for axis in sorted({a for axes in self.windows.order.values() for a in axes})
                 if axis < (rank(self.windows.base) or 0)
             }
@@ -105,13 +107,24 @@ class _Rewriter:
             why = "a view of the clips spells it out"
             self.graph.call_function(expect, (actual, size, text, where, why))
 
+    def _covered(self) -> fx.Node:
+        """The base without the frames at its end that no clip holds."""
+        windows = self.windows
+        clips = self.graph.call_method("size", (windows.unfold, windows.dim))
+        covered: fx.Node = self.graph.call_function(operator.mul, (clips, windows.step))
+        rest = windows.length - windows.step
+        covered = self.graph.call_function(operator.add, (covered, rest))
+        value = self.graph.call_method("narrow", (windows.base, windows.dim, 0, covered))
+        value.meta["left_over"] = True
+        return value
+
     def _frames(self, layout: Layout) -> fx.Node:
         """All frames of the base, folded as the entry folds those of the clips."""
         clip_frames = rank(self.windows.base) or 0
         groups = [tuple(a for a in axes if a != clip_frames) for axes in layout]
         groups[0] = tuple(sorted(groups[0]))
         order = [axis for axes in groups for axis in axes]
-        value = self.windows.base
+        value = self.base
         if order != sorted(order):
             value = self.graph.call_method("permute", (value, tuple(order)))
         for place, axes in enumerate(groups):
