@@ -50,7 +50,8 @@ _PURE = frozenset((*QUESTIONS, *_CONV3D, cut, joined, shaped, vmapped, getattr, 
 _PYTHON = frozenset(("builtins", "math", "_operator"))
 
 _ASKS = frozenset(("size", "shape", "dim", "dtype", "device"))
-_MOVES = frozenset(("unflatten", "select", "movedim", "narrow", "transpose", "permute"))
+_FOLDING = frozenset(("flatten", "view", "reshape", "rearrange"))
+_MOVES = frozenset(("unflatten", "select", "movedim", "slice", "transpose", "permute"))
 _SIZED = {"view": "shape", "reshape": "shape", "expand": "size"}
 """Views whose first size may count the rows, and the argument that holds it."""
 
@@ -167,16 +168,17 @@ class _Scan:
     def _starts(self, node: fx.Node) -> bool:
         """Whether ``node`` folds its first dimensions into rows."""
         op = self.program.op(node) if node.op.startswith("call") else None
-        source = op.args.get("input") if op is not None else None
-        sizes, folded = (shape(n) if isinstance(n, fx.Node) else None for n in (source, node))
-        if op is None or op.name != "flatten" or sizes is None or folded is None:
+        source = op.args.get("input") if op is not None and op.name in _FOLDING else None
+        if op is None or not isinstance(source, fx.Node) or source in self.rows:
             return False
-        if op.args["start_dim"] != 0 or op.args["end_dim"] == 0 or len(sizes) < 2:
+        sizes, folded = shape(source), shape(node)
+        if not sizes or not folded or folded[0] <= sizes[0] or folded[0] % sizes[0]:
             return False
-        rows = self._find(folded_rows(self.program, self.rows, node))
+        plain = op.name == "flatten" and op.args["start_dim"] == 0
+        rows = self._find(folded_rows(self.program, self.rows, node) if plain else node)
         self.rows[node] = rows
-        frames = max(self._frames.get(rows, (0, 1))[1], int(node.meta.get("frames", sizes[1])))
-        self._frames[rows] = folded[0], frames
+        frames = int(node.meta.get("frames", folded[0] // sizes[0]))
+        self._frames[rows] = folded[0], max(self._frames.get(rows, (0, 1))[1], frames)
         self._passes(node)
         return True
 

@@ -46,8 +46,10 @@ def _size(
     match op.name:
         case "contiguous" | "clone" | "detach" | "identity":
             return through(dim)
-        case "narrow":
-            return ("number", op.args["length"]) if op.args["dim"] == dim else through(dim)
+        case "slice" if op.args["dim"] != dim:
+            return through(dim)
+        case "slice" if node.target == "narrow":  # where x[a:b] may give fewer, it raises an error
+            return "number", node.args[3]
         case "select":
             return through(dim + (dim >= op.args["dim"]))
         case "unflatten" if op.args["dim"] == 0 and source in rows and len(op.args["sizes"]) == 2:
