@@ -191,19 +191,24 @@ class Chooser:
 
     def _against_loops(self, best: Choice, folded: frozenset[str]) -> Choice:
         loops = self._smallest(best.left | folded)
-        timing = self._race(loops, best) if self._fits(loops) else None
-        if timing is None or timing.speedup > 1:
+        if not self._fits(loops):
+            return best
+        self.tick("measuring chunks against the loop")
+        timing = race(loops.module, best.module, self.inputs, self._seconds())  # time or no time
+        if timing.speedup > 1:
             return best
         text = f"{timing.before:.3g} ms as a loop, {timing.after:.3g} ms in chunks that fit"
         return replace(loops, why=dict.fromkeys(folded, Reason(Code.NOT_FASTER, text)))
 
     def _race(self, one: Choice, other: Choice) -> Timing | None:
         """None where the time is over."""
-        remaining = self.deadline - time.perf_counter()
-        if remaining <= 0:
+        if (seconds := self._seconds()) == 0:
             return None
         self.tick("measuring chunks")
-        return race(one.module, other.module, self.inputs, min(remaining, _MOST_SECONDS))
+        return race(one.module, other.module, self.inputs, seconds)
+
+    def _seconds(self) -> float:
+        return max(0.0, min(self.deadline - time.perf_counter(), _MOST_SECONDS))
 
 
 def _counts(region: Region) -> Iterator[int]:

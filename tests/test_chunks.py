@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from fxtemporal import Code, Tune, chunking
 from fxtemporal.analysis.folded import regions_of
 from fxtemporal.analysis.liveness import peak
 from fxtemporal.capture import capture
+from fxtemporal.lowering.exported import load_exported, save_exported
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.pieces import cut, joined, shaped
@@ -260,6 +263,28 @@ def test_two_inputs_of_a_region_are_cut_alike() -> None:
     model = Differences(plain)
     outcome = chunked(model, (clip(),), 3)
     assert len(of_chunks(outcome)) == 1
+    for batch in (2, 3):
+        assert_as_exact(model, outcome.program.gm, clip(batch))
+
+
+def test_windows_through_forms_of_conv3d_are_cut() -> None:
+    class Windows(PerFrame):
+        def __init__(self) -> None:
+            super().__init__(plain)
+            self.spatial = nn.Conv3d(3, 32, (1, 3, 3))
+            self.temporal = nn.Conv3d(32, 8, (2, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = [x[:, t : t + 3].transpose(1, 2) for t in range(4)]
+            y = [self.temporal(F.relu(self.spatial(w))).mean((2, 3, 4)) for w in windows]
+            return torch.stack(y, 1)
+
+    model = Windows()
+    outcome = chunked(model, (clip(),), 2)
+    (remark,) = of_chunks(outcome)
+    assert remark.detail["peak_bytes_after"] < 0.8 * remark.detail["peak_bytes_before"]
+    called = [getattr(n.target, "__name__", "") for n in outcome.program.graph.nodes]
+    assert called.count("conv3d_spatial") == called.count("conv3d_temporal") == 2
     for batch in (2, 3):
         assert_as_exact(model, outcome.program.gm, clip(batch))
 
@@ -596,14 +621,14 @@ def test_a_loop_that_is_faster_than_chunks_that_fit_stays(monkeypatch: pytest.Mo
     assert "as a loop" in remark.reasons[0].text
 
 
+@pytest.mark.usefixtures("folding_wins")
 def test_chunks_with_wrong_numbers_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxtemporal.passes.fold_in_chunks.joined", joined_wrongly)
     model, x = PerFrame(residual), clip(side=16)
-    result = limited(model, x, estimated(model, x, 4), seconds=1e-6)
-    failed = [r for r in remarks(result, "fold-in-chunks") if r.status == "failed"]
-    if remarks(result, "time-distribute")[0].status == "applied":
-        assert [reason.code for reason in failed[0].reasons] == [Code.WRONG_RESULT]
-        assert remarks(result, "fold-in-chunks")[-1].reasons[0].code is Code.MEMORY_LIMIT
+    result = limited(model, x, estimated(model, x, 4))
+    chunks, whole = remarks(result, "fold-in-chunks")
+    assert (chunks.status, chunks.reasons[0].code) == ("failed", Code.WRONG_RESULT)
+    assert (whole.status, whole.reasons[0].code) == ("missed", Code.MEMORY_LIMIT)
     assert_as_exact(model, result, x)
 
 
@@ -637,6 +662,29 @@ def test_chunks_compile() -> None:
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     for batch in (2, 3):
         torch.testing.assert_close(compiled(clip(batch)), model(clip(batch)), rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_are_saved_and_pickled(tmp_path: Path) -> None:
+    model, x = PerFrame(residual), clip()
+    module = chunked(model, (x,), 4).program.gm
+    save_exported(module, (x,), {}, tmp_path / "model.pt2")
+    loaded = load_exported(tmp_path / "model.pt2").module()
+    restored = pickle.loads(pickle.dumps(module))
+    for batch in (2, 3):
+        for result in (loaded(clip(batch)), restored(clip(batch))):
+            torch.testing.assert_close(result, model(clip(batch)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("folding_wins")
+def test_a_result_in_chunks_is_optimized_again() -> None:
+    model, x = PerFrame(residual), clip(side=16)
+    limit = estimated(model, x, 4)
+    once = limited(model, x, limit)
+    twice = limited(once, x, limit)
+    assert [str(n.target) for n in twice.graph.nodes if n.op == "call_module"] == [
+        str(n.target) for n in once.graph.nodes if n.op == "call_module"
+    ]
+    assert_as_exact(model, twice, clip(3, side=16))
 
 
 def test_a_second_run_changes_nothing() -> None:
