@@ -2,12 +2,14 @@
 
 ::
 
-    capture → lossy rules (if asked) → exact rules → verify, undo → measure, undo → report
+    capture → lossy rules (if asked) → exact rules → verify, undo → measure, undo →
+    fold in chunks → free the number of frames → report
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +21,16 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
+from fxtemporal.analysis.liveness import peak
 from fxtemporal.capture import Model, capture, check_arguments, example_of
+from fxtemporal.chunking import Choice, Chooser, sized
 from fxtemporal.errors import CaptureError, FxTemporalError, PassError, VerificationError
 from fxtemporal.free_frames import freed, trip_counts
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
@@ -33,13 +38,14 @@ from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
-from fxtemporal.tuning import Timing, Tune, worth_keeping
+from fxtemporal.tuning import Timing, Tune, race, worth_keeping
 from fxtemporal.verify import Comparison, Verifier, culprits, resized
 
 __all__ = ["audit", "optimize", "report"]
 
 _META = "fxtemporal"
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+_LEFT = Reason(Code.MEMORY_LIMIT, "left, to see what a call holds then")
 
 
 def optimize(
@@ -68,7 +74,8 @@ def optimize(
             which a normalization is in training mode, and says in its docstring what that changes.
         factorize: settings of the lossy (2+1)D factorization; default: none is done.
         tune: ``"measure"`` keeps what measures faster (the default with example inputs),
-            ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure.
+            ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure, and how
+            much memory a call may hold.
         verify: compare the result with the original, and undo what changes the numbers.
         progress: show a progress bar; default: on a terminal only.
 
@@ -90,8 +97,14 @@ def optimize(
         tick("rewriting")
         outcome, comparison = run.verified(tick)
         timing = None
-        if tuning is not None and example is not None and outcome.applied:
-            outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
+        if tuning is not None and example is not None:
+            start = time.perf_counter()
+            if outcome.applied:
+                outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
+            found = outcome, comparison, timing
+            outcome, comparison, timing = run.in_chunks(
+                *found, tuning, start + tuning.seconds, tick
+            )
         tick("freeing the number of frames")
         outcome, comparison = run.freed(outcome, comparison)
     settings = {"tune": "static" if tuning is None else vars(tuning)}
@@ -312,6 +325,98 @@ class _Run:
         ):
             raise VerificationError("fewer rewrites gave other numbers; please report this")
         return outcome, comparison, timing
+
+    def in_chunks(
+        self,
+        outcome: Outcome,
+        comparison: Comparison | None,
+        timing: Timing | None,
+        tune: Tune,
+        deadline: float,
+        tick: Any,
+    ) -> tuple[Outcome, Comparison | None, Timing | None]:
+        """Folded frames in as many chunks as the memory limit asks for, or as pays."""
+        assert self.example is not None
+        groups = self._loops(outcome)
+        slow = frozenset(name for name, keys in groups.items() if keys[0] in self.skips)
+
+        def build(left: frozenset[str]) -> Program:
+            if left == slow:
+                return outcome.program.copy()
+            skips = self._leaving(groups, dict.fromkeys(left, _LEFT))
+            return run_rules(self.captured, self.rules, skips).program
+
+        chooser = Chooser(build, list(groups), slow, self.example, tune, deadline, tick)
+        choice = chooser.choose()
+        if choice.left != slow or choice.chunks:
+            why = {name: choice.why.get(name) for name in choice.left}
+            self.skips = self._leaving(groups, why)
+            self._run_in(choice)
+            changed = choice.left != slow or any(n > 1 for n in choice.chunks.values())
+            outcome = run_rules(self.captured, self.rules, self.skips)
+            if changed:
+                outcome, comparison = self._checked(outcome, comparison, choice)
+                tick("measuring the network")
+                timing = race(self.baseline, outcome.program.gm, self.example, 0.1)
+        return self._above_limit(outcome, tune), comparison, timing
+
+    def _leaving(
+        self, groups: Mapping[str, list[Key]], left: Mapping[str, Reason | None]
+    ) -> dict[Key, Skip]:
+        """What to skip so that just these loops are left, and why: None where that is known."""
+        skips = dict(self.skips)
+        for name, keys in groups.items():
+            for key in keys:
+                if name not in left:
+                    skips.pop(key, None)
+                elif (reason := left[name]) is not None:
+                    skips[key] = Skip("missed", reason)
+        return skips
+
+    def _loops(self, outcome: Outcome) -> dict[str, list[Key]]:
+        """The loops that are folded, or would be if that had paid, as they were measured."""
+        groups: dict[str, list[Key]] = {}
+        for key, remark in outcome.remarks:
+            slow = key in self.skips and self.skips[key].reason.code is Code.NOT_FASTER
+            if key[0] == TimeDistribute.name and (remark.status == "applied" or slow):
+                groups.setdefault(_group(remark), []).append(key)
+        return groups
+
+    def _run_in(self, choice: Choice) -> None:
+        self.rules = (*self.rules, FoldInChunks(choice.chunks))
+        for region, count in choice.chunks.items():
+            if count == 1:
+                skip = Skip("missed", choice.why[region])
+                self.skips[FoldInChunks.name, region] = skip
+
+    def _checked(
+        self, outcome: Outcome, comparison: Comparison | None, choice: Choice
+    ) -> tuple[Outcome, Comparison | None]:
+        """The same, compared with the original again; in one piece where chunks are wrong."""
+        if self.verifier is None:
+            return outcome, comparison
+        comparison = self.verifier.compare(outcome.program.gm)
+        if comparison.equal:
+            return outcome, comparison
+        reason = Reason(Code.WRONG_RESULT, "in chunks it gave other numbers; please report this")
+        for region in choice.chunks:
+            self.skips[FoldInChunks.name, region] = Skip("failed", reason)
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        return outcome, self.verifier.compare(outcome.program.gm)
+
+    def _above_limit(self, outcome: Outcome, tune: Tune) -> Outcome:
+        """The same, with a remark where a call of the result holds more than the limit."""
+        if tune.limit is None or (held := peak(outcome.program).bytes) <= tune.limit:
+            return outcome
+        text = (
+            f"a call holds {sized(held)} at its peak by estimate; the limit is "
+            f"{sized(tune.limit)}, and nothing is known that holds less"
+        )
+        detail = {"peak_bytes_after": held}
+        reasons = (Reason(Code.MEMORY_LIMIT, text),)
+        name = type(self.original).__name__
+        remark = Remark(FoldInChunks.name, "missed", name, None, reasons, detail)
+        return Outcome(outcome.program, (*outcome.remarks, ((FoldInChunks.name, ""), remark)))
 
     def finish(
         self,

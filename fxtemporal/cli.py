@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fxtemporal import __version__
 from fxtemporal.errors import (
@@ -36,6 +36,7 @@ from fxtemporal.locate import UsageError, line_of, load, nearest
 if TYPE_CHECKING:
     from fxtemporal.passes.factorize_2plus1d import Factorize
     from fxtemporal.report import Report
+    from fxtemporal.tuning import Tune
 
 __all__ = ["main"]
 
@@ -157,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         help="measure: keep what is faster here (default); static: measure nothing",
     )
     optimize.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="the most that the activations of one call may hold at their peak, such as 512MiB or "
+        "2GB: folded frames run in chunks that fit, or loops are left",
+    )
+    optimize.add_argument(
         "--factorize",
         type=_rank,
         metavar="RANK",
@@ -241,6 +248,7 @@ def _optimize(options: argparse.Namespace) -> int:
         from fxtemporal.lowering.exported import save_exported
 
         factorize = _factorize(options.factorize)
+        tune = _tune(options)
         model = load(options.model)
         example = example_of(model, _inputs(options), None)
         if example is None:
@@ -251,7 +259,7 @@ def _optimize(options: argparse.Namespace) -> int:
                 *example,
                 passes=options.passes,
                 factorize=factorize,
-                tune=options.tune,
+                tune=tune,
                 verify=not options.no_verify,
             )
             save_exported(fast, *example, options.output)
@@ -301,6 +309,20 @@ def _factorize(rank: int | float | str | None) -> Factorize | None:
     from fxtemporal.passes.factorize_2plus1d import Factorize
 
     return None if rank is None else Factorize(rank=rank)  # type: ignore[arg-type]
+
+
+def _tune(options: argparse.Namespace) -> Tune | Literal["measure", "static"] | None:
+    from fxtemporal.tuning import Tune
+
+    if options.memory_limit is None:
+        tune: Literal["measure", "static"] | None = options.tune
+        return tune
+    if options.tune == "static":
+        raise UsageError("--memory-limit needs measuring: leave --tune static out")
+    try:
+        return Tune(memory_limit=options.memory_limit)
+    except PassError as error:
+        raise UsageError(f"--memory-limit: {error}") from error
 
 
 def _found(report: Report, names: Sequence[str]) -> int:

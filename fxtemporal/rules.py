@@ -78,6 +78,10 @@ class Code(enum.StrEnum):
     # After the rewrite
     NOT_FASTER = "not-faster"
     """It was measured, and it did not pay."""
+    NOT_MEASURED = "not-measured"
+    """The time for measuring was over before its turn."""
+    MEMORY_LIMIT = "memory-limit"
+    """A call would hold more memory at its peak than the limit that was given."""
     WRONG_RESULT = "wrong-result"
     """Verification found other numbers than the original's; the rewrite was undone."""
     REWRITE_RAISED = "rewrite-raised"

@@ -7,10 +7,13 @@ and a group that costs more than it gains is left out.
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -31,11 +34,21 @@ class Tune:
     ``target`` is what will run the graph: ``"eager"`` is what this version can measure. ``seconds``
     is the most that all measuring may take, ``margin`` what a rewrite must gain over noise before
     it counts (0.02: two per cent).
+
+    ``memory_limit`` bounds the activations that one call holds at its peak: bytes, or a text like
+    ``"512MiB"`` or ``"2GB"``; None: no limit. It holds for the peak at the example's shapes, as
+    :mod:`fxtemporal.analysis.liveness` estimates it from the graph: tensors alive at once, inputs
+    and outputs among them, without parameters, gradients, and what kernels allocate for themselves.
+    Folded frames then run in as many chunks as it takes, or the loop stays a loop.
+
+    Raises:
+        PassError: a setting that is out of range.
     """
 
     target: str = "eager"
     seconds: float = 60.0
     margin: float = 0.02
+    memory_limit: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.target != "eager":
@@ -44,6 +57,39 @@ class Tune:
             raise PassError(f"tune: seconds must be above 0, not {self.seconds}")
         if not 0 <= self.margin < 1:
             raise PassError(f"tune: margin must be a share between 0 and 1, not {self.margin}")
+        if self.memory_limit is not None:
+            _bytes(self.memory_limit)
+
+    @property
+    def limit(self) -> int | None:
+        """``memory_limit`` in bytes."""
+        return None if self.memory_limit is None else _bytes(self.memory_limit)
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)},
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
+}
+_SIZE = re.compile(r"\s*(\d{1,20}(?:\.\d{0,20})?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+
+def _bytes(size: int | str) -> int:
+    """The number of bytes that ``512``, ``"512MiB"`` or ``"1.5 GB"`` stands for."""
+    found: int | None = None
+    if isinstance(size, str) and (match := _SIZE.fullmatch(size)) is not None:
+        units = {name.lower(): factor for name, factor in _UNITS.items()}
+        factor = units.get(match[2].lower())
+        found = None if factor is None else math.floor(Fraction(match[1].rstrip(".")) * factor)
+    elif isinstance(size, int) and not isinstance(size, bool):
+        found = size
+    if found is None or found < 1:
+        raise PassError(
+            f"tune: memory_limit must be a number of bytes above 0, or a text like '512MiB' or "
+            f"'2GB' ({', '.join(unit for unit in _UNITS if unit)}), not {size!r}"
+        )
+    return found
 
 
 @dataclass(frozen=True)

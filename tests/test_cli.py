@@ -334,6 +334,31 @@ def test_optimize_measures_unless_told_otherwise(run: Run, model: str, tmp_path:
     assert report["comparison"]["equal"] is True
 
 
+def test_optimize_keeps_a_memory_limit(run: Run, model: str, tmp_path: Path) -> None:
+    path = tmp_path / "fast.pt2"
+    more = ("--memory-limit", "1KiB", "--json")
+    ran = run("optimize", f"{model}:Frames", *CLIP, "-o", path, *more)
+    report = json.loads(ran.out)
+    assert ran.status == 0
+    assert report["settings"]["tune"]["memory_limit"] == "1KiB"
+    assert report["remarks"][-1]["reasons"][0]["code"] == "memory-limit"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--memory-limit", "lots"), "'512MiB' or '2GB'"),
+        (("--memory-limit", "1GB", "--tune", "static"), "--memory-limit needs measuring"),
+    ],
+)
+def test_memory_limits_that_mean_nothing(
+    run: Run, model: str, tmp_path: Path, more: tuple[str, ...], words: str
+) -> None:
+    ran = run("optimize", f"{model}:Frames", *CLIP, "-o", tmp_path / "fast.pt2", *more)
+    assert ran.status == 2
+    assert words in ran.error()
+
+
 @pytest.mark.parametrize("rank", ["paper", "2", "0.5"])
 def test_optimize_factorizes_on_request(run: Run, tmp_path: Path, rank: str) -> None:
     more = ("--tune", "static", "--no-verify", "--factorize", rank, "--json")

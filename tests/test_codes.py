@@ -17,6 +17,7 @@ from models import (
     HardCodedView,
     HookedBody,
     HookedConv3d,
+    IndexedFrames,
     ModulePerFrame,
     OnlyMovesData,
     ParametrizedBody,
@@ -106,6 +107,10 @@ def loop(cls: Any) -> Way:
     return Way("time-distribute", cls.build)
 
 
+def limited(cls: Any, limit: Any, rule: str = "time-distribute", seconds: float = 1.0) -> Way:
+    return Way(rule, cls.build, settings={"tune": Tune(seconds=seconds, memory_limit=limit)})
+
+
 def conv3d(build: Callable[[], nn.Module], **more: Any) -> Way:
     return Way("conv3d-forms", build, **more)
 
@@ -152,6 +157,12 @@ WAYS: dict[Code, tuple[Way, ...]] = {
     Code.RANK_OUT_OF_RANGE: (factorized(DenseConv3d.build, 10_000),),
     Code.SHARED_PARAMETER: (factorized(TiedConv3d.build, 1),),
     Code.NOT_FASTER: (planted(slow_down, "missed", tune=Tune(seconds=0.5)),),
+    Code.NOT_MEASURED: (limited(IndexedFrames, "1GiB", rule="fold-in-chunks", seconds=1e-6),),
+    Code.MEMORY_LIMIT: (
+        limited(IndexedFrames, 1),
+        limited(IndexedFrames, 1, rule="fold-in-chunks"),
+        limited(PureRecurrence, 1, rule="fold-in-chunks"),
+    ),
     Code.WRONG_RESULT: (planted(scale, "failed"),),
     Code.REWRITE_RAISED: (planted(fail, "failed"),),
 }

@@ -115,11 +115,47 @@ def test_defaults() -> None:
         ({"margin": 1.0}, "margin"),
         ({"margin": float("nan")}, "margin"),
         ({"seconds": float("nan")}, "seconds"),
+        *(
+            ({"memory_limit": limit}, "512MiB")
+            for limit in (
+                0,
+                -1,
+                True,
+                1.5,
+                float("inf"),
+                "",
+                "lots",
+                "12 XB",
+                "-1MB",
+                "1e3",
+                "0.5B",
+            )
+        ),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(PassError, match=word):
         Tune(**settings)
+
+
+@pytest.mark.parametrize(
+    ("limit", "number"),
+    [
+        (1, 1),
+        (10**12, 10**12),
+        ("1024", 1024),
+        ("7B", 7),
+        ("512MiB", 512 * 2**20),
+        ("2GB", 2 * 10**9),
+        (" 1.5 kib ", 1536),
+        ("0.1mb", 100_000),
+        ("3TiB", 3 * 2**40),
+        (None, None),
+    ],
+)
+def test_a_memory_limit_in_bytes(limit: Any, number: int | None) -> None:
+    assert Tune(memory_limit=limit).limit == number
+    assert Tune(memory_limit=limit).memory_limit == limit
 
 
 def test_settings_that_need_inputs() -> None:
@@ -271,7 +307,12 @@ def test_wrong_rewrites_are_not_measured() -> None:
 def test_the_settings_are_in_the_report() -> None:
     result = fxtemporal.optimize(Chain(1), (clip(),), tune=QUICK)
     report = fxtemporal.report(result)
-    assert report.settings["tune"] == {"target": "eager", "seconds": 3.0, "margin": 0.02}
+    assert report.settings["tune"] == {
+        "target": "eager",
+        "seconds": 3.0,
+        "margin": 0.02,
+        "memory_limit": None,
+    }
     assert report.timing is not None
     assert f"{report.timing.speedup:.2f}×" in str(report)
 

@@ -41,6 +41,8 @@ class Stacked:
         self._folded = folded
         self._parts: dict[tuple[int, ...], Stacked] = {}
         self._frame: dict[int, fx.Node] = {}
+        if folded is not None:
+            folded.meta["frames"] = len(frames)
 
     def _after(self, node: fx.Node, method: str, *args: Argument) -> fx.Node:
         """A view of ``node``, right behind it, so that whoever comes later can read it."""
@@ -54,6 +56,7 @@ class Stacked:
         """(B·T, ...)"""
         if self._folded is None:
             self._folded = self._after(self.apart(), "flatten", 0, 1)
+            self._folded.meta["frames"] = len(self.frames)
         return self._folded
 
     def apart(self) -> fx.Node:
