@@ -26,6 +26,7 @@ from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.quiet import quiet
@@ -311,7 +312,8 @@ class _Run:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
         rerolled = any(rule == TimeDistribute.name for rule, _ in outcome.applied)
         assert isinstance(gm, OptimizedModule)
-        gm.hold_modes({**(_folded_modes(gm) if rerolled else {}), **outcome.program.modes})
+        modes = {**(_folded_modes(gm) if rerolled else {}), **_batchnorm_modes(gm, outcome)}
+        gm.hold_modes({**modes, **outcome.program.modes})
         gm.meta[_META] = Report(
             mode="optimize",
             remarks=tuple(remark for _, remark in (*self.lossy, *outcome.remarks)),
@@ -336,8 +338,27 @@ def _folded_modes(model: nn.Module) -> dict[str, Specialization]:
     }
 
 
+def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specialization]:
+    """The modes of each BatchNorm that was folded, in which alone it is what it was folded as."""
+    why = "its BatchNorm was folded into the layer before it"
+    found = {}
+    for rule, key in outcome.applied:
+        remark = outcome.remark((rule, key))
+        module = dict(model.named_modules()).get(remark.target)
+        if rule == FoldBatchNorm.name and module is not None and not module.training:
+            name = f"{remark.target}.training"
+            found[remark.target] = Specialization(name, False, remark.location, why)
+    return found
+
+
+_TOGETHER = frozenset({FoldBatchNorm.name})
+"""Rules whose sites are all alike: they pay on a machine, or they do not."""
+
+
 def _group(remark: Remark) -> str:
     """Rewrites that are measured together: each loop by itself, all sites of one form."""
+    if remark.rule in _TOGETHER:
+        return remark.rule
     form = remark.detail.get("form")
     return f"{remark.rule} {form or remark.target}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.recurrent_cells import RecurrentCells
 from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
@@ -17,5 +18,6 @@ DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     TimeDistribute(),  # before the forms: T copies of a Conv3d become one
     RecurrentCells(),
     TimeDistribute(),  # again: what reads the states of a cell step by step
+    FoldBatchNorm(),
     Conv3dForms(),
 )
