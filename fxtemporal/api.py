@@ -312,8 +312,14 @@ class _Run:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
         rerolled = any(rule == TimeDistribute.name for rule, _ in outcome.applied)
         assert isinstance(gm, OptimizedModule)
-        modes = {**(_folded_modes(gm) if rerolled else {}), **_batchnorm_modes(gm, outcome)}
-        gm.hold_modes({**modes, **outcome.program.modes})
+        gm.hold_modes(
+            {
+                **_modes_held_before(self.original, gm),
+                **(_folded_modes(gm) if rerolled else {}),
+                **_batchnorm_modes(gm, outcome),
+                **outcome.program.modes,
+            }
+        )
         gm.meta[_META] = Report(
             mode="optimize",
             remarks=tuple(remark for _, remark in (*self.lossy, *outcome.remarks)),
@@ -336,6 +342,17 @@ def _folded_modes(model: nn.Module) -> dict[str, Specialization]:
         for path, module in model.named_modules()
         if isinstance(module, kinds) or getattr(module, "dropout", False)
     }
+
+
+def _modes_held_before(model: nn.Module, result: nn.Module) -> dict[str, Specialization]:
+    """What holds for ``model``, or a part of it, because that is a result of optimize itself."""
+    there = {path for path, _ in result.named_modules()}
+    held = {}
+    for path, module in model.named_modules():
+        for name, fixed in module.held_modes.items() if isinstance(module, OptimizedModule) else ():
+            full = f"{path}.{name}" if path and name else path or name
+            held[full if full in there else ""] = fixed
+    return held
 
 
 def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specialization]:

@@ -8,6 +8,7 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.graph import Program
+from fxtemporal.ops import Attr
 from fxtemporal.prepared import is_prepared
 from fxtemporal.specializations import QUESTIONS
 
@@ -40,11 +41,17 @@ def written_between(
     return None
 
 
-def attributes_written(aliasing: Aliasing) -> frozenset[str]:
+def attributes_written(program: Program) -> frozenset[str]:
     """The parameters and buffers, by name, that the graph writes in place."""
-    return frozenset(
+    aliasing = Aliasing(program)
+    found = {
         str(node.target)
         for _, written in aliasing.writes()
         for node in aliasing.shared_with(written)
         if node.op == "get_attr"
-    )
+    }
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is not None and op.inplace and isinstance(op.args.get("input"), Attr):
+            found.add(op.args["input"].name)
+    return frozenset(found)

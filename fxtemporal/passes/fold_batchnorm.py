@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxtemporal.analysis.aliasing import Aliasing, written_by
+from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.between import attributes_written, mode_switch
 from fxtemporal.graph import Program, rank
 from fxtemporal.opaque import opaque
@@ -102,7 +102,7 @@ class FoldBatchNorm(Rule[Normalized]):
     name = "fold-batchnorm"
 
     def candidates(self, program: Program) -> Iterable[Normalized]:
-        written = attributes_written(Aliasing(program))
+        written = attributes_written(program)
         calls: dict[str, int] = {}
         for node in list(program.graph.nodes):
             op = program.op(node)
