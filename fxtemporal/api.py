@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fxtemporal.capture import Model, capture, check_arguments, example_of
 from fxtemporal.errors import CaptureError, FxTemporalError, PassError, VerificationError
 from fxtemporal.free_frames import freed, trip_counts
+from fxtemporal.freezing import freeze, memory
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
@@ -51,6 +52,7 @@ def optimize(
     factorize: Factorize | None = None,
     tune: Tune | Literal["measure", "static"] | None = None,
     verify: bool = True,
+    freeze: bool = False,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
@@ -68,6 +70,10 @@ def optimize(
         tune: ``"measure"`` keeps what measures faster (the default with example inputs),
             ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure.
         verify: compare the result with the original, and undo what changes the numbers.
+        freeze: put what was derived from parameters (a folded BatchNorm) in their place, and drop
+            what nothing reads any more: for a result that is only to be run. Its state dict is
+            another one. By default both are kept, and ``report(result).memory`` says what that
+            costs.
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
@@ -92,9 +98,11 @@ def optimize(
             outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
         tick("freeing the number of frames")
         outcome, comparison = run.freed(outcome, comparison)
-    settings = {"tune": "static" if tuning is None else vars(tuning)}
+    settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}
     if factorize is not None:
         settings["factorize"] = vars(factorize)
+    if freeze:
+        settings["freeze"] = True
     return run.finish(outcome, comparison, timing, settings)
 
 
@@ -320,6 +328,10 @@ class _Run:
                 **outcome.program.modes,
             }
         )
+        used = memory(self.original, gm)
+        if settings.get("freeze"):
+            freeze(gm)
+            used = memory(self.original, gm)
         gm.meta[_META] = Report(
             mode="optimize",
             remarks=tuple(remark for _, remark in (*self.lossy, *outcome.remarks)),
@@ -329,6 +341,7 @@ class _Run:
             frontend=self.captured.frontend,
             note=self.captured.note,
             settings=settings,
+            memory=used,
         )
         return gm
 
