@@ -6,6 +6,7 @@ from typing import Any
 
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
+from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.recurrent_cells import RecurrentCells
 from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
@@ -20,4 +21,5 @@ DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     TimeDistribute(),  # again: what reads the states of a cell step by step
     FoldBatchNorm(),
     Conv3dForms(),
+    Pool3dForms(),
 )
