@@ -28,6 +28,7 @@ from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
+from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.quiet import quiet
@@ -381,7 +382,7 @@ def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specializa
     return found
 
 
-_TOGETHER = frozenset({FoldBatchNorm.name})
+_TOGETHER = frozenset({FoldBatchNorm.name, MergeConvolutions.name})
 """Rules whose sites are all alike: they pay on a machine, or they do not."""
 
 

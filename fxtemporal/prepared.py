@@ -37,7 +37,7 @@ from torch import Tensor, fx, nn
 from fxtemporal.graph import Program
 from fxtemporal.ops import Attr
 
-__all__ = ["Prepared", "is_prepared", "origin", "prepare"]
+__all__ = ["Prepared", "derivation", "is_prepared", "origin", "prepare"]
 
 _SMALL = 1024
 """Up to so many entries are compared one by one; of more, about ``_SAMPLE``."""
@@ -189,7 +189,7 @@ def prepare(
             for node in graph.nodes
             if is_prepared(program, node)
             and _same(program.gm.get_submodule(str(node.target)), function, options)
-            and [_source(s) for s in node.args] == [_source(s) for s in sources]
+            and [derivation(s) for s in node.args] == [derivation(s) for s in sources]
         ),
         None,
     )
@@ -222,15 +222,17 @@ def origin(program: Program, value: Any) -> str | None:
     return None
 
 
+def derivation(value: Any) -> Any:
+    """Equal for two values of a graph that are the same parameter, or prepared alike from such."""
+    if isinstance(value, Attr):
+        return value.name
+    if not isinstance(value, fx.Node):
+        return value
+    if value.op == "get_attr":
+        return str(value.target)
+    return (value.target, *(derivation(argument) for argument in value.args))
+
+
 def _same(module: nn.Module, function: Callable[..., Any], options: dict[str, Any]) -> bool:
     assert isinstance(module, Prepared)
     return module.function is function and module.options == options
-
-
-def _source(node: Any) -> Any:
-    """What a source is, whichever node reads it."""
-    if not isinstance(node, fx.Node):
-        return node
-    if node.op == "get_attr" or node.op == "call_module":
-        return node.target
-    return (node.target, *(_source(argument) for argument in node.args))

@@ -6,6 +6,7 @@ from typing import Any
 
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
+from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.recurrent_cells import RecurrentCells
 from fxtemporal.passes.split_concat import SplitConcat
@@ -20,6 +21,7 @@ DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     RecurrentCells(),
     TimeDistribute(),  # again: what reads the states of a cell step by step
     FoldBatchNorm(),
+    MergeConvolutions(),  # behind the BatchNorms that stood between the branches
     Conv3dForms(),
     Pool3dForms(),
 )
