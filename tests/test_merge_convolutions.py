@@ -463,3 +463,12 @@ def test_what_is_refused_and_why(name: str) -> None:
     assert [remark.status for remark in remarks(result)] == ["missed"]
     assert code in [reason.code for remark in remarks(result) for reason in remark.reasons]
     close(result(clip()), model(clip()))
+
+
+@pytest.mark.parametrize("rule", ["fold-batchnorm", RULE])
+def test_looking_at_a_spectral_norm_does_not_advance_it(rule: str) -> None:
+    model = Branching(plain)
+    parametrizations.spectral_norm(model.b)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fxtemporal.audit(model, (clip(),), passes=[rule])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -166,11 +166,12 @@ def _window(program: Program, node: fx.Node, op: Op | None) -> tuple[Any, ...] |
         module = program.gm.get_submodule(str(node.target))
         if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or module.groups != 1:
             return None
-        weight = module.weight
         sizes = (module.stride, module.padding, module.dilation)
-        args = (*sizes, module.padding_mode, module.bias is None)
-        name = f"conv{weight.dim() - 2}d"
-        return (name, node.all_input_nodes[0], tuple(weight.shape[2:]), weight.dtype, *args)
+        biased = module._parameters.get("bias", module) is not None
+        dtype = next(module.parameters()).dtype  # not of its weight, which may be parametrized
+        name, kernel = f"conv{len(module.kernel_size)}d", tuple(module.kernel_size)
+        args = (*sizes, module.padding_mode, not biased)
+        return (name, node.all_input_nodes[0], kernel, dtype, *args)
     if op.name not in _DIMS or op.args["groups"] != 1:
         return None
     value, source = op.args["weight"], op.args["input"]
