@@ -23,6 +23,7 @@ from fxtemporal.errors import (
     SpecializationError,
     VerificationError,
 )
+from fxtemporal.freezing import Memory
 from fxtemporal.passes.factorize_2plus1d import Factorize
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark
@@ -39,6 +40,7 @@ __all__ = [
     "Factorize",
     "FxTemporalError",
     "LoweringError",
+    "Memory",
     "PassError",
     "Reason",
     "Remark",

@@ -26,11 +26,14 @@ from fxtemporal.capture import Model, capture, check_arguments, example_of
 from fxtemporal.chunking import Choice, Chooser, sized
 from fxtemporal.errors import CaptureError, FxTemporalError, PassError, VerificationError
 from fxtemporal.free_frames import freed, trip_counts
+from fxtemporal.freezing import freeze, memory
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
+from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
@@ -57,6 +60,7 @@ def optimize(
     factorize: Factorize | None = None,
     tune: Tune | Literal["measure", "static"] | None = None,
     verify: bool = True,
+    freeze: bool = False,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
@@ -77,6 +81,10 @@ def optimize(
             ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure, and how
             much memory a call may hold.
         verify: compare the result with the original, and undo what changes the numbers.
+        freeze: put what was derived from parameters (a folded BatchNorm) in their place, and drop
+            what nothing reads any more: for a result that is only to be run. Its state dict is
+            another one. By default both are kept, and ``report(result).memory`` says what that
+            costs.
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
@@ -107,9 +115,11 @@ def optimize(
             )
         tick("freeing the number of frames")
         outcome, comparison = run.freed(outcome, comparison)
-    settings = {"tune": "static" if tuning is None else vars(tuning)}
+    settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}
     if factorize is not None:
         settings["factorize"] = vars(factorize)
+    if freeze:
+        settings["freeze"] = True
     return run.finish(outcome, comparison, timing, settings)
 
 
@@ -432,7 +442,18 @@ class _Run:
         remarks = tuple(remark for _, remark in (*self.lossy, *outcome.remarks))
         rerolled = any(r.rule in folding and r.status == "applied" for r in remarks)
         assert isinstance(gm, OptimizedModule)
-        gm.hold_modes({**(_folded_modes(gm) if rerolled else {}), **outcome.program.modes})
+        gm.hold_modes(
+            {
+                **_modes_held_before(self.original, gm),
+                **(_folded_modes(gm) if rerolled else {}),
+                **_batchnorm_modes(gm, outcome),
+                **outcome.program.modes,
+            }
+        )
+        used = memory(self.original, gm)
+        if settings.get("freeze"):
+            freeze(gm)
+            used = memory(self.original, gm)
         gm.meta[_META] = Report(
             mode="optimize",
             remarks=remarks,
@@ -442,6 +463,7 @@ class _Run:
             frontend=self.captured.frontend,
             note=self.captured.note,
             settings=settings,
+            memory=used,
         )
         return gm
 
@@ -457,8 +479,38 @@ def _folded_modes(model: nn.Module) -> dict[str, Specialization]:
     }
 
 
+def _modes_held_before(model: nn.Module, result: nn.Module) -> dict[str, Specialization]:
+    """What holds for ``model``, or a part of it, because that is a result of optimize itself."""
+    there = {path for path, _ in result.named_modules()}
+    held = {}
+    for path, module in model.named_modules():
+        for name, fixed in module.held_modes.items() if isinstance(module, OptimizedModule) else ():
+            full = f"{path}.{name}" if path and name else path or name
+            held[full if full in there else ""] = fixed
+    return held
+
+
+def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specialization]:
+    """The modes of each BatchNorm that was folded, in which alone it is what it was folded as."""
+    why = "its BatchNorm was folded into the layer before it"
+    found = {}
+    for rule, key in outcome.applied:
+        remark = outcome.remark((rule, key))
+        module = dict(model.named_modules()).get(remark.target)
+        if rule == FoldBatchNorm.name and module is not None and not module.training:
+            name = f"{remark.target}.training"
+            found[remark.target] = Specialization(name, False, remark.location, why)
+    return found
+
+
+_TOGETHER = frozenset({FoldBatchNorm.name, MergeConvolutions.name})
+"""Rules whose sites are all alike: they pay on a machine, or they do not."""
+
+
 def _group(remark: Remark) -> str:
     """Rewrites that are measured together: each loop by itself, all sites of one form."""
+    if remark.rule in _TOGETHER:
+        return remark.rule
     form = remark.detail.get("form")
     return f"{remark.rule} {form or remark.target}"
 

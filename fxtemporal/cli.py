@@ -173,6 +173,13 @@ def _parser() -> argparse.ArgumentParser:
     optimize.add_argument(
         "--no-verify", action="store_true", help="do not compare the result with the model"
     )
+    optimize.add_argument(
+        "--freeze",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write what was derived from parameters, such as a folded BatchNorm, in their place; "
+        "--no-freeze keeps the parameters, and derives it at every call (default: --freeze)",
+    )
     return parser
 
 
@@ -261,6 +268,7 @@ def _optimize(options: argparse.Namespace) -> int:
                 factorize=factorize,
                 tune=tune,
                 verify=not options.no_verify,
+                freeze=options.freeze,
             )
             save_exported(fast, *example, options.output)
     _show(report_of(fast), options.json)

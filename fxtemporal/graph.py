@@ -283,6 +283,12 @@ class Program:
 
     def refresh(self) -> None:
         """Give new nodes their values, check the graph and compile it anew."""
+        self.fill_in()
+        self.graph.lint()
+        self.gm.recompile()
+
+    def fill_in(self) -> None:
+        """Give new nodes their values."""
         for node in self.graph.nodes:
             if "val" in node.meta or node.op in ("placeholder", "output"):
                 continue
@@ -291,5 +297,3 @@ class Program:
                 with suppress(DataDependentOutputException, DynamicOutputShapeException):
                     node.meta["val"] = run_node(self.gm, node, self.fake_mode)
         self._ops.clear()
-        self.graph.lint()
-        self.gm.recompile()

@@ -58,8 +58,14 @@ class OptimizedModule(fx.GraphModule):
         self.meta[_MODES] = dict(modes)
         self._watch_modes()
 
-    def _watch_modes(self) -> None:
+    @property
+    def held_modes(self) -> Mapping[str, Specialization]:
+        """By path, the modes in which alone it runs."""
         held: Mapping[str, Specialization] = self.meta.get(_MODES, {})
+        return held
+
+    def _watch_modes(self) -> None:
+        held = self.held_modes
         watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
         vars(self)["_held_modes"] = watched
 

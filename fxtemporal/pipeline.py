@@ -57,12 +57,17 @@ def run_rules(
     """
     skips = dict(skips or {})
     rules = tuple(rules)
+    careful = False
     while True:
         try:
-            return _run_once(captured.copy(), rules, skips, only)
+            return _run_once(captured.copy(), rules, skips, only, careful)
         except _RewriteError as failure:
             text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
             skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))
+        except Exception:  # a rewrite left a broken graph: which one did, a check after each says
+            if careful:
+                raise
+            careful = True
 
 
 class _RewriteError(Exception):
@@ -77,10 +82,11 @@ def _run_once(
     rules: tuple[Rule[Any], ...],
     skips: Mapping[Key, Skip],
     only: frozenset[Key] | None,
+    careful: bool,
 ) -> Outcome:
     remarks: dict[Key, Remark] = {}
     for rule in rules:
-        while _sweep(program, rule, skips, only, remarks):
+        while _sweep(program, rule, skips, only, careful, remarks):
             pass
     if any(remark.status == "applied" for remark in remarks.values()):
         program.drop_unread()
@@ -94,9 +100,13 @@ def _sweep(
     rule: Rule[Any],
     skips: Mapping[Key, Skip],
     only: frozenset[Key] | None,
+    careful: bool,
     remarks: dict[Key, Remark],
 ) -> bool:
-    """One look at every candidate of ``rule``; True where a rewrite calls for another look."""
+    """One look at every candidate of ``rule``; True where a rewrite calls for another look.
+
+    ``careful``: check the graph after each rewrite, which takes as long as there are nodes.
+    """
     for candidate in rule.candidates(program):
         site = rule.site(program, candidate)
         key = (rule.name, site.key)
@@ -112,7 +122,9 @@ def _sweep(
         elif only is None or key in only:
             try:
                 detail = dict(rule.rewrite(program, candidate))
-                program.refresh()
+                program.fill_in()
+                if careful:
+                    program.graph.lint()
             except Exception as error:  # the graph may be half rewritten: start again
                 raise _RewriteError(key, error) from error
             remarks[key] = _remark(site, "applied", (), detail)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
+from fxtemporal.freezing import Memory
 from fxtemporal.rules import Remark
 from fxtemporal.specializations import Specialization
 from fxtemporal.tuning import Timing
@@ -23,7 +24,8 @@ class Report:
     ``mode`` is ``"optimize"`` or ``"audit"``: in an audit, ``"applied"`` means that the rewrite
     would be. ``frontend`` says what captured the model (``"fx"``, ``"export"``, ``"given"``) and
     ``note`` why the tracer did not. ``comparison`` and ``timing`` (of the whole network) are None
-    where nothing was run. ``settings`` is what the choices were made with.
+    where nothing was run, and ``memory`` where nothing was made. ``settings`` is what the choices
+    were made with.
     """
 
     mode: Literal["optimize", "audit"]
@@ -34,6 +36,7 @@ class Report:
     frontend: str = "fx"
     note: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    memory: Memory | None = None
 
     def by_status(self, status: str) -> tuple[Remark, ...]:
         return tuple(remark for remark in self.remarks if remark.status == status)
@@ -48,6 +51,7 @@ class Report:
             "specializations": [fixed.to_dict() for fixed in self.specializations],
             "comparison": None if self.comparison is None else self.comparison.to_dict(),
             "timing": None if self.timing is None else self.timing.to_dict(),
+            "memory": None if self.memory is None else self.memory.to_dict(),
         }
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -73,6 +77,8 @@ class Report:
             own = self.comparison.original_error
             beside = f" (the original's own: {own:.1e})" if own is not None else ""
             lines.append(f"Relative error: {self.comparison.relative_error:.1e}{beside}.")
+        if self.memory is not None and self.memory.frozen != self.memory.original:
+            lines.append(f"Memory: {self.memory}.")
         if self.frontend == "export" and self.note:
             lines.append(f"Captured by torch.export, because the tracer stopped: {self.note}.")
         elif self.note:

@@ -51,7 +51,7 @@ class Code(enum.StrEnum):
     RECURRENCE = "recurrence"
     """A frame reads a state that the frame before it wrote."""
     TRAINING_BATCHNORM = "training-batchnorm"
-    """A normalization in training mode takes its statistics a frame at a time."""
+    """A normalization in training mode takes its statistics from what it is given at each call."""
     RANDOMNESS = "randomness"
     """An op draws random numbers a frame at a time (dropout in training mode)."""
     VISIBLE_WRITE = "visible-write"
@@ -66,6 +66,22 @@ class Code(enum.StrEnum):
     """The kernel reaches over time and space: no cheaper exact form is known for it."""
     SUBCLASS = "subclass"
     """A subclass of a layer of torch.nn, or a layer whose forward was replaced."""
+
+    # What stands beside a convolution
+    BATCH_STATISTICS = "batch-statistics"
+    """A normalization keeps no running statistics: it takes those of each batch."""
+    OUTPUT_SHARED = "output-shared"
+    """Something else reads the value between the two, so that it must go on being computed."""
+    COMPUTED_WEIGHT = "computed-weight"
+    """A weight is computed in the forward: nothing can be prepared from it once and for all."""
+    OTHER_AXIS = "other-axis"
+    """The normalization goes along another axis than the channels of the convolution."""
+    MIXED_DTYPES = "mixed-dtypes"
+    """The two compute in different dtypes."""
+    RETURNS_INDICES = "returns-indices"
+    """A pooling returns where its maxima are, which another form would count differently."""
+    NO_FLAT_WINDOW = "no-flat-window"
+    """A pooling window reaches over time and space: no cheaper exact form is known for it."""
 
     # Factorization
     NOTHING_SAVED = "nothing-saved"

@@ -43,7 +43,7 @@ def _twin(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
         return memo[id(module)]
     if isinstance(module, ScriptModule):
         return module  # its code holds it: there is no second one to be had
-    copy = type(module).__new__(type(module))
+    copy = object.__new__(type(module))  # GraphModule's own __new__ would make an empty class
     memo[id(module)] = copy
     copy.__dict__ = {
         name: value.copy() if isinstance(value, dict | list | set) else value

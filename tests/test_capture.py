@@ -1543,7 +1543,7 @@ CLIPS = (noise(3, 3, 4, 6, 6), noise(1, 3, 7, 6, 5))
 def test_a_graph_module_is_taken_as_it_is(example: Any) -> None:
     given = fx.symbolic_trace(Plain().eval())
     code, nodes, before = given.code, list(given.graph.nodes), snapshot(given)
-    result = fxtemporal.optimize(given, example, tune="static")
+    result = fxtemporal.optimize(given, example, passes=["conv3d-forms"], tune="static")
     assert (given.code, list(given.graph.nodes), snapshot(given)) == (code, nodes, before)
     report = fxtemporal.report(result)
     assert report.frontend == "given"
@@ -1613,7 +1613,7 @@ def test_an_exported_program(dynamic: bool, example: Any) -> None:
     program = exported(model, (CLIP,), dynamic_shapes=shapes)
     text = str(program.graph)
     state = {name: value.detach().clone() for name, value in program.state_dict.items()}
-    result = fxtemporal.optimize(program, example, tune="static")
+    result = fxtemporal.optimize(program, example, passes=["conv3d-forms"], tune="static")
     assert str(program.graph) == text
     assert_same({name: value.detach().clone() for name, value in program.state_dict.items()}, state)
     assert [r.status for r in fxtemporal.report(result).remarks] == ["applied"]

@@ -170,7 +170,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def test_audit_prints_the_table_alone_on_stdout(run: Run, model: str) -> None:
-    ran = run("audit", f"{model}:build", *CLIP)
+    ran = run("audit", f"{model}:build", *CLIP, "--passes", "time-distribute")
     assert ran.status == 0
     assert ran.out.startswith("rule ")
     assert "time-distribute" in ran.out
@@ -179,7 +179,7 @@ def test_audit_prints_the_table_alone_on_stdout(run: Run, model: str) -> None:
 
 
 def test_audit_as_json_is_json_alone(run: Run, model: str) -> None:
-    ran = run("audit", f"{model}:build", *CLIP, "--json")
+    ran = run("audit", f"{model}:build", *CLIP, "--json", "--passes", "time-distribute")
     report = json.loads(ran.out)
     assert ran.status == 0
     assert report["mode"] == "audit"
@@ -318,12 +318,25 @@ def test_optimize_writes_a_file_that_equals_the_model(run: Run, model: str, tmp_
     path = tmp_path / "fast.pt2"
     ran = run("optimize", f"{model}:build", *CLIP, "-o", path, "--tune", "static")
     assert ran.status == 0
-    assert "1 applied" in ran.out
+    assert "2 applied" in ran.out
+    assert "frozen_0" in load_exported(path).state_dict
     assert f"fxtemporal: wrote {path} (" in ran.err
     torch.manual_seed(0)
     original = sys.modules["models_of_a_user"].Frames().eval()
     clip = torch.randn(3, 4, 3, 6, 6)
     torch.testing.assert_close(load_exported(path).module()(clip), original(clip))
+
+
+def test_optimize_keeps_the_parameters_on_request(run: Run, model: str, tmp_path: Path) -> None:
+    path = tmp_path / "fast.pt2"
+    ran = run("optimize", f"{model}:build", *CLIP, "-o", path, "--tune", "static", "--no-freeze")
+    assert ran.status == 0
+    torch.manual_seed(0)
+    original = sys.modules["models_of_a_user"].Frames().eval()
+    loaded = load_exported(path)
+    assert original.state_dict().keys() <= loaded.state_dict.keys()
+    clip = torch.randn(3, 4, 3, 6, 6)
+    torch.testing.assert_close(loaded.module()(clip), original(clip))
 
 
 def test_optimize_measures_unless_told_otherwise(run: Run, model: str, tmp_path: Path) -> None:

@@ -30,8 +30,12 @@ from models import (
     TrainingDropout,
     WithBody,
     WritesItsInput,
+    noise,
 )
+from test_fold_batchnorm import REFUSED as FOLDS
+from test_merge_convolutions import REFUSED as MERGES
 from test_pipeline import Chain, Planted, clip
+from test_pool3d_forms import REFUSED as POOLS
 from torch import Tensor, fx, nn
 
 import fxtemporal
@@ -134,6 +138,17 @@ def nothing(model: Any) -> None:
     return None
 
 
+def beside(rule: str, name: str, **more: Any) -> Way:
+    """What the tests of ``rule`` show to be refused."""
+    _, build, *rest = {
+        "fold-batchnorm": FOLDS,
+        "merge-convolutions": MERGES,
+        "pool3d-forms": POOLS,
+    }[rule][name]
+    example = rest[0] if rest else (noise(2, 4 if rule[0] == "m" else 3, 4, 6, 6).double(),)
+    return Way(rule, build, lambda model: example or None, **more)
+
+
 WAYS: dict[Code, tuple[Way, ...]] = {
     Code.SHAPES_UNKNOWN: (conv3d(DenseConv3d.build, example=nothing),),
     Code.UNSUPPORTED_OP: (loop(SortedBody),),
@@ -146,13 +161,32 @@ WAYS: dict[Code, tuple[Way, ...]] = {
     Code.DIFFERENT_PARAMETERS: (loop(ModulePerFrame),),
     Code.UNEQUAL_FRAMES: (loop(StepAsNumber),),
     Code.RECURRENCE: (loop(PureRecurrence), loop(ConvolutionalRecurrence)),
-    Code.TRAINING_BATCHNORM: (loop(TrainingBatchNorm),),
+    Code.TRAINING_BATCHNORM: (loop(TrainingBatchNorm), beside("fold-batchnorm", "training")),
     Code.RANDOMNESS: (loop(TrainingDropout), loop(AlwaysDropout)),
-    Code.VISIBLE_WRITE: (loop(WritesItsInput),),
+    Code.VISIBLE_WRITE: (
+        loop(WritesItsInput),
+        beside("fold-batchnorm", "written after"),
+        beside("merge-convolutions", "input written"),
+    ),
     Code.FIXED_BATCH: (loop(HardCodedView),),
     Code.NOTHING_TO_BATCH: (loop(OnlyMovesData),),
     Code.DENSE_KERNEL: (conv3d(DenseConv3d.build),),
     Code.SUBCLASS: (conv3d(ReplacedForward, example=lambda model: (clip(),)),),
+    Code.BATCH_STATISTICS: (beside("fold-batchnorm", "no statistics"),),
+    Code.OUTPUT_SHARED: (
+        beside("fold-batchnorm", "read too"),
+        beside("fold-batchnorm", "output too"),
+    ),
+    Code.COMPUTED_WEIGHT: (
+        beside("fold-batchnorm", "computed weight"),
+        beside("merge-convolutions", "weight computed"),
+    ),
+    Code.OTHER_AXIS: (beside("fold-batchnorm", "other axis"),),
+    Code.MIXED_DTYPES: (beside("fold-batchnorm", "dtypes"),),
+    Code.RETURNS_INDICES: (beside("pool3d-forms", "indices"),),
+    Code.NO_FLAT_WINDOW: (
+        Way("pool3d-forms", lambda: nn.Sequential(nn.MaxPool3d(2)), lambda model: (clip(),)),
+    ),
     Code.NOTHING_SAVED: (factorized(ResidualConv3d.build, 0.5),),
     Code.RANK_OUT_OF_RANGE: (factorized(DenseConv3d.build, 10_000),),
     Code.SHARED_PARAMETER: (factorized(TiedConv3d.build, 1),),

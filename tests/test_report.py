@@ -131,6 +131,7 @@ def test_the_dict_is_plain_and_complete() -> None:
         "specializations",
         "comparison",
         "timing",
+        "memory",
     ]
     assert plain["remarks"][1] == {
         "rule": "conv3d-forms",

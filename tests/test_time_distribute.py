@@ -593,7 +593,7 @@ def a_view_after_an_elementwise_op_on_a_volume(self, x: Tensor) -> Tensor:
 # ... how loops meet
 
 
-@case(conv=conv, other=lambda: nn.Conv2d(3, 4, 3), left=2)
+@case(conv=conv, other=lambda: nn.Conv2d(3, 4, 3), left=1)  # each one call, and then merged
 def two_bodies_on_one_clip(self, x: Tensor) -> Tensor:
     a = torch.stack([self.conv(x[:, t]) for t in range(x.size(1))], 1)
     b = torch.stack([self.other(x[:, t]).tanh() for t in range(x.size(1))], 1)

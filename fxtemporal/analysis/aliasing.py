@@ -107,7 +107,7 @@ class Aliasing:
         if "val" not in node.meta:
             return [node]
         tensors = [t for t in pytree.tree_leaves(node.meta["val"]) if isinstance(t, torch.Tensor)]
-        return [t.untyped_storage()._cdata for t in tensors]
+        return [_storage(tensor) for tensor in tensors]
 
     def _find(self, key: object) -> object:
         while (above := self._parent.get(key, key)) != key:
@@ -117,6 +117,13 @@ class Aliasing:
 
     def _union(self, one: object, other: object) -> None:
         self._parent[self._find(one)] = self._find(other)
+
+
+def _storage(tensor: torch.Tensor) -> object:
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:  # under vmap: all of these are taken to share
+        return "no storage"
 
 
 def written_by(program: Program, node: fx.Node) -> list[fx.Node]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
+from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
+from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.recurrent_cells import RecurrentCells
 from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
@@ -19,5 +22,8 @@ DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     RecurrentCells(),
     TimeDistribute(),  # again: what reads the states of a cell step by step
     OverlappingWindows(),  # what is done to the frames of clips, which loops over clips became
+    FoldBatchNorm(),
+    MergeConvolutions(),  # behind the BatchNorms that stood between the branches
     Conv3dForms(),
+    Pool3dForms(),
 )

@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtemporal.errors import CaptureError
 from fxtemporal.graph import run_node
+from fxtemporal.prepared import Prepared
 from fxtemporal.specializations import (
     TRIP_COUNT,
     Specialization,
@@ -72,7 +73,8 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether ``module`` is called as it is, not traced through."""
     library = module.__module__.startswith(("torch.nn", "torch.ao.nn", "einops.layers"))
     container = isinstance(module, nn.Sequential)
-    return (library and not container) or isinstance(module, ScriptModule) or carries_hooks(module)
+    whole = isinstance(module, ScriptModule | Prepared)
+    return (library and not container) or whole or carries_hooks(module)
 
 
 _IN_PLACE = frozenset(

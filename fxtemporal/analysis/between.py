@@ -1,0 +1,57 @@
+"""What happens between two nodes of a graph that are to become one."""
+
+from __future__ import annotations
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from fxtemporal.analysis.aliasing import Aliasing
+from fxtemporal.graph import Program
+from fxtemporal.ops import Attr
+from fxtemporal.prepared import is_prepared
+from fxtemporal.specializations import QUESTIONS
+
+__all__ = ["attributes_written", "mode_switch", "written_between"]
+
+
+def mode_switch(program: Program, first: fx.Node, last: fx.Node) -> fx.Node | None:
+    """A call between the two that may switch a mode: of gradients, of autocast.
+
+    Any unknown call that gives no tensor may.
+    """
+    node = first.next
+    while node is not last and node.op != "root":
+        if node.op.startswith("call") and node.target not in QUESTIONS:
+            values = pytree.tree_leaves(node.meta.get("val"))
+            silent = not any(isinstance(value, torch.Tensor) for value in values)
+            if silent and program.op(node) is None and not is_prepared(program, node):
+                return node
+        node = node.next
+    return None
+
+
+def written_between(
+    aliasing: Aliasing, value: fx.Node, first: fx.Node, last: fx.Node
+) -> fx.Node | None:
+    """A write, after ``first`` and before ``last``, into memory that ``value`` may share."""
+    for writer, written in aliasing.writes():
+        if first < writer < last and aliasing.share(written, value):
+            return writer
+    return None
+
+
+def attributes_written(program: Program) -> frozenset[str]:
+    """The parameters and buffers, by name, that the graph writes in place."""
+    aliasing = Aliasing(program)
+    found = {
+        str(node.target)
+        for _, written in aliasing.writes()
+        for node in aliasing.shared_with(written)
+        if node.op == "get_attr"
+    }
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is not None and op.inplace and isinstance(op.args.get("input"), Attr):
+            found.add(op.args["input"].name)
+    return frozenset(found)
