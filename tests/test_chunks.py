@@ -460,7 +460,8 @@ def test_more_chunks_hold_less(body: Forward) -> None:
 
 
 def limited(model: nn.Module, x: Tensor, limit: Any, seconds: float = 60.0) -> fx.GraphModule:
-    return fxtemporal.optimize(model, (x,), tune=Tune(seconds=seconds, memory_limit=limit))
+    tune = Tune(seconds=seconds, memory_limit=limit)
+    return fxtemporal.optimize(model, (x,), tune=tune, passes=["time-distribute"])
 
 
 def remarks(module: nn.Module, rule: str) -> list[Any]:
