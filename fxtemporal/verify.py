@@ -24,6 +24,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from fxtemporal.errors import SpecializationError
+from fxtemporal.quiet import quiet
 from fxtemporal.twins import twin, unchanged
 
 __all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits", "resized"]
@@ -149,8 +150,11 @@ class Verifier:
         """
         samples = [self._compared(self._example, candidate)]
         for name, inputs in () if example_only else self._fresh.items():
+            if self._cheap and self._run(name) is None:
+                continue
             try:
-                outputs, error = self._outcome(candidate, inputs), None
+                with quiet():  # a graph that fails prints its code
+                    outputs, error = self._outcome(candidate, inputs), None
             except SpecializationError:
                 continue  # this size is not free, and the module says so
             except Exception as raised:  # a rewritten graph may fail in any way

@@ -27,6 +27,7 @@ from fxtemporal.capture import capture
 from fxtemporal.lowering.exported import load_exported, save_exported
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
+from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pieces import cut, joined, shaped
 from fxtemporal.pipeline import Outcome, run_rules
 from fxtemporal.tuning import Timing
@@ -130,13 +131,17 @@ def clip(batch: int = 2, frames: int = 6, side: int = 8) -> Tensor:
 
 
 def chunked(
-    model: nn.Module, example: tuple[Any, ...], count: int | None, frontend: Any = None
+    model: nn.Module,
+    example: tuple[Any, ...],
+    count: int | None,
+    frontend: Any = None,
+    rules: tuple[Any, ...] = DEFAULT_PASSES,
 ) -> Outcome:
     """Every region in ``count`` chunks; None: whole."""
     program = capture(model, example, {}, **({"frontend": frontend} if frontend else {}))
-    keys = [region.key for region in regions_of(run_rules(program, DEFAULT_PASSES).program)]
-    rules = (*DEFAULT_PASSES, FoldInChunks(dict.fromkeys(keys, count))) if count else DEFAULT_PASSES
-    return run_rules(program, rules)
+    keys = [region.key for region in regions_of(run_rules(program, rules).program)]
+    chunks = (FoldInChunks(dict.fromkeys(keys, count)),) if count else ()
+    return run_rules(program, (*rules, *chunks))
 
 
 def of_chunks(outcome: Outcome) -> list[Any]:
@@ -469,7 +474,7 @@ def remarks(module: nn.Module, rule: str) -> list[Any]:
 
 
 def estimated(model: nn.Module, x: Tensor, count: int | None) -> int:
-    return peak(chunked(model, (x,), count).program).bytes
+    return peak(chunked(model, (x,), count, rules=(TimeDistribute(),)).program).bytes
 
 
 @pytest.fixture
