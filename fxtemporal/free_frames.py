@@ -31,8 +31,8 @@ _STRANGE = 3
 _RESIZING = frozenset(("conv3d", "max_pool3d", "avg_pool3d", "interpolate"))
 """Ops whose result may be shorter or longer, along the same dimension."""
 
-_MANY = 16
-"""Up to so many frames, twice as many are traced too: a branch may do other things with many."""
+_MANY = 128
+"""Up to so many frames, twice as many are tried too: a branch may do other things with many."""
 
 
 def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
@@ -92,10 +92,11 @@ def freed(
         agrees: whether a program gives the numbers of the model with so many frames.
     """
     alike, strange = [(frames, program)], []
-    many = 2 * frames + 1 if frames <= _MANY else None
-    for other in (*_OTHERS, many):
+    for other in _OTHERS:
         parities = {t % 2 for t, _ in alike[1:]}
-        if other in (None, frames) or (len(parities) == 2 and other != many):
+        if len(parities) == 2:
+            break
+        if other == frames:
             continue
         try:
             tried = again(other)
@@ -105,14 +106,13 @@ def freed(
             alike.append((other, tried))
         else:
             strange.append(other)
-        if other == many and other in strange:
-            return None
         if len(strange) == _STRANGE:
             return None
     if len(alike) < 3:
         return None
     loose = _Unifier(alike).run()
-    tested = {1, *strange, *(other for other, _ in alike)}
+    more = (2 * frames + 1,) if frames <= _MANY else ()
+    tested = {1, *strange, *(other for other, _ in alike), *more}
     return loose if loose is not None and all(agrees(loose, t) for t in tested) else None
 
 

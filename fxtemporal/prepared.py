@@ -67,12 +67,12 @@ class Prepared(nn.Module):
         kept = self._kept  # read once: another thread may put a newer one in its place
         if kept is not None and kept.holds_for(sources):
             return kept.value
-        marks = tuple(None if source is None else _Mark.of(source) for source in sources)
+        marks, samples = tuple(map(_Mark.of, sources)), _samples(sources)
         with torch.inference_mode(False), torch.no_grad(), _full_precision(sources):
             value = self.function(*sources, **self.options)
         if any(source is not None and source.is_cuda for source in sources):
             torch.cuda.current_stream().synchronize()
-        self._kept = _Kept(marks, value)
+        self._kept = _Kept(marks, samples, value)
         return value
 
     def forget(self) -> None:
@@ -99,42 +99,58 @@ class _Mark:
     ``alias`` keeps its memory, so that no other tensor can come to lie at the same address.
     """
 
-    alias: Tensor
-    version: int
-    entries: Tensor | None
-    sample: Tensor | None
+    alias: Tensor | None
+    version: int = 0
 
     @classmethod
-    def of(cls, source: Tensor) -> _Mark:
-        alias = source.detach()
-        entries = _entries(alias) if alias.device.type == "cpu" else None
-        return cls(alias, source._version, entries, None if entries is None else entries.clone())
+    def of(cls, source: Tensor | None) -> _Mark:
+        return cls(None) if source is None else cls(source.detach(), source._version)
 
-    def is_of(self, source: Tensor) -> bool:
+    def is_of(self, source: Tensor | None) -> bool:
         alias = self.alias
-        if (
-            source._version != self.version
-            or source.data_ptr() != alias.data_ptr()
-            or source.dtype != alias.dtype
-            or source.shape != alias.shape
-            or source.stride() != alias.stride()
-        ):
-            return False
-        if self.entries is None or self.sample is None:
-            return True
-        return torch.equal(self.entries, self.sample)
+        if source is None or alias is None:
+            return source is alias
+        return (
+            source._version == self.version
+            and source.data_ptr() == alias.data_ptr()
+            and source.dtype == alias.dtype
+            and source.shape == alias.shape
+            and source.stride() == alias.stride()
+        )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Views of some entries of the sources, all of one dtype, and what they held."""
+
+    views: tuple[Tensor, ...]
+    held: Tensor
+
+    def still_holds(self) -> bool:
+        return torch.equal(torch.cat(self.views), self.held)
 
 
 @dataclass(frozen=True)
 class _Kept:
-    marks: tuple[_Mark | None, ...]
+    marks: tuple[_Mark, ...]
+    samples: tuple[_Sample, ...]
     value: Any
 
     def holds_for(self, sources: Sequence[Tensor | None]) -> bool:
-        return len(sources) == len(self.marks) and all(
-            source is None if mark is None else source is not None and mark.is_of(source)
-            for mark, source in zip(self.marks, sources, strict=True)
+        return (
+            len(sources) == len(self.marks)
+            and all(map(_Mark.is_of, self.marks, sources))
+            and all(sample.still_holds() for sample in self.samples)
         )
+
+
+def _samples(sources: Sequence[Tensor | None]) -> tuple[_Sample, ...]:
+    """What is compared at each call, to see writes that PyTorch does not count; on the CPU only."""
+    views: dict[torch.dtype, list[Tensor]] = {}
+    for source in sources:
+        if source is not None and source.device.type == "cpu":
+            views.setdefault(source.dtype, []).append(_entries(source.detach()))
+    return tuple(_Sample(tuple(v), torch.cat(v)) for v in views.values())
 
 
 def _entries(tensor: Tensor) -> Tensor:
