@@ -117,11 +117,10 @@ def test_toeplitz_of_every_short_clip(frames: int) -> None:
     assert_close(conv3d_in_form("conv3d_toeplitz", x, weight, None, *rest), expected)
 
 
-def test_a_single_frame_meets_a_view_of_the_middle_tap() -> None:
+def test_a_single_frame_meets_the_middle_tap_alone() -> None:
     form, weight = FORMS["conv3d_toeplitz"], torch.randn(6, 4, 3, 3, 3)
     geometry = ConvGeometry(4, 6, (3, 3, 3), padding=(1, 1, 1), frames=1)
     prepared = form.prepare(weight, geometry)
-    assert prepared.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
     assert torch.equal(prepared, weight[:, :, 1])
 
 

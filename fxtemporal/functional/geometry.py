@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ConvGeometry", "Padding", "Pair", "Triple", "every", "pad", "pad_space"]
+__all__ = ["ConvGeometry", "Padding", "Pair", "Triple", "every", "pad", "pad_space", "pad_time"]
 
 Pair: TypeAlias = tuple[int, int]
 Triple: TypeAlias = tuple[int, int, int]
@@ -196,6 +196,13 @@ def pad_space(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, Pair, Pair]:
         return x, (0, 0), (0, 0)
     inside, outside = _share(geometry.pads[1:], (True, True))
     return _padded(x, outside, "constant"), geometry.pads[0], (inside[0], inside[1])
+
+
+def pad_time(x: Tensor, before: int, after: int) -> Tensor:
+    """Frames of zeros before and after (B, C, T, H, W); a negative number of them crops."""
+    if type(after) is int and before == after == 0:  # not asked of a T that is free
+        return x
+    return F.pad(x, (0, 0, 0, 0, before, after))
 
 
 def _share(pads: Sequence[Pair], by_convolution: Sequence[bool]) -> tuple[list[int], list[int]]:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space
+from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space, pad_time
 
 __all__ = [
     "Tap",
@@ -60,7 +60,7 @@ def with_base(x: Tensor, geometry: ConvGeometry, missing: Pair) -> tuple[Tensor,
     if stride > 1:
         stop = stride * (count - 1) + 1
         end = stop + geometry.reach[0] - 1 - x.shape[2] - missing[0]
-        x = F.pad(x, (0, 0, 0, 0, missing[0], end))
+        x = pad_time(x, missing[0], end)
         offsets = [dilation * index for index in range(last + 1)]
         return x.transpose(1, 2), [
             Tap(index, slice(offset, offset + stop, stride), slice(None))
@@ -73,8 +73,7 @@ def with_base(x: Tensor, geometry: ConvGeometry, missing: Pair) -> tuple[Tensor,
 
     base = min(range(last + 1), key=lambda tap: sum(lacks(tap)))
     before, after = lacks(base)
-    if before or after:
-        x = F.pad(x, (0, 0, 0, 0, before, after))
+    x = pad_time(x, before, after)
     order = [base, *(tap for tap in range(last + 1) if tap != base)]
     missing = (missing[0] - before, missing[1] - after)
     return x.transpose(1, 2), [_tap(tap, x.shape[2], geometry, missing) for tap in order]
@@ -138,7 +137,7 @@ def stacked(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeom
     stride, dilation = geometry.stride[0], geometry.dilation[0]
     stop = stride * (geometry.out_frames - 1) + 1
     end = stop + geometry.reach[0] - 1 - x.shape[2] - before
-    x = F.pad(x, (0, 0, 0, 0, before, end))
+    x = pad_time(x, before, end)
     offsets = [dilation * index for index in range(geometry.kernel[0])]
     frames = torch.unflatten(x.permute(0, 2, 3, 4, 1), 4, (geometry.groups, -1))
     met = [frames[:, offset : offset + stop : stride] for offset in offsets]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, pad_space
+from fxtemporal.functional.taps import lay_out
 
 __all__ = ["clip_within_reach", "made_for", "toeplitz", "toeplitz_weight"]
 
@@ -52,18 +53,12 @@ def _table(geometry: ConvGeometry) -> list[list[int]]:
 
 
 def toeplitz_weight(weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """(C_out, C/groups, kT, kH, kW) -> (C_out·T', C/groups·T, kH, kW), for the T of ``geometry``.
-
-    Where one tap is all there is (T = T' = 1), a view of it.
-    """
+    """(C_out, C/groups, kT, kH, kW) -> (C_out·T', C/groups·T, kH, kW), for one T."""
     table = _table(geometry)
-    taps = geometry.kernel[0]
-    if len(table) == len(table[0]) == 1 and table[0][0] < taps:
-        return weight[:, :, table[0][0]]
     flat = torch.tensor([tap for row in table for tap in row], device=weight.device)
     blocks = F.pad(weight, (0, 0, 0, 0, 0, 1)).index_select(2, flat)  # the last tap is zeros
     blocks = torch.unflatten(blocks, 2, (len(table), -1))  # (C_out, C/groups, T', T, kH, kW)
-    return blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    return lay_out(blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1), geometry.groups)
 
 
 def made_for(prepared: Tensor, geometry: ConvGeometry) -> bool:
@@ -81,10 +76,9 @@ def toeplitz(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
 
     ``(B, C, T, H, W) -> (B, C·T, H, W) -> conv2d, weight (C_out·T', C/groups·T, kH, kW) -> (B,
     C_out·T', H', W') -> back``, where the weight holds the tap that meets frame t at t', or zeros.
-    Of one frame under "same" padding that is the middle tap, a view. A group's channels stay
-    together, as in :func:`conv3d_full_extent`, which is the case T' = 1 without padding. The frames
-    of a contiguous input are a view. Prepared: that weight, for one T; with a clip of another T it
-    raises ValueError.
+    Of one frame under "same" padding that is the middle tap. A group's channels stay together, as
+    in :func:`conv3d_full_extent`, which is the case T' = 1 without padding. Prepared: that weight,
+    for one T; with a clip of another T it raises ValueError.
     """
     x, _, inside = pad_space(x, geometry)
     if not made_for(prepared, geometry):
@@ -93,7 +87,7 @@ def toeplitz(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
             f"of frames than the {geometry.frames} of this clip; prepare it for that number"
         )
     out = F.conv2d(
-        x.flatten(1, 2),
+        x.flatten(1, 2).contiguous(memory_format=torch.channels_last),
         prepared,
         None if bias is None else bias.repeat_interleave(geometry.out_frames),
         geometry.stride[1:],

@@ -25,10 +25,9 @@ from math import prod
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space
+from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space, pad_time
 from fxtemporal.functional.taps import conv_frames, frames_last, lay_out
 
 __all__ = ["winograd", "winograd_domain", "winograd_taps", "winograd_weight"]
@@ -258,7 +257,7 @@ def _winograd(
     phases, lanes = _phase_taps(geometry), stride * dilation
     tiles = (geometry.out_frames + m * dilation - 1) // (m * dilation)
     length = tiles * m + phases[0] - 1
-    x = F.pad(x, (0, 0, 0, 0, before, length * lanes - x.shape[2] - before))
+    x = pad_time(x, before, length * lanes - x.shape[2] - before)
     x = torch.unflatten(x.transpose(1, 2), 1, (length, lanes))
     total, first = None, 0
     for phase, r in enumerate(phases):
