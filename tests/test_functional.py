@@ -122,6 +122,24 @@ def test_half_precision_stays_half_precision(name: str, dtype: torch.dtype) -> N
     torch.testing.assert_close(result.float(), reference, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("name", ["conv3d_taps", "conv3d_stacked", "conv3d_spread"])
+def test_rounding_each_tap_in_half_precision_costs_less_than_one_bit(
+    name: str, taps: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 32, 6, 8, 8), torch.randn(32, 32, taps, 3, 3) / 50
+    rest = ((1, 1, 1), (taps // 2, 1, 1))
+    x, weight = x.to(dtype), weight.to(dtype)
+    exact = functional.conv3d(x.double(), weight.double(), None, *rest)
+    ours, own = (
+        (f(x, weight, None, *rest).double() - exact).square().mean().sqrt().item()
+        for f in (FORMS[name].function, functional.conv3d)
+    )
+    assert ours <= 2 * own
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_non_contiguous_input(name: str) -> None:
     layer = Layer(name)
