@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from fxtemporal.functional import ConvGeometry
@@ -21,6 +22,7 @@ def conv3d_geometry(program: Program, op: Op) -> ConvGeometry | None:
         return None
     source = op.args["input"]
     sizes = shape(source) if isinstance(source, fx.Node) else None
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
     return ConvGeometry(
         in_channels=kernel[1] * op.args["groups"],
         out_channels=kernel[0],
@@ -32,4 +34,5 @@ def conv3d_geometry(program: Program, op: Op) -> ConvGeometry | None:
         padding_mode=op.args["padding_mode"],
         frames=None if sizes is None else sizes[-3],
         size=None if sizes is None else (sizes[-2], sizes[-1]),
+        dtype=value.dtype if isinstance(value, torch.Tensor) else None,
     )

@@ -1,0 +1,250 @@
+"""The exact forms of conv3d: cheaper ways to compute the very same numbers.
+
+A 3-D convolution is a sum of 2-D ones, and often is a 2-D one in disguise; 2-D convolutions are
+what every engine is best at. A stem that looks at one frame at a time, say::
+
+    F.conv3d(x, weight)                # x (B, 3, T, 112, 112), weight (45, 3, 1, 7, 7)
+    conv3d_spatial(x, weight)          # F.conv2d over (B·T, 3, 112, 112), weight (45, 3, 7, 7)
+
+Every form has the signature of :func:`conv3d`, takes the original 5-D weight (so that gradients
+reach the same parameter), and equals it within rounding on the form's domain::
+
+    form                     domain                             computed as
+    -----------------------  ---------------------------------  ----------------------------------
+    conv3d                   everything                         itself
+    conv3d_spatial           kernel (1, kH, kW)                 conv2d on (B·T, C, H, W)
+    conv3d_temporal          kernel (kT, 1, 1)                  conv2d on (B, C, T, H·W)
+    conv3d_pointwise         kernel (1, 1, 1)                   conv2d on (B, C, T, H·W)
+    conv3d_full_extent       the kernel spans all T frames      conv2d on (B, C·kT, H, W)
+    conv3d_patchify          kernel = stride, no padding, no    linear on (patches, C·kT·kH·kW)
+                             dilation
+    conv3d_channels_last_3d  everything                         itself, in channels_last_3d
+    conv3d_taps              everything                         kT conv2d on (B·T', C, H, W)
+    conv3d_stacked           everything                         conv2d on (B·T', kT·C, H, W)
+    conv3d_spread            temporal stride 1                  conv2d to (B·T, kT·C_out, H', W')
+    conv3d_toeplitz          the kernel reaches over T frames   conv2d of (B, C·T, H, W) to
+                             or more                            (B, C_out·T', H', W')
+    conv3d_winograd_2, 3, 4  at least float32; kT ≤ 5, 4, 3     m + kT - 1 conv2d for m frames
+                             (times the stride)
+    conv3d_low_rank          the kT taps are combinations of    filters over time, and conv2d on
+                             r < kT kernels                     (B·T', r·C, H, W)
+
+:data:`FORMS` is that table. What it says of a :class:`ConvGeometry` is all that decides: a pass
+asks ``FORMS[name].blockers(geometry)``, and so does the form itself, which raises ``ValueError``
+outside its domain. Padding, in all its modes, never blocks a form that could do without: what
+the lower-dimensional convolution cannot pad itself is padded first, as ``nn.Conv3d`` would.
+
+A form that lays the weight out anew, or transforms it, can do so once for many calls: see
+:class:`Form`. :func:`conv3d_in_form` is for a graph that is called with more than it was looked at
+with: a prepared weight or not, and conv3d itself outside the domain.
+
+No form branches on the batch size, and only conv3d_full_extent and conv3d_toeplitz on T, so that
+``torch.export`` and ``torch.compile`` keep sizes free; that the input is no smaller than the
+kernel is asked, as conv3d itself asks it. The tiles of conv3d_winograd take any T, but an export
+whose T is free cannot prove it, and refuses. Which form is the faster depends on the machine and
+on the layout of the input: nothing here decides that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxtemporal.functional import flat, low_rank, taps, toeplitz, winograd
+from fxtemporal.functional.form import ConvFunction, Form
+from fxtemporal.functional.geometry import ConvGeometry, Padding, pad
+from fxtemporal.functional.low_rank import temporal_rank
+from fxtemporal.functional.winograd import winograd_weight
+from fxtemporal.opaque import opaque
+
+__all__ = [
+    "FORMS",
+    "ConvFunction",
+    "ConvGeometry",
+    "Form",
+    "conv3d",
+    "conv3d_channels_last_3d",
+    "conv3d_full_extent",
+    "conv3d_in_form",
+    "conv3d_low_rank",
+    "conv3d_patchify",
+    "conv3d_pointwise",
+    "conv3d_spanning",
+    "conv3d_spatial",
+    "conv3d_spread",
+    "conv3d_stacked",
+    "conv3d_taps",
+    "conv3d_temporal",
+    "conv3d_toeplitz",
+    "conv3d_winograd_2",
+    "conv3d_winograd_3",
+    "conv3d_winograd_4",
+    "temporal_rank",
+    "winograd_weight",
+]
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    """The reference: what ``nn.Conv3d`` computes, ``padding_mode`` included.
+
+    Args:
+        input: (B, C, T, H, W), or (C, T, H, W) without a batch.
+        weight: (C_out, C / groups, kT, kH, kW).
+        bias: (C_out,), or None.
+        stride: three integers, for T, H and W; likewise ``dilation``.
+        padding: three integers, ``"same"`` (stride 1 only) or ``"valid"``.
+        groups: how many groups the channels are split into.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        time_padding: frames of zeros put (before, after) the clip first, as
+            ``F.pad(input, (0, 0, 0, 0, before, after))`` does; causal networks have them.
+
+    Returns:
+        (B, C_out, T', H', W'), or the same without B, where
+        ``T' = (T + pads - dilation·(kT - 1) - 1) // stride + 1``, and H', W' likewise.
+
+    Raises:
+        ValueError: no convolution has this geometry, or (the other forms) it is outside the
+            form's domain.
+        RuntimeError: as torch: the input is smaller than the kernel, channels do not match.
+    """
+    x, inside = pad(x, geometry, (True, True, True))
+    return F.conv3d(x, weight, bias, geometry.stride, inside, geometry.dilation, geometry.groups)
+
+
+def _last(weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _channels_last_3d(
+    x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
+) -> Tensor:
+    """The same convolution, with its input and its weight brought to channels_last_3d.
+
+    Domain: everything. Arguments, result and errors as for :func:`conv3d`. Engines that compute in
+    this layout otherwise convert to it and back at each layer; a chain of these converts once. The
+    result is in channels_last_3d. Prepared: the weight in that layout.
+    """
+    return _direct(x.contiguous(memory_format=torch.channels_last_3d), prepared, bias, geometry)
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        form.name: form
+        for form in (
+            Form("conv3d", _direct),
+            Form("conv3d_spatial", flat.spatial, flat.one_frame_kernel),
+            Form("conv3d_temporal", flat.temporal, flat.one_pixel_kernel),
+            Form("conv3d_pointwise", flat.pointwise, flat.pointwise_kernel),
+            Form("conv3d_full_extent", flat.full_extent, flat.spans_all_frames),
+            Form("conv3d_patchify", flat.patchify, flat.kernel_is_stride),
+            Form("conv3d_channels_last_3d", _channels_last_3d, prepare=_last),
+            Form("conv3d_taps", taps.taps, prepare=taps.tap_weights),
+            Form("conv3d_stacked", taps.stacked, prepare=taps.stack_weight),
+            Form("conv3d_spread", taps.spread, taps.unstrided, taps.spread_weight),
+            Form(
+                "conv3d_toeplitz",
+                toeplitz.toeplitz,
+                toeplitz.clip_within_reach,
+                toeplitz.toeplitz_weight,
+                fits=toeplitz.made_for,
+            ),
+            *(
+                Form(
+                    f"conv3d_winograd_{m}",
+                    winograd.winograd(m),
+                    winograd.winograd_domain(m),
+                    winograd.winograd_taps(m),
+                )
+                for m in (2, 3, 4)
+            ),
+            Form(
+                "conv3d_low_rank",
+                low_rank.low_rank,
+                low_rank.several_taps,
+                low_rank.low_rank_weight,
+                low_rank.low_rank_numbers,
+            ),
+        )
+    }
+)
+"""Every form by name, the reference first: the one place that says where each is exact."""
+
+conv3d = FORMS["conv3d"].function
+conv3d_spatial = FORMS["conv3d_spatial"].function
+conv3d_temporal = FORMS["conv3d_temporal"].function
+conv3d_pointwise = FORMS["conv3d_pointwise"].function
+conv3d_full_extent = FORMS["conv3d_full_extent"].function
+conv3d_patchify = FORMS["conv3d_patchify"].function
+conv3d_channels_last_3d = FORMS["conv3d_channels_last_3d"].function
+conv3d_taps = FORMS["conv3d_taps"].function
+conv3d_stacked = FORMS["conv3d_stacked"].function
+conv3d_spread = FORMS["conv3d_spread"].function
+conv3d_toeplitz = FORMS["conv3d_toeplitz"].function
+conv3d_winograd_2 = FORMS["conv3d_winograd_2"].function
+conv3d_winograd_3 = FORMS["conv3d_winograd_3"].function
+conv3d_winograd_4 = FORMS["conv3d_winograd_4"].function
+conv3d_low_rank = FORMS["conv3d_low_rank"].function
+
+
+@opaque
+def conv3d_in_form(
+    form: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Padding = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    time_padding: Sequence[int] = (0, 0),
+    prepared: Tensor | None = None,
+) -> Tensor:
+    """The form of that name where its domain holds this call, else :func:`conv3d`.
+
+    Domain: everything. For a graph that was looked at with one T and one dtype, and is called with
+    others. The remaining arguments, result and errors as for :func:`conv3d`.
+
+    Args:
+        form: a name in :data:`FORMS`.
+        prepared: what the form prepared from ``weight`` as it is now, or None. One that was
+            prepared for another T is left aside.
+
+    Raises:
+        ValueError: no convolution has this geometry, or ``weight``, not prepared, has numbers that
+            the form does not hold for.
+    """
+    geometry = ConvGeometry.of(
+        input, weight, stride, padding, dilation, groups, padding_mode, time_padding
+    )
+    chosen = FORMS[form]
+    if any(chosen.blockers(geometry)):
+        chosen, prepared = FORMS["conv3d"], None
+    if prepared is None or not chosen.fits(prepared, geometry):
+        prepared = chosen.prepare(weight, geometry)
+    return chosen.run(input, prepared, bias, geometry)
+
+
+@opaque
+def conv3d_spanning(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Padding = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    time_padding: Sequence[int] = (0, 0),
+) -> Tensor:
+    """:func:`conv3d_full_extent` where the kernel spans all T frames, else :func:`conv3d`.
+
+    Domain: everything. Arguments, result and errors as for :func:`conv3d`. For a network that was
+    looked at with as many frames as the kernel has, and is called with any number of them.
+    """
+    rest = (stride, padding, dilation, groups, padding_mode, time_padding)
+    return conv3d_in_form("conv3d_full_extent", input, weight, bias, *rest)

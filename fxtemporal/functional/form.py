@@ -1,0 +1,153 @@
+"""What a form is: where it is exact, what it makes of the weight, and how it runs.
+
+A form computes in two steps, so that the first can be done once for many calls::
+
+    prepared = form.prepare(weight, geometry)            # laid out anew, transformed, or as it is
+    form.run(x, prepared, bias, geometry)                # == form.function(x, weight, bias, ...)
+
+Both steps can be differentiated, so that gradients reach the 5-D weight through either path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from fxtemporal.functional.geometry import ConvGeometry, Padding
+from fxtemporal.opaque import opaque
+
+__all__ = ["ConvFunction", "Form", "anywhere", "as_it_is"]
+
+
+class ConvFunction(Protocol):
+    """The signature of every form."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Sequence[int] = (1, 1, 1),
+        padding: Padding = (0, 0, 0),
+        dilation: Sequence[int] = (1, 1, 1),
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        time_padding: Sequence[int] = (0, 0),
+    ) -> Tensor: ...
+
+
+Blockers: TypeAlias = Callable[[ConvGeometry], Iterator[str]]
+Compute: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, ConvGeometry], Tensor]
+
+
+def anywhere(geometry: ConvGeometry) -> Iterator[str]:
+    """The domain of a form that has no bounds."""
+    yield from ()
+
+
+def as_it_is(weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """What a form prepares that takes views of the original weight."""
+    return weight
+
+
+def _always(prepared: Tensor, geometry: ConvGeometry) -> bool:
+    return True
+
+
+def _any_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One exact way to compute a conv3d.
+
+    ``blockers(geometry)`` yields a sentence for each precondition that fails; nothing yielded
+    means that ``function`` equals :func:`conv3d` there. A form that is exact for some weights only
+    is asked about the numbers as well: ``weight_blockers(weight, geometry)`` reads them, which
+    costs time and cannot be traced, so it is asked when a form is chosen. ``prepare`` asks it too,
+    and raises ValueError; so whoever prepares the weight anew because it has changed is safe.
+
+    ``fits(prepared, geometry)`` is False where ``prepared`` was made for another T.
+
+    ``compute`` is given a batched input, a prepared weight and a geometry that knows T, (H, W) and
+    the dtype; :meth:`run` is what others call.
+    """
+
+    name: str
+    compute: Compute
+    blockers: Blockers = anywhere
+    prepare: Callable[[Tensor, ConvGeometry], Tensor] = as_it_is
+    weight_blockers: Callable[[Tensor, ConvGeometry], Iterator[str]] = _any_numbers
+    fits: Callable[[Tensor, ConvGeometry], bool] = _always
+
+    @property
+    def prepares(self) -> bool:
+        """Whether :attr:`prepare` makes a tensor of its own, which is worth keeping."""
+        return self.prepare is not as_it_is
+
+    def require(self, geometry: ConvGeometry) -> None:
+        """Raise ValueError, with every blocker, where ``geometry`` is outside the domain.
+
+        Raises RuntimeError, as torch does, where the input is smaller than the kernel.
+        """
+        blockers = list(self.blockers(geometry))
+        if blockers:
+            reasons = "; ".join(blockers)
+            raise ValueError(f"{self.name} does not compute this convolution: {reasons}")
+        geometry.require_room()
+
+    def run(
+        self, input: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    ) -> Tensor:
+        """The convolution of ``input``, (B, C, T, H, W) or (C, T, H, W), by a prepared weight.
+
+        ``geometry`` is that of the original weight; its T, (H, W) and dtype are read off ``input``.
+
+        Raises:
+            ValueError: the input is outside the domain, or ``prepared`` was made for another T.
+            RuntimeError: as torch: the input is smaller than the kernel, channels do not match.
+        """
+        geometry = geometry.at(input)
+        self.require(geometry)
+        return self._run(input, prepared, bias, geometry)
+
+    def _run(
+        self, input: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    ) -> Tensor:
+        if input.dim() == 5:
+            return self.compute(input, prepared, bias, geometry)
+        return self.compute(input.unsqueeze(0), prepared, bias, geometry).squeeze(0)
+
+    @cached_property
+    def function(self) -> ConvFunction:
+        """The form as a function of the original weight, which a traced graph calls as it is."""
+        form = self
+
+        def function(
+            input: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Sequence[int] = (1, 1, 1),
+            padding: Padding = (0, 0, 0),
+            dilation: Sequence[int] = (1, 1, 1),
+            groups: int = 1,
+            padding_mode: str = "zeros",
+            time_padding: Sequence[int] = (0, 0),
+        ) -> Tensor:
+            geometry = ConvGeometry.of(
+                input, weight, stride, padding, dilation, groups, padding_mode, time_padding
+            )
+            form.require(geometry)
+            return form._run(input, form.prepare(weight, geometry), bias, geometry)
+
+        function.__name__ = function.__qualname__ = self.name
+        function.__module__ = "fxtemporal.functional"
+        function.__doc__ = self.compute.__doc__
+        return opaque(function)

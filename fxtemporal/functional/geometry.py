@@ -1,0 +1,235 @@
+"""What a 3-D convolution is, its numbers apart: kernel, strides, padding, and sizes of its input.
+
+Every form is given a :class:`ConvGeometry`, and every domain is a question asked of one. Padding
+is worked out here, once: a form says what its lower-dimensional convolution can pad by itself, and
+what is left is padded before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ConvGeometry", "Padding", "Pair", "Triple", "every", "pad", "pad_space", "pad_time"]
+
+Pair: TypeAlias = tuple[int, int]
+Triple: TypeAlias = tuple[int, int, int]
+Padding: TypeAlias = Sequence[int] | str
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """All that decides which forms a 3-D convolution has: everything about it but the numbers.
+
+    Triples are in the order (T, H, W). ``padding`` is a triple, ``"same"`` or ``"valid"``, and
+    ``padding_mode`` one of ``nn.Conv3d``'s. ``time_padding`` is how many frames of zeros are put
+    before and after the clip first: the convolution is that of ``F.pad(x, (0, 0, 0, 0, before,
+    after))``, as causal networks write it. ``frames`` and ``size`` are the T and the (H, W) of the
+    input, and ``dtype`` is what its products are computed in; None where unknown.
+
+    Raises:
+        ValueError: no convolution has this geometry.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: Triple
+    stride: Triple = (1, 1, 1)
+    padding: Triple | str = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
+    groups: int = 1
+    padding_mode: str = "zeros"
+    time_padding: Pair = (0, 0)
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.padding_mode not in _PADDING_MODES:
+            raise ValueError(
+                f"padding_mode is {self.padding_mode!r}; it must be one of {_PADDING_MODES}"
+            )
+        if isinstance(self.padding, str):
+            if self.padding not in ("same", "valid"):
+                raise ValueError(
+                    f"padding is {self.padding!r}; it must be 'same', 'valid' or three integers"
+                )
+            if self.padding == "same" and self.stride != (1, 1, 1):
+                raise ValueError(f"padding 'same' needs stride (1, 1, 1), not {self.stride}")
+        elif min(self.padding) < 0:
+            raise ValueError(f"padding {self.padding} is negative")
+        if min(self.time_padding) < 0:
+            raise ValueError(f"time_padding {self.time_padding} is negative")
+
+    @classmethod
+    def of(
+        cls,
+        input: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Padding,
+        dilation: Sequence[int],
+        groups: int,
+        padding_mode: str,
+        time_padding: Sequence[int],
+    ) -> ConvGeometry:
+        """The geometry of a call. Raises ValueError where there is none."""
+        if weight.dim() != 5:
+            shape = tuple(weight.shape)
+            raise ValueError(
+                f"the weight has shape {shape}; it must be (C_out, C/groups, kT, kH, kW)"
+            )
+        if len(time_padding) != 2:
+            raise ValueError(f"time_padding is {tuple(time_padding)}; it must be (before, after)")
+        return cls(
+            in_channels=weight.shape[1] * groups,
+            out_channels=weight.shape[0],
+            kernel=_triple("the kernel", weight.shape[2:]),
+            stride=_triple("stride", stride),
+            padding=padding if isinstance(padding, str) else _triple("padding", padding),
+            dilation=_triple("dilation", dilation),
+            groups=groups,
+            padding_mode=padding_mode,
+            time_padding=(time_padding[0], time_padding[1]),
+        ).at(input)
+
+    def at(self, input: Tensor) -> ConvGeometry:
+        """This geometry with the T, (H, W) and dtype of ``input``.
+
+        Raises:
+            ValueError: ``input`` is neither (B, C, T, H, W) nor (C, T, H, W).
+        """
+        if input.dim() not in (4, 5):
+            shape = tuple(input.shape)
+            raise ValueError(
+                f"the input has shape {shape}; it must be (B, C, T, H, W) or (C, T, H, W)"
+            )
+        size = (input.shape[-2], input.shape[-1])
+        return replace(self, frames=input.shape[-3], size=size, dtype=_product_dtype(input))
+
+    @property
+    def layer_pads(self) -> tuple[Pair, Pair, Pair]:
+        """What ``padding`` alone adds to each axis, (before, after).
+
+        ``"same"`` adds dilation·(kernel − 1) in all, the odd one after, as ``nn.Conv3d`` does.
+        """
+        if self.padding == "valid":
+            return ((0, 0), (0, 0), (0, 0))
+        if isinstance(self.padding, str):
+            t, h, w = (d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True))
+            return ((t // 2, t - t // 2), (h // 2, h - h // 2), (w // 2, w - w // 2))
+        t, h, w = self.padding
+        return ((t, t), (h, h), (w, w))
+
+    @property
+    def pads(self) -> tuple[Pair, Pair, Pair]:
+        """What each axis is padded by in all, (before, after)."""
+        (before, after), height, width = self.layer_pads
+        return ((before + self.time_padding[0], after + self.time_padding[1]), height, width)
+
+    @property
+    def reach(self) -> Triple:
+        """How many frames, rows and columns the kernel stretches over: dilation·(k − 1) + 1."""
+        t, h, w = (d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        return (t, h, w)
+
+    @property
+    def out_frames(self) -> int:
+        """T', of an input whose T is known."""
+        assert self.frames is not None
+        return (self.frames + sum(self.pads[0]) - self.reach[0]) // self.stride[0] + 1
+
+    def require_room(self) -> None:
+        """Raise RuntimeError, as torch does, where an axis is shorter than the kernel."""
+        assert self.frames is not None
+        assert self.size is not None
+        for extent, pads, reach in zip(
+            (self.frames, *self.size), self.pads, self.reach, strict=True
+        ):
+            if extent == 0 or extent + sum(pads) < reach:
+                raise RuntimeError(
+                    f"the input has (T, H, W) = {(self.frames, *self.size)}, padded by "
+                    f"{self.pads}: smaller than the kernel, which reaches over {self.reach}"
+                )
+
+
+def every(x: Tensor, steps: Triple) -> Tensor:
+    """Every n-th frame, row and column of (B, C, T, H, W), dense and in the format of ``x``."""
+    if steps == (1, 1, 1):
+        return x
+    return x[:, :, :: steps[0], :: steps[1], :: steps[2]].clone()
+
+
+def pad(
+    x: Tensor, geometry: ConvGeometry, by_convolution: tuple[bool, bool, bool]
+) -> tuple[Tensor, Triple]:
+    """Pad what the convolution cannot; return the rest as the triple of what it shall pad.
+
+    A convolution pads zeros, as many before as after, along the axes that ``by_convolution`` says
+    it has. Everything else is padded here: in modes other than zeros all axes at once, as
+    ``nn.Conv3d`` does.
+    """
+    if geometry.padding_mode == "zeros":
+        inside, outside = _share(geometry.pads, by_convolution)
+        return _padded(x, outside, "constant"), (inside[0], inside[1], inside[2])
+    x = _padded(x, (0, 0, 0, 0, *geometry.time_padding), "constant")
+    _, outside = _share(geometry.layer_pads, (False, False, False))
+    return _padded(x, outside, geometry.padding_mode), (0, 0, 0)
+
+
+def pad_space(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, Pair, Pair]:
+    """Pad what a conv2d over (H, W) cannot, but no frames of zeros.
+
+    Returns ``x``, how many frames of zeros are still missing before and after it, and what the
+    conv2d shall pad. In modes other than zeros the frames that padding adds are no zeros, so they
+    are put there, and none is missing.
+    """
+    if geometry.padding_mode != "zeros":
+        x, _ = pad(x, geometry, (False, False, False))
+        return x, (0, 0), (0, 0)
+    inside, outside = _share(geometry.pads[1:], (True, True))
+    return _padded(x, outside, "constant"), geometry.pads[0], (inside[0], inside[1])
+
+
+def pad_time(x: Tensor, before: int, after: int) -> Tensor:
+    """Frames of zeros before and after (B, C, T, H, W); a negative number of them crops."""
+    if type(after) is int and before == after == 0:  # not asked of a T that is free
+        return x
+    return F.pad(x, (0, 0, 0, 0, before, after))
+
+
+def _share(pads: Sequence[Pair], by_convolution: Sequence[bool]) -> tuple[list[int], list[int]]:
+    """What a convolution pads, an entry an axis, and the rest as F.pad takes it."""
+    inside: list[int] = []
+    outside: list[int] = []
+    for (before, after), able in zip(pads, by_convolution, strict=True):
+        shared = before if able and before == after else 0
+        inside.append(shared)
+        outside = [before - shared, after - shared, *outside]
+    return inside, outside
+
+
+def _padded(x: Tensor, amounts: Sequence[int], mode: str) -> Tensor:
+    return F.pad(x, list(amounts), mode=mode) if any(amounts) else x
+
+
+def _triple(name: str, values: Sequence[int]) -> Triple:
+    if len(values) != 3:
+        raise ValueError(f"{name} is {tuple(values)}; it must have three entries, for T, H and W")
+    return (values[0], values[1], values[2])
+
+
+def _product_dtype(input: Tensor) -> torch.dtype:
+    """What a convolution of ``input`` multiplies in: autocast lowers all but float64."""
+    device = input.device.type
+    if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return input.dtype
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else input.dtype
