@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import fxtemporal
-from benchmarks.engines import ENGINES, Compiled, compile_with, reset
 from benchmarks.loop_models import small_cnn_lstm
 from benchmarks.measure import Timing, interleaved, relative_error, speedup
 from benchmarks.memory import peak_of_call
 from benchmarks.models import Case
+from fxtemporal.engines import ENGINES, Compiled, compile_with, reset
 
-__all__ = ["VARIANTS", "Cell", "Result", "Scaling", "run_case", "run_scaling"]
+__all__ = ["VARIANTS", "Cell", "Result", "Scaling", "reason", "run_case", "run_scaling", "settle"]
 
 VARIANTS = ("loop", "optimized", "by hand")
 SLOWEST = 0.97
@@ -113,7 +113,12 @@ class Result:
         return content
 
 
-def _reason(error: Exception) -> str:
+def settle() -> None:
+    """Wait until no engine's threads spin any more."""
+    time.sleep(_SETTLE)
+
+
+def reason(error: Exception) -> str:
     """An error in one line: its type, and the beginning of what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -127,7 +132,7 @@ def _variants(case: Case, model: nn.Module, inputs: tuple[Tensor, ...], result: 
         variants["optimized"] = fxtemporal.optimize(model, inputs, progress=False)
         result.optimize_seconds = time.perf_counter() - start
     except fxtemporal.FxTemporalError as error:
-        result.notes.append(f"{result.name}, optimize: {_reason(error)}")
+        result.notes.append(f"{result.name}, optimize: {reason(error)}")
     return {variant: variants[variant] for variant in VARIANTS if variant in variants}
 
 
@@ -136,6 +141,7 @@ def _compiled(
     inputs: tuple[Tensor, ...],
     result: Result,
     skip: Collection[str],
+    targets: bool,
     tick: Tick,
 ) -> dict[tuple[str, str], Compiled]:
     """Each variant on each engine, as far as engines are there and manage; the rest is noted."""
@@ -147,12 +153,15 @@ def _compiled(
         for variant, module in variants.items():
             tick(f"compiling, {engine}, {variant}")
             try:
+                if targets and variant == "optimized" and engine != "eager":
+                    tune = fxtemporal.Tune(target=engine)
+                    module = fxtemporal.optimize(variants["loop"], inputs, tune=tune)
                 compiled[engine, variant] = compile_with(engine, module, inputs)
             except ImportError as error:
                 result.notes.append(f"{engine}: not installed ({error})")
                 break
             except Exception as error:  # an engine may raise anything on what it does not know
-                result.notes.append(f"{result.name}, {engine}, {variant}: {_reason(error)}")
+                result.notes.append(f"{result.name}, {engine}, {variant}: {reason(error)}")
     return compiled
 
 
@@ -163,12 +172,11 @@ def _timed(
     budget: float,
 ) -> dict[tuple[str, str], Timing]:
     """All of them in one interleaved run, with a pause wherever the engine changes."""
-    pause = partial(time.sleep, _SETTLE)
     functions: dict[str, Callable[[], object]] = {}
     for engine, variant in compiled:
-        functions.setdefault(f"before {engine}", pause)
+        functions.setdefault(f"before {engine}", settle)
         functions[f"{engine}, {variant}"] = partial(compiled[engine, variant].run, *inputs)
-    functions["at the end"] = pause
+    functions["at the end"] = settle
     timings = interleaved(functions, rounds=rounds, budget=budget)
     return {key: timings[", ".join(key)] for key in compiled}
 
@@ -185,7 +193,7 @@ def _measure_memory(variants: Mapping[str, nn.Module], inputs: Any, result: Resu
         try:
             result.memory[variant] = peak_of_call(module, inputs)
         except Exception as error:  # not Linux, a graph that cannot be pickled, a child killed
-            result.notes.append(f"{result.name}, memory, {variant}: {_reason(error)}")
+            result.notes.append(f"{result.name}, memory, {variant}: {reason(error)}")
 
 
 @torch.no_grad()
@@ -196,11 +204,13 @@ def run_case(
     budget: float = 60.0,
     memory: bool = True,
     skip: Collection[str] = (),
+    targets: bool = False,
     tick: Tick = lambda stage: None,
 ) -> Result:
     """Measure one model: all variants on all engines, in one interleaved run.
 
-    ``skip`` names what to leave out, as ``"model/engine"``. ``tick`` is told of each stage.
+    ``skip`` names what to leave out, as ``"model/engine"``. With ``targets``, the model is
+    optimized for each engine anew, and measured on it. ``tick`` is told of each stage.
     """
     model, inputs = case.build(), case.inputs()
     result = Result(case.name, tuple(tuple(x.shape) for x in inputs), tuple(engines))
@@ -210,7 +220,7 @@ def run_case(
     if memory:
         tick("memory")
         _measure_memory(variants, inputs, result)
-    compiled = _compiled(variants, inputs, result, skip, tick)
+    compiled = _compiled(variants, inputs, result, skip, targets, tick)
     tick("reference")
     reference = copy.deepcopy(model).double()(*(x.double() for x in inputs))
     errors = {key: _error(made, inputs, reference) for key, made in compiled.items()}

@@ -26,10 +26,10 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks.engines import ENGINES, versions
 from benchmarks.loop_models import LOOPS
 from benchmarks.loop_runs import VARIANTS, Cell, Result, Scaling, run_case, run_scaling
 from benchmarks.measure import machine, machine_slug
+from fxtemporal.engines import ENGINES, versions
 
 __all__ = ["main"]
 
@@ -201,6 +201,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="leave out what takes too long to compile: sliding_windows/inductor",
     )
+    parser.add_argument(
+        "--targets", action="store_true", help="optimize for each engine, not for eager mode alone"
+    )
     parser.add_argument("--rounds", type=int, default=100, help="at most, for each model")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds to time each model")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
@@ -239,6 +242,7 @@ def _measured(
                 options.budget,
                 memory=not options.no_memory,
                 skip=options.skip,
+                targets=options.targets,
                 tick=partial(_describe, bar, name),
             )
             results.append(result)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks._torchvision import resnet18, video_model
 
-__all__ = ["MODELS", "Case", "FoldedByHand", "PerFrame", "seeded"]
+__all__ = ["MODELS", "Case", "FoldedByHand", "PerFrame", "clip_case", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,8 @@ def _clip(*shape: int) -> tuple[Tensor]:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(1)),)
 
 
-def _case(name: str, build: Callable[[], nn.Module], *shape: int) -> Case:
+def clip_case(name: str, build: Callable[[], nn.Module], *shape: int) -> Case:
+    """A model of one clip."""
     return Case(name, partial(seeded, build), partial(_clip, *shape))
 
 
@@ -254,18 +255,18 @@ def _loop(name: str, build: Callable[[], nn.Module], *shape: int) -> Case:
 MODELS: dict[str, Case] = {
     case.name: case
     for case in (
-        _case("r3d_18", partial(video_model, "r3d_18"), 1, 3, 16, 112, 112),
-        _case("mc3_18", partial(video_model, "mc3_18"), 1, 3, 16, 112, 112),
-        _case("r2plus1d_18", partial(video_model, "r2plus1d_18"), 1, 3, 16, 112, 112),
-        _case("s3d", partial(video_model, "s3d"), 1, 3, 16, 224, 224),
+        clip_case("r3d_18", partial(video_model, "r3d_18"), 1, 3, 16, 112, 112),
+        clip_case("mc3_18", partial(video_model, "mc3_18"), 1, 3, 16, 112, 112),
+        clip_case("r2plus1d_18", partial(video_model, "r2plus1d_18"), 1, 3, 16, 112, 112),
+        clip_case("s3d", partial(video_model, "s3d"), 1, 3, 16, 224, 224),
         _loop("resnet18_lstm", ResNetLSTM, 1, 16, 3, 64, 64),
         _loop("small_cnn_lstm", SmallCNNLSTM, 2, 10, 3, 32, 32),
         _loop("time_distributed_conv2d", TimeDistributedConv2d, 32, 10, 3, 128, 128),
         _loop("resnet18_frames", ResNetFrames, 2, 8, 3, 64, 64),
         _loop("volume_series_lstm", VolumeSeriesLSTM, 2, 6, 1, 8, 32, 32),
         _loop("sensor_grid_lstm", SensorGridLSTM, 8, 50, 1, 5, 5),
-        _case("temporal_reduction", TemporalReduction, 2, 100, 3, 16, 701),
-        _case("conv3d_block", Conv3dBlock, 1, 3, 6, 72, 108),
-        _case("conv2plus1d_block", Conv2Plus1dBlock, 1, 3, 6, 72, 108),
+        clip_case("temporal_reduction", TemporalReduction, 2, 100, 3, 16, 701),
+        clip_case("conv3d_block", Conv3dBlock, 1, 3, 6, 72, 108),
+        clip_case("conv2plus1d_block", Conv2Plus1dBlock, 1, 3, 6, 72, 108),
     )
 }

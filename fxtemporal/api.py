@@ -22,7 +22,9 @@ from torch.export import ExportedProgram
 from tqdm import tqdm
 
 from fxtemporal.analysis.liveness import peak
+from fxtemporal.cache import Cache, environment
 from fxtemporal.capture import Model, capture, check_arguments, example_of
+from fxtemporal.choosing import FormChooser
 from fxtemporal.chunking import Choice, Chooser, sized
 from fxtemporal.errors import CaptureError, FxTemporalError, PassError, VerificationError
 from fxtemporal.free_frames import freed, trip_counts
@@ -30,6 +32,7 @@ from fxtemporal.freezing import freeze, memory
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes import DEFAULT_PASSES
+from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
@@ -102,17 +105,20 @@ def optimize(
     with _progress(progress) as tick:
         tick("capturing")
         run = _Run(model, example, rules, factorize, verify and example is not None)
+        start = time.perf_counter()
+        if tuning is not None and example is not None:
+            run.choose_forms(tuning, tick)
         tick("rewriting")
         outcome, comparison = run.verified(tick)
         timing = None
         if tuning is not None and example is not None:
-            start = time.perf_counter()
             if outcome.applied:
                 outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
-            found = outcome, comparison, timing
-            outcome, comparison, timing = run.in_chunks(
-                *found, tuning, start + tuning.seconds, tick
-            )
+            if tuning.target == "eager" or tuning.limit is not None:
+                found = outcome, comparison, timing
+                outcome, comparison, timing = run.in_chunks(
+                    *found, tuning, start + tuning.seconds, tick
+                )
         tick("freeing the number of frames")
         outcome, comparison = run.freed(outcome, comparison)
     settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}
@@ -234,6 +240,32 @@ class _Run:
                 "depend on something outside its inputs and parameters (random numbers, a counter, "
                 "a global): make it an input, or call optimize on the part that does not."
             )
+
+    def choose_forms(self, tune: Tune, tick: Any) -> None:
+        """Measure which form of each Conv3d is the fastest, and have the rule use it."""
+        place = next((i for i, rule in enumerate(self.rules) if _may_choose(rule)), None)
+        if place is None:
+            return
+        rule, before, after = self.rules[place], self.rules[:place], self.rules[place + 1 :]
+        assert isinstance(rule, Conv3dForms)
+        assert self.example is not None
+        program = run_rules(self.captured, before, self.skips).program
+        sites = tuple(rule.to_choose(program))
+        if not sites:
+            return
+        deadline = time.perf_counter() + tune.seconds / 2
+        cache = Cache(tune.folder, environment(sites[0].weight.device))
+        margin, target = tune.margin, tune.target
+        chooser = FormChooser(program, sites, cache, target, margin, deadline, tick)
+        best: tuple[tuple[Rule[Any], ...], nn.Module] | None = None
+        for name, choices in chooser.variants().items():
+            rules = (*before, Conv3dForms(choices), *after)
+            module = run_rules(self.captured, rules, self.skips).program.gm
+            tick(f"measuring the forms, {name}")
+            if best is None or _wins(module, best[1], self.example, tune):
+                best = rules, module
+        assert best is not None
+        self.rules = best[0]
 
     def verified(self, tick: Any) -> tuple[Outcome, Comparison | None]:
         """All rewrites, without those that change the numbers."""
@@ -503,13 +535,25 @@ def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specializa
     return found
 
 
+def _may_choose(rule: Rule[Any]) -> bool:
+    return isinstance(rule, Conv3dForms) and rule.choices is None
+
+
+def _wins(one: nn.Module, other: nn.Module, example: Example, tune: Tune) -> bool:
+    """Whether ``one`` runs, and is the faster of the two."""
+    try:
+        return race(other, one, example, tune.seconds / 20).speedup > 1
+    except Exception:  # a view may refuse the layout, in any way
+        return False
+
+
 _TOGETHER = frozenset({FoldBatchNorm.name, MergeConvolutions.name})
 """Rules whose sites are all alike: they pay on a machine, or they do not."""
 
 
 def _group(remark: Remark) -> str:
     """Rewrites that are measured together: each loop by itself, all sites of one form."""
-    if remark.rule in _TOGETHER:
+    if remark.rule in _TOGETHER or "milliseconds" in remark.detail:
         return remark.rule
     form = remark.detail.get("form")
     return f"{remark.rule} {form or remark.target}"

@@ -29,7 +29,7 @@ __all__ = ["LARGE", "Choice", "Chooser", "sized"]
 LARGE = 32 * 2**20
 """Bytes of activations above which chunks are tried without a limit: about a last-level cache."""
 
-_MOST_SECONDS = 2.0
+_MOST_SECONDS = 0.3
 """For one race."""
 
 
@@ -164,15 +164,18 @@ class Chooser:
         why = dict(best.why)
         for key in best.chunks:
             fewest, lost = best.chunks[key], None
+            wanted = _bytes(whole.program, regions[key]) / LARGE  # each as large as the cache
             for count in _counts(regions[key]):
-                if count <= fewest:
+                if count <= fewest or count < min(wanted, regions[key].frames):
                     continue
+                if lost is not None:
+                    break
                 trial = self._with(whole, {**best.chunks, key: count})
                 if not self._fits(trial) or (timing := self._race(best, trial)) is None:
                     continue
                 if timing.speedup > 1 + self.tune.margin:
                     best = trial
-                elif lost is None or timing.speedup > lost[1].speedup:
+                else:
                     lost = count, timing
             if best.chunks[key] == 1:
                 why[key] = _in_one_piece(lost)
@@ -221,7 +224,11 @@ def _counts(region: Region) -> Iterator[int]:
 
 
 def _large(program: Program, region: Region) -> bool:
-    return peak(program, among=set(region.nodes)).bytes > LARGE
+    return _bytes(program, region) > LARGE
+
+
+def _bytes(program: Program, region: Region) -> int:
+    return peak(program, among=set(region.nodes)).bytes
 
 
 def _in_one_piece(lost: tuple[int, Timing] | None) -> Reason:

@@ -39,7 +39,7 @@ _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _FREE_OF_EFFECTS = frozenset(
     """
     add arange chunk contiguous dim expand flatten full full_like item length movedim mul narrow
-    new_empty new_full new_ones new_zeros numel ones ones_like permute reshape select shape size
+    new_empty new_full new_ones new_zeros numel ones ones_like pad permute reshape select shape size
     slice split squeeze sub transpose unbind unflatten unsqueeze view zeros zeros_like
     """.split()
 )

@@ -8,6 +8,7 @@ and a group that costs more than it gains is left out.
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
 import time
@@ -15,31 +16,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from fxtemporal.cache import default_folder
+from fxtemporal.engines import ENGINES, compile_with
 from fxtemporal.errors import PassError
 from fxtemporal.twins import unchanged
 
-__all__ = ["Timing", "Tune", "race"]
+__all__ = ["Timing", "Tune", "on_engine", "race", "worth_keeping"]
 
 
 @dataclass(frozen=True)
 class Tune:
     """How choices are measured.
 
-    ``target`` is what will run the graph: ``"eager"`` is what this version can measure. ``seconds``
-    is the most that all measuring may take, ``margin`` what a rewrite must gain over noise before
-    it counts (0.02: two per cent).
+    ``target`` is what will run the graph, and what is measured: ``"eager"``, ``"inductor"``,
+    ``"openvino"`` or ``"onnxruntime"`` (:mod:`fxtemporal.engines`). ``seconds`` is the most that
+    all measuring may take, ``margin`` what a rewrite must gain over noise before it counts (0.02:
+    two per cent).
 
     ``memory_limit`` bounds the activations that one call holds at its peak: bytes, or a text like
     ``"512MiB"`` or ``"2GB"``; None: no limit. It holds for the peak at the example's shapes, as
     :mod:`fxtemporal.analysis.liveness` estimates it from the graph: tensors alive at once, inputs
     and outputs among them, without parameters, gradients, and what kernels allocate for themselves.
     Folded frames then run in as many chunks as it takes, or the loop stays a loop.
+
+    ``cache``: a folder where what was measured of single layers is kept for the next time; True for
+    the usual one (:mod:`fxtemporal.cache`), False for none.
 
     Raises:
         PassError: a setting that is out of range.
@@ -49,16 +57,26 @@ class Tune:
     seconds: float = 60.0
     margin: float = 0.02
     memory_limit: int | str | None = None
+    cache: bool | str | os.PathLike[str] = True
 
     def __post_init__(self) -> None:
-        if self.target != "eager":
-            raise PassError(f"tune: cannot measure under {self.target!r}; use target='eager'")
+        if self.target not in ENGINES:
+            raise PassError(f"tune: no engine {self.target!r}; there are {', '.join(ENGINES)}")
         if not self.seconds > 0:
             raise PassError(f"tune: seconds must be above 0, not {self.seconds}")
         if not 0 <= self.margin < 1:
             raise PassError(f"tune: margin must be a share between 0 and 1, not {self.margin}")
+        if not isinstance(self.cache, bool | str | os.PathLike):
+            raise PassError(f"tune: cache must be a folder, True or False, not {self.cache!r}")
         if self.memory_limit is not None:
             _bytes(self.memory_limit)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the cache."""
+        if isinstance(self.cache, bool):
+            return default_folder() if self.cache else None
+        return Path(self.cache)
 
     @property
     def limit(self) -> int | None:
@@ -110,6 +128,42 @@ class Timing:
         return {name: round(value, 4) for name, value in vars(self).items()}
 
 
+class _OnEngine(nn.Module):
+    """What an engine made of a module, to be called like the module."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *args: Any) -> Any:
+        return self.run(*args)
+
+
+class _Refused(nn.Module):
+    """A module that an engine does not take: it loses every race."""
+
+
+def on_engine(
+    module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], target: str
+) -> nn.Module:
+    """``module`` as ``target`` runs it.
+
+    Raises:
+        PassError: the engine is not installed, or takes no such inputs.
+    """
+    if target == "eager":
+        return module
+    args, kwargs = inputs
+    if kwargs or not all(isinstance(arg, torch.Tensor) for arg in args):
+        raise PassError(f"tune: {target} takes tensors alone, by position; measure with 'eager'")
+    try:
+        return _OnEngine(compile_with(target, module, args).run)
+    except ImportError as error:
+        raise PassError(f"tune: target={target!r} is not installed: {error}") from error
+    except Exception:  # what an engine does not know, it refuses in any way
+        return _Refused()
+
+
 def race(
     before: nn.Module,
     after: nn.Module,
@@ -121,15 +175,22 @@ def race(
 
     ``rounds`` bounds how often, from and to; a race that one of them clearly wins ends early.
     """
+    if isinstance(before, _Refused) or isinstance(after, _Refused):
+        ratio = float(isinstance(before, _Refused)) - float(isinstance(after, _Refused)) + 1.0
+        return Timing(0.0, 0.0, ratio, ratio, ratio, 0)
     modules = (before, after)
     own = [pytree.tree_map_only(torch.Tensor, torch.clone, inputs) for _ in modules]
     calls = [partial(m, *args, **kwargs) for m, (args, kwargs) in zip(modules, own, strict=True)]
     runs: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad(), torch.random.fork_rng(), unchanged(before), unchanged(after):
         deadline = time.perf_counter() + seconds
-        if max([_time(call) for call in calls]) < _BRIEF:
+        first, second = (_time(call) for call in calls)
+        if max(first, second) < _BRIEF:
             for warm_up in calls:
                 warm_up()
+        elif not 1 / _FAR <= first / second <= _FAR:
+            ratio = first / second
+            return Timing(first, second, ratio, ratio, ratio, 1)
         while len(runs[0]) < rounds[1]:
             pair = (0, 1) if len(runs[0]) % 2 == 0 else (1, 0)
             for which in pair:
@@ -150,10 +211,16 @@ def race(
     )
 
 
+_LONGEST = 1.5
+"""Seconds for one race of the network; slow ones take three rounds."""
+
 _BRIEF = 250.0
 """Milliseconds below which the first call may have paid for much besides its work."""
 
-_CLEAR = ((3, 1.5), (9, 1.1))
+_FAR = 3.0
+"""A race of slow networks is over at their first calls if one is so many times as fast."""
+
+_CLEAR = ((3, 1.5), (5, 1.25), (9, 1.1))
 """After so many rounds a race is over if one of the two is that many times as fast."""
 
 
@@ -204,18 +271,22 @@ def worth_keeping(
     share = tune.seconds / (2 * len(groups) + 2)
     kept = frozenset(groups)
     lost: dict[str, Timing] = {}
-    original, current = build(frozenset()), build(kept)
+
+    def made(names: frozenset[str]) -> nn.Module:
+        return on_engine(build(names), inputs, tune.target)
+
+    original, current = made(frozenset()), made(kept)
     for group in groups if len(groups) > 1 else ():
         if time.perf_counter() > deadline:
             break
         tick(f"measuring without {group}")
-        without = build(kept - {group})
-        timing = race(without, current, inputs, min(share, 4.0))
+        without = made(kept - {group})
+        timing = race(without, current, inputs, min(share, _LONGEST))
         if timing.speedup < 1 - tune.margin:
             lost[group] = timing
             kept, current = kept - {group}, without
     tick("measuring the network")
-    timing = race(original, current, inputs, min(share, 6.0))
+    timing = race(original, current, inputs, min(share, _LONGEST))
     if kept and timing.speedup <= 1:
         lost.update(dict.fromkeys(kept, timing))
         kept = frozenset()

@@ -562,7 +562,7 @@ def test_any_geometry(
     assert (remark.status == "missed") == bool(remark.reasons)
 
 
-def test_the_rule_is_stateless_and_named() -> None:
+def test_the_rule_is_named_and_knows_its_table_alone() -> None:
     assert Conv3dForms().name == "conv3d-forms"
     assert Conv3dForms.exact
-    assert not vars(Conv3dForms())
+    assert vars(Conv3dForms()) == {"choices": None}

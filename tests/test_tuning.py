@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 import fxtemporal
 from fxtemporal import Code, PassError, Tune
 from fxtemporal.graph import Program
+from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.tuning import Timing, race, worth_keeping
 
 
@@ -305,13 +306,14 @@ def test_wrong_rewrites_are_not_measured() -> None:
 
 
 def test_the_settings_are_in_the_report() -> None:
-    result = fxtemporal.optimize(Chain(1), (clip(),), tune=QUICK)
+    result = fxtemporal.optimize(Chain(1), (clip(),), tune=QUICK, passes=[Conv3dForms({})])
     report = fxtemporal.report(result)
     assert report.settings["tune"] == {
         "target": "eager",
         "seconds": 3.0,
         "margin": 0.02,
         "memory_limit": None,
+        "cache": True,
     }
     assert report.timing is not None
     assert f"{report.timing.speedup:.2f}×" in str(report)

@@ -53,6 +53,7 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from fxtemporal.functional import flat, low_rank, taps, toeplitz, winograd
 from fxtemporal.functional.form import ConvFunction, Form
@@ -80,6 +81,7 @@ __all__ = [
     "conv3d_taps",
     "conv3d_temporal",
     "conv3d_toeplitz",
+    "conv3d_weight",
     "conv3d_winograd_2",
     "conv3d_winograd_3",
     "conv3d_winograd_4",
@@ -211,22 +213,62 @@ def conv3d_in_form(
 
     Args:
         form: a name in :data:`FORMS`.
-        prepared: what the form prepared from ``weight`` as it is now, or None. One that was
-            prepared for another T is left aside.
+        prepared: what the form prepared from ``weight`` as it is now (:func:`conv3d_weight`), or
+            None. One that was prepared for another T is left aside.
 
     Raises:
-        ValueError: no convolution has this geometry, or ``weight``, not prepared, has numbers that
-            the form does not hold for.
+        ValueError: no convolution has this geometry.
     """
     geometry = ConvGeometry.of(
         input, weight, stride, padding, dilation, groups, padding_mode, time_padding
     )
     chosen = FORMS[form]
-    if any(chosen.blockers(geometry)):
+    unknown = prepared is None and chosen.reads_numbers
+    if unknown or any(chosen.blockers(geometry)):
         chosen, prepared = FORMS["conv3d"], None
     if prepared is None or not chosen.fits(prepared, geometry):
         prepared = chosen.prepare(weight, geometry)
     return chosen.run(input, prepared, bias, geometry)
+
+
+@opaque
+def conv3d_weight(
+    weight: Tensor,
+    form: str,
+    stride: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    time_padding: Sequence[int],
+    frames: int,
+    size: Sequence[int],
+) -> Tensor | None:
+    """What the form of that name makes of ``weight`` for clips of that many frames and that size.
+
+    None where the form holds for some weights only, and this is none of them, or its numbers are
+    not to be had: while it is traced, or trained. :func:`conv3d_in_form` then is conv3d.
+    """
+    chosen = FORMS[form]
+    geometry = ConvGeometry(
+        in_channels=weight.shape[1] * groups,
+        out_channels=weight.shape[0],
+        kernel=(weight.shape[2], weight.shape[3], weight.shape[4]),
+        stride=(stride[0], stride[1], stride[2]),
+        padding=padding if isinstance(padding, str) else (padding[0], padding[1], padding[2]),
+        dilation=(dilation[0], dilation[1], dilation[2]),
+        groups=groups,
+        padding_mode=padding_mode,
+        time_padding=(time_padding[0], time_padding[1]),
+        frames=frames,
+        size=(size[0], size[1]),
+        dtype=weight.dtype,
+    )
+    if chosen.reads_numbers:
+        hidden = torch.compiler.is_compiling() or is_fake(weight) or weight.is_meta
+        if hidden or any(chosen.weight_blockers(weight, geometry)):
+            return None
+    return chosen.prepare(weight, geometry)
 
 
 @opaque

@@ -92,6 +92,11 @@ class Form:
         """Whether :attr:`prepare` makes a tensor of its own, which is worth keeping."""
         return self.prepare is not as_it_is
 
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether the form is exact for some weights only."""
+        return self.weight_blockers is not _any_numbers
+
     def require(self, geometry: ConvGeometry) -> None:
         """Raise ValueError, with every blocker, where ``geometry`` is outside the domain.
 

@@ -67,6 +67,11 @@ class ConvGeometry:
             raise ValueError(f"padding {self.padding} is negative")
         if min(self.time_padding) < 0:
             raise ValueError(f"time_padding {self.time_padding} is negative")
+        # A kernel of 1 cannot be dilated. torch 2.13 reads beyond its memory where a grouped 1×1
+        # conv2d in channels_last is said to be.
+        pairs = zip(self.kernel, self.dilation, strict=True)
+        dilation = tuple(1 if kernel == 1 else given for kernel, given in pairs)
+        object.__setattr__(self, "dilation", dilation)
 
     @classmethod
     def of(

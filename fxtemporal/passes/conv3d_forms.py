@@ -1,12 +1,17 @@
-"""Put an exact, cheaper form in place of a Conv3d whose kernel is flat along some axis.
+"""Put an exact, cheaper form in place of a Conv3d.
 
 Video networks are full of 3-D convolutions that are not 3-D at all: (1, 7, 7) stems, (3, 1, 1)
-temporal halves, (1, 1, 1) shortcuts, kernels that span every frame. Engines run them as full 3-D
-convolutions. The forms of :mod:`fxtemporal.functional` compute the same numbers with conv2d::
+temporal halves, (1, 1, 1) shortcuts, kernels that span every frame; and a dense kernel has forms
+that multiply less, or that engines are better at. The forms of :mod:`fxtemporal.functional` compute
+the same numbers::
 
-    before   y = self.layer1[0].conv1(x)                      nn.Conv3d, kernel (1, 3, 3)
+    before   y = self.layer1[0].conv1(x)                      nn.Conv3d, kernel (3, 3, 3)
     after    w = self.layer1[0].conv1.weight
-             y = conv3d_spatial(x, w, None, stride, ...)      conv2d over (B·T, C, H, W)
+             y = conv3d_in_form("conv3d_winograd_4", x, w, None, stride, ..., prepared)
+
+Which form is the fastest is measured (:mod:`fxtemporal.choosing`), and the rule is given what was
+chosen. Without that, a table says: it knows the flat kernels alone. Zeros that ``F.pad`` puts
+before and after the clip, as causal networks do, become part of the convolution.
 
 The parameters stay where they are, so the state dict is that of the original.
 """
@@ -14,15 +19,25 @@ The parameters stay where they are, so the state dict is that of the original.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxtemporal.analysis.conv3d import conv3d_geometry
-from fxtemporal.functional import FORMS, ConvGeometry, conv3d_spanning
-from fxtemporal.graph import Program
-from fxtemporal.ops import Attr, Op
+from fxtemporal.analysis.layouts import LAYOUT_KEPT
+from fxtemporal.choosing import LAST, Choice, ToChoose
+from fxtemporal.functional import (
+    FORMS,
+    ConvGeometry,
+    conv3d_in_form,
+    conv3d_spanning,
+    conv3d_weight,
+)
+from fxtemporal.graph import Program, rank, shape
+from fxtemporal.ops import Op
+from fxtemporal.prepared import origin, prepare
 from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
 
 __all__ = ["Conv3dForms", "Conv3dSite"]
@@ -30,23 +45,31 @@ __all__ = ["Conv3dForms", "Conv3dSite"]
 PREFERENCE = tuple(
     f"conv3d_{name}" for name in ("pointwise", "full_extent", "temporal", "spatial", "patchify")
 )
-"""The first form of these whose domain holds the layer is taken."""
+"""The first form of these whose domain holds the layer is taken where nothing was measured."""
 
 _FUNCTIONS = {"conv3d_full_extent": conv3d_spanning}
 """What is called where a form holds for one number of frames alone: it leaves that number free."""
 
+_ARGUMENTS = ("stride", "padding", "dilation", "groups", "padding_mode")
+
 
 @dataclass(frozen=True, eq=False)
 class Conv3dSite:
-    """One call of a Conv3d. ``op`` is None for a module that is not exactly an ``nn.Conv3d``."""
+    """One call of a Conv3d. ``op`` is None for a module that is not exactly an ``nn.Conv3d``.
+
+    ``source`` is what it convolves, (B, C, T, H, W); where zeros are put around a clip first, what
+    they are put around: ``geometry`` has them as ``time_padding``.
+    """
 
     node: fx.Node
     key: str
     op: Op | None
     geometry: ConvGeometry | None
+    source: Any = None
 
     @property
     def form(self) -> str | None:
+        """The form that the table knows for it."""
         if self.geometry is None:
             return None
         legal = (name for name in PREFERENCE if not any(FORMS[name].blockers(self.geometry)))
@@ -54,9 +77,15 @@ class Conv3dSite:
 
 
 class Conv3dForms(Rule[Conv3dSite]):
-    """Conv3d → the exact form that its kernel has."""
+    """Conv3d → an exact form of it.
+
+    ``choices`` says which, by the site's key; None: the table of flat kernels.
+    """
 
     name = "conv3d-forms"
+
+    def __init__(self, choices: Mapping[str, Choice] | None = None) -> None:
+        self.choices = choices
 
     def candidates(self, program: Program) -> Iterable[Conv3dSite]:
         calls: dict[str, int] = {}
@@ -68,24 +97,51 @@ class Conv3dForms(Rule[Conv3dSite]):
                 continue
             if op is not None and op.name != "conv3d":
                 continue
-            target = _target(op, node)
+            target = _target(program, op, node)
             calls[target] = calls.get(target, 0) + 1
             key = target if calls[target] == 1 else f"{target}@{calls[target]}"
             geometry = None if op is None else conv3d_geometry(program, op)
-            yield Conv3dSite(node, key, op, geometry)
+            source = None if op is None else op.args["input"]
+            if geometry is not None and (causal := _causal(program, source)) is not None:
+                source, pads = causal
+                frames = (shape(source) or ())[-3]
+                geometry = replace(geometry, time_padding=pads, frames=frames)
+            yield Conv3dSite(node, key, op, geometry, source)
 
     def site(self, program: Program, candidate: Conv3dSite) -> Site:
-        target = _target(candidate.op, candidate.node)
+        target = _target(program, candidate.op, candidate.node)
         return Site(self.name, candidate.key, target, program.location(candidate.node))
+
+    def to_choose(self, program: Program) -> Iterator[ToChoose]:
+        """The sites whose form can be chosen by timing."""
+        for site in self.candidates(program):
+            value = site.source.meta.get("val") if isinstance(site.source, fx.Node) else None
+            weight = None if site.op is None else origin(program, site.op.args["weight"])
+            if site.op is None or weight is None or not isinstance(value, torch.Tensor):
+                continue
+            if site.geometry is None or value.dim() not in (4, 5) or value.numel() == 0:
+                continue
+            given = program.tensor(weight).detach()
+            kernel = (site.geometry.out_channels, *given.shape[1:])
+            if given.is_meta or given.shape != kernel or given.dtype != value.dtype:
+                continue  # merged with others: no weight of its own to look at
+            batch = value.shape[0] if value.dim() == 5 else 1
+            bias = site.op.args["bias"] is not None
+            yield ToChoose(site.key, site.node, site.geometry, given, bias, batch)
 
     def preconditions(self, program: Program, candidate: Conv3dSite) -> Iterator[Reason]:
         geometry = candidate.geometry
+        choice = None if self.choices is None else self.choices.get(candidate.key)
         if candidate.op is None:
             reason = blocked_module(program, candidate.node)
             assert reason is not None
             yield reason
         elif geometry is None:
             yield Reason(Code.SHAPES_UNKNOWN, "its weight is computed, and its shape is not known")
+        elif choice is not None:
+            if choice.form == "conv3d":
+                text = f"no exact form of it was faster than {choice.before:.3g} ms"
+                yield Reason(Code.NOT_FASTER, text)
         elif candidate.form is None:
             kernel = "×".join(map(str, geometry.kernel))
             if geometry.frames is None:
@@ -95,34 +151,118 @@ class Conv3dForms(Rule[Conv3dSite]):
             yield Reason(Code.DENSE_KERNEL, text)
 
     def rewrite(self, program: Program, candidate: Conv3dSite) -> Mapping[str, Any]:
-        op, form, node = candidate.op, candidate.form, candidate.node
-        assert op is not None
-        assert form is not None
+        node = candidate.node
+        choice = None if self.choices is None else self.choices.get(candidate.key)
         with program.graph.inserting_before(node):
-            weight = program.argument(op.args["weight"])
-            bias = program.argument(op.args["bias"])
-            rest = [op.args[k] for k in ("stride", "padding", "dilation", "groups", "padding_mode")]
-            source = program.argument(op.args["input"])
-            function = _FUNCTIONS.get(form, FORMS[form].function)
-            new = program.graph.call_function(function, (source, weight, bias, *rest))
+            new = self._new(program, candidate, choice)
         new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
         node.replace_all_uses_with(new)
         program.graph.erase_node(node)
+        if choice is not None and choice.layout == LAST:
+            _make_contiguous_behind(program, new)
         return self.detail(program, candidate)
+
+    def _new(self, program: Program, site: Conv3dSite, choice: Choice | None) -> fx.Node:
+        assert site.op is not None
+        assert site.geometry is not None
+        args = site.op.args
+        graph, geometry = program.graph, site.geometry
+        source = program.argument(site.source)
+        weight = program.argument(args["weight"])
+        bias = program.argument(args["bias"])
+        rest = [args[name] for name in _ARGUMENTS]
+        if geometry.time_padding != (0, 0):
+            rest.append(geometry.time_padding)
+        if choice is None:
+            assert site.form is not None
+            function = _FUNCTIONS.get(site.form, FORMS[site.form].function)
+            return graph.call_function(function, (source, weight, bias, *rest))
+        kwargs: dict[str, Any] = {}
+        if FORMS[choice.form].prepares:
+            options = {name: args[name] for name in _ARGUMENTS}
+            options |= {"time_padding": geometry.time_padding, "frames": geometry.frames}
+            options |= {"form": choice.form, "size": geometry.size}
+            kwargs["prepared"] = prepare(program, conv3d_weight, (weight,), **options)
+        call = (choice.form, source, weight, bias, *rest)
+        new = graph.call_function(conv3d_in_form, call, kwargs)
+        if choice.layout == LAST:
+            last: dict[str, Any] = {"memory_format": torch.channels_last_3d}
+            if rank(site.node) == 5:
+                return graph.call_method("contiguous", (new,), last)
+        return new
 
     def detail(self, program: Program, candidate: Conv3dSite) -> Mapping[str, Any]:
         geometry = candidate.geometry
         if geometry is None:
             return {}
         kernel = "×".join(map(str, geometry.kernel))
-        return {"form": candidate.form, "kernel": kernel, "frames": geometry.frames}
+        choice = None if self.choices is None else self.choices.get(candidate.key)
+        if choice is None:
+            return {"form": candidate.form, "kernel": kernel, "frames": geometry.frames}
+        return {
+            "form": choice.form,
+            "kernel": kernel,
+            "frames": geometry.frames,
+            "layout": choice.layout,
+            "milliseconds_before": round(choice.before, 4),
+            "milliseconds": round(choice.after, 4),
+        }
 
 
-def _target(op: Op | None, node: fx.Node) -> str:
+_STRIDED = LAYOUT_KEPT | frozenset(
+    "chunk detach expand getitem item movedim narrow permute select slice split squeeze transpose "
+    "unbind unsqueeze".split()
+)
+"""Ops whose result has strides that follow from those of their input."""
+
+
+def _make_contiguous_behind(program: Program, start: fx.Node) -> None:
+    """Give a contiguous tensor to what, behind a channels_last_3d region, may rely on strides."""
+    pending, seen = [start], {start}
+    while pending:
+        node = pending.pop()
+        for user in list(node.users):
+            op = program.op(user) if user.op.startswith("call") else None
+            tensor = node is start or isinstance(node.meta.get("val"), torch.Tensor)
+            if op is not None and op.name in _STRIDED:
+                if user not in seen and not _makes_contiguous(user):
+                    seen.add(user)
+                    pending.append(user)
+            elif tensor and _relies_on_strides(user, op):
+                with program.graph.inserting_before(user):
+                    dense = program.graph.call_method("contiguous", (node,))
+                user.replace_input_with(node, dense)
+
+
+def _makes_contiguous(user: fx.Node) -> bool:
+    return user.target == "contiguous" and "memory_format" not in user.kwargs
+
+
+def _relies_on_strides(user: fx.Node, op: Op | None) -> bool:
+    """Whether ``user`` can tell the layout of its input: a view, the caller, code unknown here."""
+    own = str(getattr(user.target, "__module__", "")).startswith("fxtemporal.")
+    return user.op == "output" or (op.name == "view" if op is not None else not own)
+
+
+def _causal(program: Program, source: Any) -> tuple[fx.Node, tuple[int, int]] | None:
+    """``(x, (before, after))`` where ``source`` is x with frames of zeros around it."""
+    op = program.op(source) if isinstance(source, fx.Node) else None
+    if op is None or op.name != "pad" or not isinstance(op.args["input"], fx.Node):
+        return None
+    pad, padded = op.args["pad"], op.args["input"]
+    zeros = op.args["mode"] == "constant" and op.args["value"] in (None, 0)
+    if not zeros or rank(padded) not in (4, 5) or len(pad) != 6:
+        return None
+    if any(type(size) is not int or size < 0 for size in pad) or any(pad[:4]):
+        return None
+    return padded, (pad[4], pad[5])
+
+
+def _target(program: Program, op: Op | None, node: fx.Node) -> str:
     """The module whose weight it is, or the node where the weight is no module's."""
-    weight = op.args["weight"] if op is not None else None
-    if isinstance(weight, Attr) and weight.name.endswith(".weight"):
-        return weight.name.removesuffix(".weight")
+    weight = None if op is None else origin(program, op.args["weight"])
+    if weight is not None and weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
     return str(node.target) if node.op == "call_module" else node.name
 
 

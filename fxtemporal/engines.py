@@ -1,4 +1,4 @@
-"""The engines that a loop, its optimized form and its counterpart batched by hand run on.
+"""The engines that run a graph while choices are measured for them.
 
 ::
 
@@ -8,8 +8,8 @@
 
 Every engine runs in float32 on torch's number of threads, with the input sizes fixed. OpenVINO and
 ONNX Runtime take and give NumPy arrays, which share memory with the tensors; only OpenVINO's
-results are copied, lest the next call overwrite them. Both engines are optional:
-``pip install -e ".[bench]"``.
+results are copied, lest the next call overwrite them. Both engines are optional, and imported only
+when asked for.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _converted(model: nn.Module, inputs: Inputs) -> Any:
     Converted from the module, which keeps an ``nn.LSTM`` whole. Where ``torch.jit.trace`` refuses
     the module (it knows no comparison of booleans), from an exported program, which does not.
     """
-    import openvino
+    import openvino  # type: ignore[import-untyped, unused-ignore]
 
     try:
         converted = openvino.convert_model(model, example_input=inputs)
@@ -119,7 +119,7 @@ def _openvino(model: nn.Module, inputs: Inputs) -> Run:
 
 def _onnxruntime(model: nn.Module, inputs: Inputs) -> Run:
     import onnx  # noqa: F401  # both are needed by the exporter, which names only one of them
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
     import onnxscript  # noqa: F401
 
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)

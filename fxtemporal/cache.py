@@ -1,0 +1,111 @@
+"""What was measured, kept on disk for the next time.
+
+One JSON file an environment, in the folder that :class:`fxtemporal.Tune` names, else in
+``$FXTEMPORAL_CACHE``, else in ``~/.cache/fxtemporal`` (``$XDG_CACHE_HOME``). The environment is
+what every figure depends on: the version of torch, the device's name and its instruction set, and
+the number of threads. An entry's key says the rest in words, the engine that ran last::
+
+    conv3d 64->64 k(3, 3, 3) s(1, 1, 1) ... 112x112 float32 contiguous eager   {"conv3d": 6.1, ...}
+
+A file that cannot be read counts as empty, and a folder that cannot be written is left alone: a
+cache saves time, and never decides whether something works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+__all__ = ["Cache", "default_folder", "environment"]
+
+_FORMAT = 1
+"""Raised when figures of older files no longer mean the same."""
+
+
+def default_folder() -> Path:
+    """Where figures are kept unless another folder is named."""
+    if (named := os.environ.get("FXTEMPORAL_CACHE")) is not None:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fxtemporal"
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What figures depend on, besides what was measured."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {_cpu()} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "format": str(_FORMAT),
+        "torch": torch.__version__,
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+class Cache:
+    """Milliseconds by key, and then by name; read once, and written whole by :meth:`save`."""
+
+    def __init__(self, folder: Path | None, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)
+        self._entries: dict[str, dict[str, float]] = {}
+        self._new: dict[str, dict[str, float]] = {}
+        self._path: Path | None = None
+        if folder is not None:
+            text = json.dumps(self.environment, sort_keys=True)
+            self._path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+            self._entries = self._read(self._path)
+
+    def get(self, key: str) -> dict[str, float]:
+        """What was measured under ``key``."""
+        return {**self._entries.get(key, {}), **self._new.get(key, {})}
+
+    def put(self, key: str, figures: Mapping[str, float]) -> None:
+        self._new.setdefault(key, {}).update(figures)
+
+    def save(self) -> None:
+        """Write what is new beside what others wrote meanwhile; the file is replaced whole."""
+        if self._path is None or not self._new:
+            return
+        entries = self._read(self._path)
+        for key, figures in self._new.items():
+            entries[key] = {**entries.get(key, {}), **figures}
+        content = {"environment": self.environment, "milliseconds": entries}
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(content, file, indent=1, sort_keys=True)
+                os.replace(name, self._path)
+            except BaseException:
+                os.unlink(name)
+                raise
+        self._entries, self._new = entries, {}
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, dict[str, float]]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = json.loads(path.read_text())["milliseconds"]
+            return {
+                str(key): {str(name): float(ms) for name, ms in figures.items()}
+                for key, figures in found.items()
+            }
+        return {}
