@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -38,13 +39,14 @@ from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
+from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
-from fxtemporal.tuning import Timing, Tune, race, worth_keeping
+from fxtemporal.tuning import Races, Timing, Tune, race, worth_keeping
 from fxtemporal.verify import Comparison, Verifier, culprits, resized
 
 __all__ = ["audit", "optimize", "report"]
@@ -107,6 +109,7 @@ def optimize(
         run = _Run(model, example, rules, factorize, verify and example is not None)
         start = time.perf_counter()
         if tuning is not None and example is not None:
+            run.prepare_measuring(tuning)
             run.choose_forms(tuning, tick)
         tick("rewriting")
         outcome, comparison = run.verified(tick)
@@ -241,6 +244,15 @@ class _Run:
                 "a global): make it an input, or call optimize on the part that does not."
             )
 
+    def prepare_measuring(self, tune: Tune) -> None:
+        """Open the cache of what was measured on the device of the inputs, or of the model."""
+        assert self.example is not None
+        given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        self.cache = Cache(tune.folder, environment(device))
+        self.races = Races(self.example, tune, self.cache)
+
     def choose_forms(self, tune: Tune, tick: Any) -> None:
         """Measure which form of each Conv3d is the fastest, and have the rule use it."""
         place = next((i for i, rule in enumerate(self.rules) if _may_choose(rule)), None)
@@ -254,18 +266,24 @@ class _Run:
         if not sites:
             return
         deadline = time.perf_counter() + tune.seconds / 2
-        cache = Cache(tune.folder, environment(sites[0].weight.device))
         margin, target = tune.margin, tune.target
-        chooser = FormChooser(program, sites, cache, target, margin, deadline, tick)
+        chooser = FormChooser(program, sites, self.cache, target, margin, deadline, tick)
         best: tuple[tuple[Rule[Any], ...], nn.Module] | None = None
         for name, choices in chooser.variants().items():
             rules = (*before, Conv3dForms(choices), *after)
             module = run_rules(self.captured, rules, self.skips).program.gm
             tick(f"measuring the forms, {name}")
-            if best is None or _wins(module, best[1], self.example, tune):
+            if best is None or self._wins(module, best[1]):
                 best = rules, module
         assert best is not None
         self.rules = best[0]
+
+    def _wins(self, one: nn.Module, other: nn.Module) -> bool:
+        """Whether ``one`` runs, and is the faster of the two."""
+        try:
+            return self.races.race(other, one, 1.0).speedup > 1
+        except Exception:  # a view may refuse the layout, in any way
+            return False
 
     def verified(self, tick: Any) -> tuple[Outcome, Comparison | None]:
         """All rewrites, without those that change the numbers."""
@@ -352,7 +370,10 @@ class _Run:
             only = frozenset(key for name in names for key in groups[name])
             return run_rules(self.captured, self.rules, self.skips, only).program.gm
 
-        lost, timing = worth_keeping(list(groups), build, self.example, tune, tick)
+        sure = frozenset(g for g in groups if g == Conv3dForms.name)
+        settings = self.example, tune, tick, self.races, sure
+        lost, timing = worth_keeping(list(groups), build, *settings)
+        self.cache.save()
         if not lost:
             return outcome, comparison, timing
         for name, slower in lost.items():
@@ -539,15 +560,7 @@ def _may_choose(rule: Rule[Any]) -> bool:
     return isinstance(rule, Conv3dForms) and rule.choices is None
 
 
-def _wins(one: nn.Module, other: nn.Module, example: Example, tune: Tune) -> bool:
-    """Whether ``one`` runs, and is the faster of the two."""
-    try:
-        return race(other, one, example, tune.seconds / 20).speedup > 1
-    except Exception:  # a view may refuse the layout, in any way
-        return False
-
-
-_TOGETHER = frozenset({FoldBatchNorm.name, MergeConvolutions.name})
+_TOGETHER = frozenset({FoldBatchNorm.name, MergeConvolutions.name, Pool3dForms.name})
 """Rules whose sites are all alike: they pay on a machine, or they do not."""
 
 

@@ -35,6 +35,8 @@ _UNCHANGED = {CONTIGUOUS: "conv3d", LAST: "conv3d_channels_last_3d"}
 _ROUNDS = (3, 7)
 _SECONDS = 0.12
 _FINALISTS = 3
+_CLOSE = 1.25
+"""A layout that is so many times as slow as the other, by the sums, does not come to a race."""
 _HOPELESS = 1.8
 """A form that takes so many times as long as the best, at its first call, is not timed again."""
 
@@ -110,6 +112,7 @@ class FormChooser:
         """Ways to choose for all sites: each region in the layout that it adds up to be fastest
         in, and all in one layout, for a race of the whole network to decide."""
         best: dict[str, Choice] = {}
+        total = dict.fromkeys((CONTIGUOUS, LAST), 0.0)
         layouts = (CONTIGUOUS, LAST) if self._target == "eager" else (CONTIGUOUS,)
         whole: dict[str, dict[str, Choice]] = {layout: {} for layout in layouts}
         for site in self._slowest_first():
@@ -124,9 +127,13 @@ class FormChooser:
             }
             best |= chosen[min(cost, key=lambda layout: cost[layout])]
             for layout in whole:
+                total[layout] += cost[layout]
+            for layout in whole:
                 whole[layout] |= chosen[layout]
         self._cache.save()
-        found = {"by region": best, **whole}
+        least = min(total[layout] for layout in whole)
+        close = {layout: whole[layout] for layout in whole if total[layout] < _CLOSE * least}
+        found = {"by region": best, **close}
         return {
             name: choices
             for place, (name, choices) in enumerate(found.items())

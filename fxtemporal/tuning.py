@@ -7,12 +7,13 @@ and a group that costs more than it gains is left out.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -21,14 +22,14 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import fx, nn
 
-from fxtemporal.cache import default_folder
+from fxtemporal.cache import Cache, default_folder
 from fxtemporal.engines import ENGINES, compile_with
 from fxtemporal.errors import PassError
 from fxtemporal.twins import unchanged
 
-__all__ = ["Timing", "Tune", "on_engine", "race", "worth_keeping"]
+__all__ = ["Races", "Timing", "Tune", "on_engine", "race", "worth_keeping"]
 
 
 @dataclass(frozen=True)
@@ -254,39 +255,89 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
+class Races:
+    """Races of whole networks on the engine that ``tune`` names, each run once and remembered.
+
+    What is remembered goes by the code and the layers of both, and the shapes of the inputs.
+    """
+
+    def __init__(
+        self, inputs: tuple[tuple[Any, ...], dict[str, Any]], tune: Tune, cache: Cache
+    ) -> None:
+        self._inputs = inputs
+        self._tune = tune
+        self._cache = cache
+        self._made: dict[int, tuple[nn.Module, nn.Module]] = {}
+
+    def race(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
+        key = f"network {self._named(before)} {self._named(after)} {self._tune.target}"
+        named = isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule)
+        known = self._cache.get(key) if named else {}
+        if known.keys() == _FIELDS:
+            return Timing(**{**known, "rounds": int(known["rounds"])})  # type: ignore[arg-type]
+        timing = race(self._on_engine(before), self._on_engine(after), self._inputs, seconds)
+        if named:
+            self._cache.put(key, vars(timing))
+        return timing
+
+    def _named(self, module: nn.Module) -> str:
+        leaves = pytree.tree_leaves(self._inputs)
+        tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+        text = f"{getattr(module, 'code', '')}{module!r}{given!r}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _on_engine(self, module: nn.Module) -> nn.Module:
+        if id(module) not in self._made:
+            self._made[id(module)] = module, on_engine(module, self._inputs, self._tune.target)
+        return self._made[id(module)][1]
+
+
+_FIELDS = {"before", "after", "speedup", "low", "high", "rounds"}
+
+
 def worth_keeping(
     groups: Sequence[str],
     build: Callable[[frozenset[str]], nn.Module],
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     tune: Tune,
     tick: Callable[[str], None],
+    races: Races | None = None,
+    sure: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Timing], Timing]:
     """The groups of rewrites that do not pay, each with the race it lost, and the final race.
 
     ``build(groups)`` gives the module with just those groups applied. From all of them, each group
     is left out in turn and stays out where the network is faster without it; if what remains does
-    not beat the original, nothing stays.
+    not beat the original, nothing stays. Groups that are ``sure`` were measured before, site by
+    site: they are left out only if the network turns out slower with them.
     """
     deadline = time.perf_counter() + tune.seconds
     share = tune.seconds / (2 * len(groups) + 2)
     kept = frozenset(groups)
     lost: dict[str, Timing] = {}
 
-    def made(names: frozenset[str]) -> nn.Module:
-        return on_engine(build(names), inputs, tune.target)
+    races = races or Races(inputs, tune, Cache(None, {}))
+    original, current = build(frozenset()), build(kept)
 
-    original, current = made(frozenset()), made(kept)
-    for group in groups if len(groups) > 1 else ():
-        if time.perf_counter() > deadline:
-            break
-        tick(f"measuring without {group}")
-        without = made(kept - {group})
-        timing = race(without, current, inputs, min(share, _LONGEST))
-        if timing.speedup < 1 - tune.margin:
-            lost[group] = timing
-            kept, current = kept - {group}, without
+    def leave_out(some: Iterable[str]) -> None:
+        nonlocal kept, current
+        for group in some if len(groups) > 1 else ():
+            if time.perf_counter() > deadline:
+                break
+            tick(f"measuring without {group}")
+            without = build(kept - {group})
+            timing = races.race(without, current, min(share, _LONGEST))
+            if timing.speedup < 1 - tune.margin:
+                lost[group] = timing
+                kept, current = kept - {group}, without
+
+    leave_out(group for group in groups if group not in sure)
     tick("measuring the network")
-    timing = race(original, current, inputs, min(share, _LONGEST))
+    timing = races.race(original, current, min(share, _LONGEST))
+    if timing.speedup <= 1 and kept & sure:
+        leave_out(group for group in groups if group in sure)
+        timing = races.race(original, current, min(share, _LONGEST))
     if kept and timing.speedup <= 1:
         lost.update(dict.fromkeys(kept, timing))
         kept = frozenset()

@@ -1,11 +1,21 @@
 """One thread a test process: the suite runs as many processes as there are cores."""
 
+import itertools
 import os
 import tempfile
+from pathlib import Path
 
+import pytest
 import torch
-
-os.environ["FXTEMPORAL_CACHE"] = tempfile.mkdtemp(prefix="fxtemporal-tests-")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="fxtemporal-tests-"))
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another one measured."""
+    monkeypatch.setenv("FXTEMPORAL_CACHE", str(_FOLDER / str(next(_NUMBERS))))

@@ -61,7 +61,7 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(choosing, "_timed", timed)
         monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
-        monkeypatch.setattr("fxtemporal.api._wins", wins)
+        monkeypatch.setattr("fxtemporal.api._Run._wins", wins)
         for module in ("tuning", "api", "chunking"):
             monkeypatch.setattr(f"fxtemporal.{module}.race", race)
         return measured

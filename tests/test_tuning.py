@@ -379,5 +379,7 @@ def test_keyword_inputs_are_measured_too() -> None:
         def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
             return self.conv(x) * scale
 
-    result = fxtemporal.optimize(Scaled(), (clip(),), {"scale": noise(1)}, tune=Tune(seconds=0.2))
+    tune, passes = Tune(seconds=0.2), [Conv3dForms({})]
+    kwargs = {"scale": noise(1)}
+    result = fxtemporal.optimize(Scaled(), (clip(),), kwargs, tune=tune, passes=passes)
     assert fxtemporal.report(result).timing is not None
