@@ -61,8 +61,8 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(choosing, "_timed", timed)
         monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
-        monkeypatch.setattr("fxtemporal.api._Run._wins", wins)
-        for module in ("tuning", "api", "chunking"):
+        monkeypatch.setattr("fxtemporal.run.Run._wins", wins)
+        for module in ("tuning", "run", "chunking"):
             monkeypatch.setattr(f"fxtemporal.{module}.race", race)
         return measured
 

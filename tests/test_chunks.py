@@ -489,7 +489,7 @@ def folding_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not (chunks[0] and loops[1])
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
-    for module in ("tuning", "chunking", "api"):
+    for module in ("tuning", "chunking", "run"):
         monkeypatch.setattr(f"fxtemporal.{module}.race", race)
 
 
@@ -584,7 +584,7 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
     def all_pay(groups: Any, *_: Any) -> Any:
         return {}, race(None, None)
 
-    monkeypatch.setattr("fxtemporal.api.worth_keeping", all_pay)
+    monkeypatch.setattr("fxtemporal.run.worth_keeping", all_pay)
     monkeypatch.setattr("fxtemporal.chunking.race", race)
     monkeypatch.setattr(chunking, "LARGE", 1000)
     model, x = PerFrame(residual), clip()
@@ -605,7 +605,7 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
     def none_pays(groups: Any, *_: Any) -> Any:
         return dict.fromkeys(groups, race(None, None)), race(None, None)
 
-    monkeypatch.setattr("fxtemporal.api.worth_keeping", none_pays)
+    monkeypatch.setattr("fxtemporal.run.worth_keeping", none_pays)
     monkeypatch.setattr("fxtemporal.chunking.race", race)
     model, x = PerFrame(residual), clip()
     assert remarks(limited(model, x, None), "time-distribute")[0].status == "missed"

@@ -1,0 +1,455 @@
+"""The stages of one call of optimize.
+
+Each stage starts again from the captured program, with what was found out so far: which sites to
+skip, and why; which form each Conv3d is to get; in how many chunks folded frames run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from fxtemporal.analysis.liveness import peak
+from fxtemporal.cache import Cache, environment
+from fxtemporal.capture import Model, capture
+from fxtemporal.choosing import FormChooser
+from fxtemporal.chunking import Choice, Chooser, sized
+from fxtemporal.errors import CaptureError, VerificationError
+from fxtemporal.free_frames import freed, trip_counts
+from fxtemporal.freezing import freeze, memory
+from fxtemporal.graph import Program
+from fxtemporal.module import OptimizedModule
+from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
+from fxtemporal.passes.fold_in_chunks import FoldInChunks
+from fxtemporal.passes.merge_convolutions import MergeConvolutions
+from fxtemporal.passes.overlapping_windows import OverlappingWindows
+from fxtemporal.passes.pool3d_forms import Pool3dForms
+from fxtemporal.passes.time_distribute import TimeDistribute
+from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
+from fxtemporal.quiet import quiet
+from fxtemporal.report import Report
+from fxtemporal.rules import Code, Reason, Remark, Rule
+from fxtemporal.specializations import Specialization
+from fxtemporal.tuning import Races, Timing, Tune, race, worth_keeping
+from fxtemporal.verify import Comparison, Verifier, culprits, resized
+
+__all__ = ["META", "Example", "Run"]
+
+META = "fxtemporal"
+"""Where a result keeps its report."""
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+_LEFT = Reason(Code.MEMORY_LIMIT, "left, to see what a call holds then")
+
+
+@dataclass
+class Run:
+    """One call of optimize: the captured program, and what was found out about its sites."""
+
+    model: Model
+    example: Example | None
+    rules: tuple[Rule[Any], ...]
+    factorize: Factorize | None
+    verify: bool
+    skips: dict[Key, Skip] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        args, kwargs = self.example or (None, None)
+        self.captured = capture(self.model, args, kwargs)
+        self.lossy: tuple[tuple[Key, Remark], ...] = ()
+        self.verifier: Verifier | None = None
+        if self.captured.doubt is not None and not self.verify:
+            raise CaptureError(
+                f"{self.captured.doubt}: only a comparison with the model can tell whether its "
+                "graph is right. Give example inputs, and leave verify on."
+            )
+        if self.verify:
+            assert self.example is not None
+            self._refuse_meta_tensors()
+            self.verifier = Verifier(self.original, self.example)
+            if self.captured.doubt is not None:
+                with_gradients = Verifier(self.original, self.example, gradients=True)
+                for verifier in (self.verifier, with_gradients):
+                    self._refuse_unless_equal(verifier.compare(self.captured.gm))
+        lossy = tuple(rule for rule in self.rules if not rule.exact)
+        if self.factorize is not None:
+            lossy = (*lossy, Factorize2Plus1d(self.factorize))
+        if lossy:
+            self._check_capture()
+            outcome = run_rules(self.captured, lossy)
+            self.rules = tuple(rule for rule in self.rules if rule.exact)
+            self.captured, self.lossy = outcome.program, outcome.remarks
+            if self.verify:
+                assert self.example is not None
+                self.verifier = Verifier(self.captured.gm, self.example)
+
+    @property
+    def original(self) -> nn.Module:
+        return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
+
+    def _refuse_meta_tensors(self) -> None:
+        inputs = [leaf for leaf in pytree.tree_leaves(self.example) if isinstance(leaf, Tensor)]
+        if any(t.is_meta for t in (*self.original.parameters(), *inputs)):
+            raise CaptureError(
+                "the model or its example inputs are on the meta device and hold no numbers: there "
+                "is nothing to verify. Load the weights first, or ask fxtemporal.audit"
+            )
+
+    def _check_capture(self) -> None:
+        """The captured graph must be the model; where it is not, torch.export has its turn."""
+        if self.verifier is None:
+            return
+        assert self.example is not None
+        comparison = self.verifier.compare(self.captured.gm)
+        if not comparison.equal and self.captured.frontend == "fx":
+            self.captured = capture(self.model, *self.example, frontend="export")
+            comparison = self.verifier.compare(self.captured.gm)
+        self._refuse_unless_equal(comparison)
+
+    @staticmethod
+    def _refuse_unless_equal(comparison: Comparison) -> None:
+        if not comparison.equal:
+            bad = next(sample for sample in comparison.samples if not sample.equal)
+            what = bad.problem or f"relative error {bad.relative_error:.1e}"
+            raise VerificationError(
+                f"the captured graph is not the model: on {bad.inputs}, {what}. The forward may "
+                "depend on something outside its inputs and parameters (random numbers, a counter, "
+                "a global): make it an input, or call optimize on the part that does not."
+            )
+
+    def prepare_measuring(self, tune: Tune) -> None:
+        """Open the cache of what was measured on the device of the inputs, or of the model."""
+        assert self.example is not None
+        given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        self.cache = Cache(tune.folder, environment(device))
+        self.races = Races(self.example, tune, self.cache)
+
+    def choose_forms(self, tune: Tune, tick: Any) -> None:
+        """Measure which form of each Conv3d is the fastest, and have the rule use it."""
+        place = next((i for i, rule in enumerate(self.rules) if _may_choose(rule)), None)
+        if place is None:
+            return
+        rule, before, after = self.rules[place], self.rules[:place], self.rules[place + 1 :]
+        assert isinstance(rule, Conv3dForms)
+        assert self.example is not None
+        program = run_rules(self.captured, before, self.skips).program
+        sites = tuple(rule.to_choose(program))
+        if not sites:
+            return
+        deadline = time.perf_counter() + tune.seconds / 2
+        margin, target = tune.margin, tune.target
+        chooser = FormChooser(program, sites, self.cache, target, margin, deadline, tick)
+        best: tuple[tuple[Rule[Any], ...], nn.Module] | None = None
+        for name, choices in chooser.variants().items():
+            rules = (*before, Conv3dForms(choices), *after)
+            module = run_rules(self.captured, rules, self.skips).program.gm
+            tick(f"measuring the forms, {name}")
+            if best is None or self._wins(module, best[1]):
+                best = rules, module
+        assert best is not None
+        self.rules = best[0]
+
+    def _wins(self, one: nn.Module, other: nn.Module) -> bool:
+        """Whether ``one`` runs, and is the faster of the two."""
+        try:
+            return self.races.race(other, one, 1.0).speedup > 1
+        except Exception:  # a view may refuse the layout, in any way
+            return False
+
+    def verified(self, tick: Any) -> tuple[Outcome, Comparison | None]:
+        """All rewrites, without those that change the numbers."""
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        if self.verifier is None:
+            return outcome, None
+        tick("verifying")
+        verifier = self.verifier
+        comparison = verifier.compare(outcome.program.gm)
+        if comparison.equal:
+            return outcome, comparison
+        if not self.lossy:
+            self._check_capture()
+            outcome = run_rules(self.captured, self.rules, self.skips)
+
+        def passes(keys: Sequence[Key]) -> bool:
+            tick("looking for the rewrite that is wrong")
+            tried = run_rules(self.captured, self.rules, self.skips, frozenset(keys))
+            return verifier.compare(tried.program.gm).equal
+
+        bad = next(sample for sample in comparison.samples if not sample.equal)
+        for key in culprits(outcome.applied, passes):
+            text = bad.problem or (
+                f"relative error {bad.relative_error:.1e} on {bad.inputs}, "
+                f"at most {bad.bound:.1e} is rounding"
+            )
+            self.skips[key] = Skip("failed", Reason(Code.WRONG_RESULT, text))
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        comparison = verifier.compare(outcome.program.gm)
+        if not comparison.equal:
+            raise VerificationError("rewrites remain that change the numbers; please report this")
+        return outcome, comparison
+
+    def freed(
+        self, outcome: Outcome, comparison: Comparison | None
+    ) -> tuple[Outcome, Comparison | None]:
+        """The same, without the checks of a number of frames that nothing depends on any more."""
+        example = self.example
+        if example is None or self.verifier is None or self.captured.frontend != "fx":
+            return outcome, comparison
+        verifier = self.verifier
+
+        def again(dim: int, frames: int, other: int) -> Program:
+            change = {dim: (frames, other)}
+            with quiet():
+                try:
+                    program = capture(self.model, *resized(example, change))
+                except CaptureError:  # a mask (B, T) has to change too
+                    program = capture(self.model, *resized(example, change, least_rank=2))
+                return run_rules(program, self.rules, self.skips).program
+
+        def agrees(dim: int, frames: int, tried: Program, other: int) -> bool:
+            change = {dim: (frames, other)}
+            return all(
+                verifier.agrees(tried.gm, resized(example, change, least_rank=least_rank))
+                for least_rank in (3, 2)
+            )
+
+        for dim, frames in list(trip_counts(self.captured)):
+            at = dim, frames
+            loose = freed(outcome.program, frames, partial(again, *at), partial(agrees, *at))
+            compared = None if loose is None else verifier.compare(loose.gm)
+            if loose is not None and compared is not None and compared.equal:
+                outcome, comparison = Outcome(loose, outcome.remarks), compared
+        return outcome, comparison
+
+    @property
+    def baseline(self) -> nn.Module:
+        """What the exact rewrites are measured against."""
+        return self.captured.gm
+
+    def faster(
+        self, outcome: Outcome, comparison: Comparison | None, tune: Tune, tick: Any
+    ) -> tuple[Outcome, Comparison | None, Timing]:
+        """Only the rewrites that pay on this device."""
+        assert self.example is not None
+        groups: dict[str, list[Key]] = {}
+        for key in outcome.applied:
+            groups.setdefault(_group(outcome.remark(key)), []).append(key)
+
+        def build(names: frozenset[str]) -> nn.Module:
+            if not names:
+                return self.baseline
+            only = frozenset(key for name in names for key in groups[name])
+            return run_rules(self.captured, self.rules, self.skips, only).program.gm
+
+        sure = frozenset(g for g in groups if g == Conv3dForms.name)
+        settings = self.example, tune, tick, self.races, sure
+        lost, timing = worth_keeping(list(groups), build, *settings)
+        self.cache.save()
+        if not lost:
+            return outcome, comparison, timing
+        for name, slower in lost.items():
+            text = f"{slower.before:.3g} ms without it, {slower.after:.3g} ms with it"
+            reason = Reason(Code.NOT_FASTER, text)
+            detail = (("speedup", round(slower.speedup, 3)),)
+            self.skips.update(dict.fromkeys(groups[name], Skip("missed", reason, detail)))
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        if (
+            self.verifier is not None
+            and not self.verifier.compare(outcome.program.gm, example_only=True).equal
+        ):
+            raise VerificationError("fewer rewrites gave other numbers; please report this")
+        return outcome, comparison, timing
+
+    def in_chunks(
+        self,
+        outcome: Outcome,
+        comparison: Comparison | None,
+        timing: Timing | None,
+        tune: Tune,
+        deadline: float,
+        tick: Any,
+    ) -> tuple[Outcome, Comparison | None, Timing | None]:
+        """Folded frames in as many chunks as the memory limit asks for, or as pays."""
+        assert self.example is not None
+        groups = self._loops(outcome)
+        slow = frozenset(name for name, keys in groups.items() if keys[0] in self.skips)
+
+        def build(left: frozenset[str]) -> Program:
+            if left == slow:
+                return outcome.program.copy()
+            skips = self._leaving(groups, dict.fromkeys(left, _LEFT))
+            return run_rules(self.captured, self.rules, skips).program
+
+        chooser = Chooser(build, list(groups), slow, self.example, tune, deadline, tick)
+        choice = chooser.choose()
+        if choice.left != slow or choice.chunks:
+            why = {name: choice.why.get(name) for name in choice.left}
+            self.skips = self._leaving(groups, why)
+            self._run_in(choice)
+            changed = choice.left != slow or any(n > 1 for n in choice.chunks.values())
+            outcome = run_rules(self.captured, self.rules, self.skips)
+            if changed:
+                outcome, comparison = self._checked(outcome, comparison, choice)
+                tick("measuring the network")
+                timing = race(self.baseline, outcome.program.gm, self.example, 0.1)
+        return self._above_limit(outcome, tune), comparison, timing
+
+    def _leaving(
+        self, groups: Mapping[str, list[Key]], left: Mapping[str, Reason | None]
+    ) -> dict[Key, Skip]:
+        """What to skip so that just these loops are left, and why: None where that is known."""
+        skips = dict(self.skips)
+        for name, keys in groups.items():
+            for key in keys:
+                if name not in left:
+                    skips.pop(key, None)
+                elif (reason := left[name]) is not None:
+                    skips[key] = Skip("missed", reason)
+        return skips
+
+    def _loops(self, outcome: Outcome) -> dict[str, list[Key]]:
+        """The loops that are folded, or would be if that had paid, as they were measured."""
+        groups: dict[str, list[Key]] = {}
+        for key, remark in outcome.remarks:
+            slow = key in self.skips and self.skips[key].reason.code is Code.NOT_FASTER
+            if key[0] == TimeDistribute.name and (remark.status == "applied" or slow):
+                groups.setdefault(_group(remark), []).append(key)
+        return groups
+
+    def _run_in(self, choice: Choice) -> None:
+        self.rules = (*self.rules, FoldInChunks(choice.chunks))
+        for region, count in choice.chunks.items():
+            if count == 1:
+                skip = Skip("missed", choice.why[region])
+                self.skips[FoldInChunks.name, region] = skip
+
+    def _checked(
+        self, outcome: Outcome, comparison: Comparison | None, choice: Choice
+    ) -> tuple[Outcome, Comparison | None]:
+        """The same, compared with the original again; in one piece where chunks are wrong."""
+        if self.verifier is None:
+            return outcome, comparison
+        comparison = self.verifier.compare(outcome.program.gm)
+        if comparison.equal:
+            return outcome, comparison
+        reason = Reason(Code.WRONG_RESULT, "in chunks it gave other numbers; please report this")
+        for region in choice.chunks:
+            self.skips[FoldInChunks.name, region] = Skip("failed", reason)
+        outcome = run_rules(self.captured, self.rules, self.skips)
+        return outcome, self.verifier.compare(outcome.program.gm)
+
+    def _above_limit(self, outcome: Outcome, tune: Tune) -> Outcome:
+        """The same, with a remark where a call of the result holds more than the limit."""
+        if tune.limit is None or (held := peak(outcome.program).bytes) <= tune.limit:
+            return outcome
+        text = (
+            f"a call holds {sized(held)} at its peak by estimate; the limit is "
+            f"{sized(tune.limit)}, and nothing is known that holds less"
+        )
+        detail = {"peak_bytes_after": held}
+        reasons = (Reason(Code.MEMORY_LIMIT, text),)
+        name = type(self.original).__name__
+        remark = Remark(FoldInChunks.name, "missed", name, None, reasons, detail)
+        return Outcome(outcome.program, (*outcome.remarks, ((FoldInChunks.name, ""), remark)))
+
+    def finish(
+        self,
+        outcome: Outcome,
+        comparison: Comparison | None,
+        timing: Timing | None,
+        settings: dict[str, Any],
+    ) -> fx.GraphModule:
+        gm = outcome.program.gm
+        if self.lossy and comparison is not None and self.example is not None:
+            comparison = Verifier(self.original, self.example).compare(gm, exact=False)
+        folding = (TimeDistribute.name, OverlappingWindows.name)
+        remarks = tuple(remark for _, remark in (*self.lossy, *outcome.remarks))
+        rerolled = any(r.rule in folding and r.status == "applied" for r in remarks)
+        assert isinstance(gm, OptimizedModule)
+        gm.hold_modes(
+            {
+                **_modes_held_before(self.original, gm),
+                **(_folded_modes(gm) if rerolled else {}),
+                **_batchnorm_modes(gm, outcome),
+                **outcome.program.modes,
+            }
+        )
+        used = memory(self.original, gm)
+        if settings.get("freeze"):
+            freeze(gm)
+            used = memory(self.original, gm)
+        gm.meta[META] = Report(
+            mode="optimize",
+            remarks=remarks,
+            specializations=outcome.program.specializations,
+            comparison=comparison,
+            timing=timing,
+            frontend=self.captured.frontend,
+            note=self.captured.note,
+            settings=settings,
+            memory=used,
+        )
+        return gm
+
+
+def _folded_modes(model: nn.Module) -> dict[str, Specialization]:
+    """The modes of what, behind a re-rolled loop, would see all frames at once in the other."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    why = "a loop was re-rolled, and in the other mode it would see all its frames at once"
+    return {
+        path: Specialization(f"{path}.training", module.training, None, why)
+        for path, module in model.named_modules()
+        if isinstance(module, kinds) or getattr(module, "dropout", False)
+    }
+
+
+def _modes_held_before(model: nn.Module, result: nn.Module) -> dict[str, Specialization]:
+    """What holds for ``model``, or a part of it, because that is a result of optimize itself."""
+    there = {path for path, _ in result.named_modules()}
+    held = {}
+    for path, module in model.named_modules():
+        for name, fixed in module.held_modes.items() if isinstance(module, OptimizedModule) else ():
+            full = f"{path}.{name}" if path and name else path or name
+            held[full if full in there else ""] = fixed
+    return held
+
+
+def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specialization]:
+    """The modes of each BatchNorm that was folded, in which alone it is what it was folded as."""
+    why = "its BatchNorm was folded into the layer before it"
+    found = {}
+    for rule, key in outcome.applied:
+        remark = outcome.remark((rule, key))
+        module = dict(model.named_modules()).get(remark.target)
+        if rule == FoldBatchNorm.name and module is not None and not module.training:
+            name = f"{remark.target}.training"
+            found[remark.target] = Specialization(name, False, remark.location, why)
+    return found
+
+
+def _may_choose(rule: Rule[Any]) -> bool:
+    return isinstance(rule, Conv3dForms) and rule.choices is None
+
+
+_TOGETHER = frozenset({FoldBatchNorm.name, MergeConvolutions.name, Pool3dForms.name})
+"""Rules whose sites are all alike: they pay on a machine, or they do not."""
+
+
+def _group(remark: Remark) -> str:
+    """Rewrites that are measured together: each loop by itself, all sites of one form."""
+    if remark.rule in _TOGETHER or "milliseconds" in remark.detail:
+        return remark.rule
+    form = remark.detail.get("form")
+    return f"{remark.rule} {form or remark.target}"
