@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, PassError, Tune
+from fxtemporal.engines import ENGINES, Engine
 from fxtemporal.graph import Program
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.tuning import Timing, race, worth_keeping
@@ -383,3 +385,96 @@ def test_keyword_inputs_are_measured_too() -> None:
     kwargs = {"scale": noise(1)}
     result = fxtemporal.optimize(Scaled(), (clip(),), kwargs, tune=tune, passes=passes)
     assert fxtemporal.report(result).timing is not None
+
+
+# ---------------------------------------------------------------------------------------- engines
+
+
+class FramesLoop(nn.Module):
+    """(B, T, 3, H, W) -> (B, T, 3, H, W), frame by frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.conv(x[:, t]) for t in range(x.size(1))], 1)
+
+
+def engine(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
+    monkeypatch.setitem(cast(dict[str, Engine], ENGINES), "fake", Engine("fake", build))
+
+
+def test_choices_are_measured_on_the_engine_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def build(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        convolutions = sum(n.target == "conv" for n in cast(fx.GraphModule, model).graph.nodes)
+        seen.append(convolutions)
+        return Sleeps(0.001 if convolutions > 1 else 0.004)  # which likes the loop
+
+    engine(monkeypatch, build)
+    result = fxtemporal.optimize(FramesLoop(), (noise(2, 4, 3, 8, 8),), tune=Tune(target="fake"))
+    assert set(seen) == {4, 1}
+    report = fxtemporal.report(result)
+    assert report.settings["tune"]["target"] == "fake"
+    assert report.remarks[0].reasons[0].code == "not-faster"
+    assert report.timing is not None
+    assert report.timing.before < report.timing.after
+
+
+def test_what_an_engine_refuses_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        if sum(n.target == "conv" for n in cast(fx.GraphModule, model).graph.nodes) == 1:
+            raise NotImplementedError("no such op")
+        return Sleeps(0.001)
+
+    engine(monkeypatch, build)
+    result = fxtemporal.optimize(FramesLoop(), (noise(2, 4, 3, 8, 8),), tune=Tune(target="fake"))
+    assert fxtemporal.report(result).remarks[0].status == "missed"
+
+
+def test_what_an_engine_alone_can_run_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        if sum(n.target == "conv" for n in cast(fx.GraphModule, model).graph.nodes) > 1:
+            raise NotImplementedError("too many ops")
+        return Sleeps(0.001)
+
+    engine(monkeypatch, build)
+    result = fxtemporal.optimize(FramesLoop(), (noise(2, 4, 3, 8, 8),), tune=Tune(target="fake"))
+    assert fxtemporal.report(result).remarks[0].status == "applied"
+
+
+def test_an_engine_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        raise ImportError("No module named 'fake'")
+
+    engine(monkeypatch, build)
+    with pytest.raises(fxtemporal.PassError, match="'fake' is not installed"):
+        fxtemporal.optimize(FramesLoop(), (noise(2, 4, 3, 8, 8),), tune=Tune(target="fake"))
+
+
+def test_engines_take_tensors_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine(monkeypatch, lambda model, inputs: model)
+    with pytest.raises(fxtemporal.PassError, match="by position"):
+        fxtemporal.optimize(FramesLoop(), (), {"x": noise(2, 4, 3, 8, 8)}, tune=Tune(target="fake"))
+
+
+def test_races_of_graphs_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Timing:
+        calls.append(1)
+        return race(*args, **kwargs)
+
+    monkeypatch.setattr("fxtemporal.tuning.race", counted)
+    x = noise(2, 4, 3, 8, 8)
+    tune = Tune(cache=tmp_path, seconds=1.0)
+    first = fxtemporal.report(fxtemporal.optimize(FramesLoop(), (x,), tune=tune))
+    count = len(calls)
+    assert count
+    again = fxtemporal.report(fxtemporal.optimize(FramesLoop(), (x,), tune=tune))
+    assert len(calls) == count
+    assert again.timing == first.timing
+    fxtemporal.optimize(FramesLoop(), (noise(3, 4, 3, 8, 8),), tune=tune)
+    assert len(calls) > count
