@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,41 @@ def test_a_region_ends_where_the_layout_does() -> None:
     assert [len(region.nodes) for region in (first, second)] == [4, 1]
     assert [node.name for node in first.entering] == ["x"]
     assert [node.name for node in first.leaving] == ["add"]
+
+
+# -- afterwards ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["conv3d_taps", "conv3d_winograd_2", "conv3d_channels_last_3d"])
+def test_what_is_made_of_it_afterwards(fastest: Any, form: str) -> None:
+    fastest(form, LAST)
+    model = Net().eval()
+    fast = optimized(model, clip())
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        exported = torch.export.export(fast, (clip(4),), dynamic_shapes=({0: batch},))
+        compiled = torch.compile(fast, backend="eager", fullgraph=True)
+        for module in (exported.module(), compiled, copy.deepcopy(fast)):
+            for count in (2, 3):
+                assert_same_values(model, module, clip(count))
+        with tempfile.TemporaryFile() as file:
+            torch.save(fast, file)
+            file.seek(0)
+            assert_same_values(model, torch.load(file, weights_only=False), clip(3))
+    frozen = fxtemporal.optimize(
+        model, (clip(),), tune=Tune(cache=False), passes=["conv3d-forms"], freeze=True
+    )
+    assert_same(model, frozen, clip(3))
+
+
+def assert_same_values(model: nn.Module, module: Any, x: Tensor) -> None:
+    torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_optimized_again_it_stays(fastest: Any) -> None:
+    fastest("conv3d_taps")
+    model = Net().eval()
+    fast = optimized(model, clip())
+    again = optimized(fast, clip())
+    assert forms_of(again) == {}
+    assert_same(model, again, clip(3))
