@@ -90,7 +90,7 @@ def _converted(model: nn.Module, inputs: Inputs) -> Any:
     Converted from the module, which keeps an ``nn.LSTM`` whole. Where ``torch.jit.trace`` refuses
     the module (it knows no comparison of booleans), from an exported program, which does not.
     """
-    import openvino  # type: ignore[import-untyped, unused-ignore]
+    import openvino
 
     try:
         converted = openvino.convert_model(model, example_input=inputs)
@@ -119,7 +119,7 @@ def _openvino(model: nn.Module, inputs: Inputs) -> Run:
 
 def _onnxruntime(model: nn.Module, inputs: Inputs) -> Run:
     import onnx  # noqa: F401  # both are needed by the exporter, which names only one of them
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    import onnxruntime
     import onnxscript  # noqa: F401
 
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)

@@ -20,6 +20,8 @@ from fxtemporal.functional import FORMS
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.pipeline import run_rules
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+
 Triple = tuple[int, int, int]
 
 

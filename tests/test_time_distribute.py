@@ -1620,7 +1620,9 @@ def problems(spec: Spec) -> list[str]:
     found += [f"no reason: {r}" for r in remarks(fast) if r.status == "missed" and not r.reasons]
     taken = SOURCES[spec.source](*spec.example(spec.batch, spec.length))
     if len(taken) > 1 and len({frame.shape for frame in taken}) == 1:
-        idle = spec.join in ("last", "list") and not any(map(works, fast.graph.nodes))
+        alone = len(spec.elsewhere) + (spec.join == "unequal")  # what is done to single lanes
+        listed = spec.join in ("last", "list", "unequal")
+        idle = listed and sum(map(works, fast.graph.nodes)) <= alone
         found += [] if remarks(fast) or idle else ["no remark"]
     for size in dict.fromkeys(
         ((spec.batch, spec.length), (1, spec.length), (3, spec.length), (2, spec.length))
