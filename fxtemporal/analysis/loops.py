@@ -175,7 +175,7 @@ def _only_moves_data(program: Program, families: Families, region: list[Family])
     if any(families.of[join.parts[0]][0] in region for join in families.joins):
         return True
     for family in region:
-        for node in family.nodes if len(family.lanes) > 1 else ():
+        for node in () if family.source and len(family.lanes) == 1 else family.nodes:
             for user in node.users:
                 if user.target is operator.setitem:
                     return True
@@ -328,6 +328,7 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
     single = [f for f in region if not f.source and not f.uniform and len(f.lanes) == 1]
     steps: dict[Family, dict[Any, tuple[int, int]]] = {}
     alike: dict[Any, list[tuple[Family, tuple[int, ...]]]] = {}
+    lines: dict[Any, list[tuple[Family, tuple[int, ...]]]] = {}
     for family in single:
         where = program.called(family.first)
         if family.op is not None and family.op.random:
@@ -352,10 +353,19 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
             key = (family.op.name, tuple(o.family for o in read), rank(family.first))
             entry = family, tuple(lane + o.offset for o in read)
             alike.setdefault(key, []).append(entry)
-    for group in alike.values():
-        members, frames_read = zip(*group, strict=True)
-        if len(set(frames_read)) > 1:
-            yield from _difference(members, program.called(members[0].first))
+            if computes(family):
+                lines.setdefault((family.op.name, program.location(family.first)), []).append(entry)
+    found = [members for group in alike.values() if (members := _on_several_frames(group))]
+    if not found:  # of one line, on their frames in other ways
+        found = [members for group in lines.values() if (members := _on_several_frames(group))]
+    for members in found:
+        yield from _difference(members, program.called(members[0].first))
+
+
+def _on_several_frames(group: list[tuple[Family, tuple[int, ...]]]) -> tuple[Family, ...]:
+    """The families of a group that do not all read the same frames; none where they do."""
+    members, frames = zip(*group, strict=True)
+    return members if len(set(frames)) > 1 else ()
 
 
 def _difference(alike: Sequence[Family], where: str) -> Iterator[Reason]:
