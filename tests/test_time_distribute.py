@@ -1532,6 +1532,16 @@ JOINS: dict[str, Callable[[list[Tensor], int], Any]] = {
 }
 
 
+MOVING = frozenset(
+    """
+        apart cat cat_context cat_previous clone contiguous dropout every_second expand flatten half
+        listed pad permute rearrange repeat select squeeze stack transpose unsqueeze view_batch
+        view_input view_literal view_merged view_own view_rest view_two
+    """.split()
+)
+"""Ops that only move data: a loop of nothing else has no computation to share."""
+
+
 class RandomLoop(nn.Module):
     """The loop that ``spec`` says."""
 
@@ -1623,6 +1633,7 @@ def problems(spec: Spec) -> list[str]:
         alone = len(spec.elsewhere) + (spec.join == "unequal")  # what is done to single lanes
         listed = spec.join in ("last", "list", "unequal")
         idle = listed and sum(map(works, fast.graph.nodes)) <= alone
+        idle |= all(name in MOVING for name, _ in model.ops)
         found += [] if remarks(fast) or idle else ["no remark"]
     for size in dict.fromkeys(
         ((spec.batch, spec.length), (1, spec.length), (3, spec.length), (2, spec.length))
