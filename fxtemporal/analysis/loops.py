@@ -353,8 +353,9 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
             key = (family.op.name, tuple(o.family for o in read), rank(family.first))
             entry = family, tuple(lane + o.offset for o in read)
             alike.setdefault(key, []).append(entry)
-            if computes(family):
-                lines.setdefault((family.op.name, program.location(family.first)), []).append(entry)
+        if family.op is not None and frames and computes(family):
+            line = family.op.name, program.location(family.first)
+            lines.setdefault(line, []).append((family, reach))
     found = [members for group in alike.values() if (members := _on_several_frames(group))]
     if not found:  # of one line, on their frames in other ways
         found = [members for group in lines.values() if (members := _on_several_frames(group))]
