@@ -1631,6 +1631,7 @@ def problems(spec: Spec) -> list[str]:
     taken = SOURCES[spec.source](*spec.example(spec.batch, spec.length))
     if len(taken) > 1 and len({frame.shape for frame in taken}) == 1:
         alone = len(spec.elsewhere) + (spec.join == "unequal")  # what is done to single lanes
+        alone += len(model.ops) if spec.join == "last" else 0  # the others are never computed
         listed = spec.join in ("last", "list", "unequal")
         idle = listed and sum(map(works, fast.graph.nodes)) <= alone
         idle |= all(name in MOVING for name, _ in model.ops)
