@@ -1635,6 +1635,8 @@ def problems(spec: Spec) -> list[str]:
         listed = spec.join in ("last", "list", "unequal")
         idle = listed and sum(map(works, fast.graph.nodes)) <= alone
         idle |= all(name in MOVING for name, _ in model.ops)
+        joined = len(taken) == 2 and "cat_previous" in {name for name, _ in model.ops}
+        idle |= joined  # one of the two joins both frames, so that no loop is left
         found += [] if remarks(fast) or idle else ["no remark"]
     for size in dict.fromkeys(
         ((spec.batch, spec.length), (1, spec.length), (3, spec.length), (2, spec.length))
