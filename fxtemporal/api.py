@@ -82,20 +82,17 @@ def optimize(
         tick("capturing")
         run = Run(model, example, rules, factorize, verify and example is not None)
         start = time.perf_counter()
-        if tuning is not None and example is not None:
-            run.prepare_measuring(tuning)
-            run.choose_forms(tuning, tick)
+        races = None if tuning is None else run.races(tuning)
+        if races is not None:
+            run.choose_forms(races, tick)
         tick("rewriting")
         outcome, comparison = run.verified(tick)
         timing = None
-        if tuning is not None and example is not None:
+        if races is not None:
             if outcome.applied:
-                outcome, comparison, timing = run.faster(outcome, comparison, tuning, tick)
-            if tuning.target == "eager" or tuning.limit is not None:
-                found = outcome, comparison, timing
-                outcome, comparison, timing = run.in_chunks(
-                    *found, tuning, start + tuning.seconds, tick
-                )
+                outcome, comparison, timing = run.faster(outcome, comparison, races, tick)
+            found = outcome, comparison, timing
+            outcome, comparison, timing = run.in_chunks(*found, races, start, tick)
         tick("freeing the number of frames")
         outcome, comparison = run.freed(outcome, comparison)
     settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}

@@ -24,6 +24,7 @@ from fxtemporal.cache import Cache
 from fxtemporal.engines import compile_with
 from fxtemporal.functional import FORMS, ConvGeometry, temporal_rank
 from fxtemporal.graph import Program
+from fxtemporal.tuning import Tune, milliseconds
 
 __all__ = ["CONTIGUOUS", "LAST", "Choice", "FormChooser", "ToChoose"]
 
@@ -88,23 +89,21 @@ Choices = Mapping[str, Choice]
 
 
 class FormChooser:
-    """Times what is not in the cache, until ``deadline``; what is not timed stays as it is."""
+    """Times what is not in the cache, for half the time there is; the rest stays as it is."""
 
     def __init__(
         self,
         program: Program,
         sites: Sequence[ToChoose],
         cache: Cache,
-        target: str,
-        margin: float,
-        deadline: float,
+        tune: Tune,
         tick: Callable[[str], None],
     ) -> None:
         self._sites = {site.node: site for site in sites}
         self._cache = cache
-        self._target = target
-        self._margin = margin
-        self._deadline = deadline
+        self._target = tune.target
+        self._margin = tune.margin
+        self._deadline = time.perf_counter() + tune.seconds / 2
         self._tick = tick
         self._regions = layout_regions(program)
 
@@ -264,7 +263,7 @@ def _interleaved(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
         return {}
     for call in calls.values():
         call()
-    runs = {name: [_time(call)] for name, call in calls.items()}
+    runs = {name: [milliseconds(call)] for name, call in calls.items()}
     best = min(times[0] for times in runs.values())
     racing = {n: c for n, c in calls.items() if runs[n][0] < _HOPELESS * best or n == "conv3d"}
     deadline = time.perf_counter() + _SECONDS * len(racing)
@@ -272,19 +271,5 @@ def _interleaved(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
         if laps >= _ROUNDS[0] and time.perf_counter() > deadline:
             break
         for name, call in racing.items():
-            runs[name].append(_time(call))
+            runs[name].append(milliseconds(call))
     return {name: statistics.median(times) for name, times in runs.items()}
-
-
-def _time(call: Callable[[], object]) -> float:
-    """Milliseconds of one call, the device's work included."""
-    _synchronize()
-    start = time.perf_counter()
-    call()
-    _synchronize()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
@@ -22,7 +21,7 @@ from fxtemporal.graph import Program
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.pipeline import run_rules
 from fxtemporal.rules import Code, Reason
-from fxtemporal.tuning import Timing, Tune, race
+from fxtemporal.tuning import Races, Timing
 
 __all__ = ["LARGE", "Choice", "Chooser", "sized"]
 
@@ -59,8 +58,7 @@ class Chooser:
         build: the rewritten program with the loops of some groups left as loops.
         loops: every group of loops that may be folded.
         slow: those that were measured, and did not pay folded whole.
-        inputs: the example, to measure on.
-        tune: the limit and the margin.
+        races: to measure, on the example; what ``tune`` says is there too.
         deadline: of measuring, by ``time.perf_counter()``.
         tick: told what is being done.
     """
@@ -70,16 +68,15 @@ class Chooser:
         build: Callable[[frozenset[str]], Program],
         loops: Sequence[str],
         slow: frozenset[str],
-        inputs: tuple[tuple[Any, ...], dict[str, Any]],
-        tune: Tune,
+        races: Races,
         deadline: float,
         tick: Callable[[str], None],
     ) -> None:
         self.build = build
         self.loops = loops
         self.slow = slow
-        self.inputs = inputs
-        self.tune = tune
+        self.races = races
+        self.tune = races.tune
         self.deadline = deadline
         self.tick = tick
 
@@ -197,7 +194,7 @@ class Chooser:
         if not self._fits(loops):
             return best
         self.tick("measuring chunks against the loop")
-        timing = race(loops.module, best.module, self.inputs, self._seconds())  # time or no time
+        timing = self.races.race(loops.module, best.module, self._seconds())  # time or no time
         if timing.speedup > 1:
             return best
         text = f"{timing.before:.3g} ms as a loop, {timing.after:.3g} ms in chunks that fit"
@@ -208,7 +205,7 @@ class Chooser:
         if (seconds := self._seconds()) == 0:
             return None
         self.tick("measuring chunks")
-        return race(one.module, other.module, self.inputs, seconds)
+        return self.races.race(one.module, other.module, seconds)
 
     def _seconds(self) -> float:
         return max(0.0, min(self.deadline - time.perf_counter(), _MOST_SECONDS))

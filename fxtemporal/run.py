@@ -6,7 +6,6 @@ skip, and why; which form each Conv3d is to get; in how many chunks folded frame
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +39,7 @@ from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
-from fxtemporal.tuning import Races, Timing, Tune, race, worth_keeping
+from fxtemporal.tuning import Races, Timing, Tune, worth_keeping
 from fxtemporal.verify import Comparison, Verifier, culprits, resized
 
 __all__ = ["META", "Example", "Run"]
@@ -67,6 +66,7 @@ class Run:
         args, kwargs = self.example or (None, None)
         self.captured = capture(self.model, args, kwargs)
         self.lossy: tuple[tuple[Key, Remark], ...] = ()
+        self.changed = False  # by a lossy rule: what follows is compared with what it left
         self.verifier: Verifier | None = None
         if self.captured.doubt is not None and not self.verify:
             raise CaptureError(
@@ -88,10 +88,12 @@ class Run:
             self._check_capture()
             outcome = run_rules(self.captured, lossy)
             self.rules = tuple(rule for rule in self.rules if rule.exact)
-            self.captured, self.lossy = outcome.program, outcome.remarks
-            if self.verify:
-                assert self.example is not None
-                self.verifier = Verifier(self.captured.gm, self.example)
+            self.lossy, self.changed = outcome.remarks, bool(outcome.applied)
+            if self.changed:
+                self.captured = outcome.program
+                if self.verify:
+                    assert self.example is not None
+                    self.verifier = Verifier(self.captured.gm, self.example)
 
     @property
     def original(self) -> nn.Module:
@@ -127,46 +129,35 @@ class Run:
                 "a global): make it an input, or call optimize on the part that does not."
             )
 
-    def prepare_measuring(self, tune: Tune) -> None:
-        """Open the cache of what was measured on the device of the inputs, or of the model."""
+    def races(self, tune: Tune) -> Races:
+        """Measuring on the device of the inputs, or of the model, with what is known of it."""
         assert self.example is not None
         given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         device = tensors[0].device if tensors else torch.device("cpu")
-        self.cache = Cache(tune.folder, environment(device))
-        self.races = Races(self.example, tune, self.cache)
+        return Races(self.example, tune, Cache(tune.folder, environment(device)))
 
-    def choose_forms(self, tune: Tune, tick: Any) -> None:
+    def choose_forms(self, races: Races, tick: Any) -> None:
         """Measure which form of each Conv3d is the fastest, and have the rule use it."""
         place = next((i for i, rule in enumerate(self.rules) if _may_choose(rule)), None)
         if place is None:
             return
         rule, before, after = self.rules[place], self.rules[:place], self.rules[place + 1 :]
         assert isinstance(rule, Conv3dForms)
-        assert self.example is not None
         program = run_rules(self.captured, before, self.skips).program
         sites = tuple(rule.to_choose(program))
         if not sites:
             return
-        deadline = time.perf_counter() + tune.seconds / 2
-        margin, target = tune.margin, tune.target
-        chooser = FormChooser(program, sites, self.cache, target, margin, deadline, tick)
+        chooser = FormChooser(program, sites, races.cache, races.tune, tick)
         best: tuple[tuple[Rule[Any], ...], nn.Module] | None = None
         for name, choices in chooser.variants().items():
             rules = (*before, Conv3dForms(choices), *after)
             module = run_rules(self.captured, rules, self.skips).program.gm
             tick(f"measuring the forms, {name}")
-            if best is None or self._wins(module, best[1]):
+            if best is None or _wins(module, best[1], races):
                 best = rules, module
         assert best is not None
         self.rules = best[0]
-
-    def _wins(self, one: nn.Module, other: nn.Module) -> bool:
-        """Whether ``one`` runs, and is the faster of the two."""
-        try:
-            return self.races.race(other, one, 1.0).speedup > 1
-        except Exception:  # a view may refuse the layout, in any way
-            return False
 
     def verified(self, tick: Any) -> tuple[Outcome, Comparison | None]:
         """All rewrites, without those that change the numbers."""
@@ -178,7 +169,7 @@ class Run:
         comparison = verifier.compare(outcome.program.gm)
         if comparison.equal:
             return outcome, comparison
-        if not self.lossy:
+        if not self.changed:
             self._check_capture()
             outcome = run_rules(self.captured, self.rules, self.skips)
 
@@ -203,9 +194,14 @@ class Run:
     def freed(
         self, outcome: Outcome, comparison: Comparison | None
     ) -> tuple[Outcome, Comparison | None]:
-        """The same, without the checks of a number of frames that nothing depends on any more."""
+        """The same, without the checks of a number of frames that nothing depends on any more.
+
+        What a lossy rule left runs at one number of frames alone: there is no telling what it
+        would have computed at another, so the checks stay.
+        """
         example = self.example
-        if example is None or self.verifier is None or self.captured.frontend != "fx":
+        fixed = self.changed or self.captured.frontend != "fx"
+        if example is None or self.verifier is None or fixed:
             return outcome, comparison
         verifier = self.verifier
 
@@ -239,10 +235,9 @@ class Run:
         return self.captured.gm
 
     def faster(
-        self, outcome: Outcome, comparison: Comparison | None, tune: Tune, tick: Any
+        self, outcome: Outcome, comparison: Comparison | None, races: Races, tick: Any
     ) -> tuple[Outcome, Comparison | None, Timing]:
         """Only the rewrites that pay on this device."""
-        assert self.example is not None
         groups: dict[str, list[Key]] = {}
         for key in outcome.applied:
             groups.setdefault(_group(outcome.remark(key)), []).append(key)
@@ -254,9 +249,8 @@ class Run:
             return run_rules(self.captured, self.rules, self.skips, only).program.gm
 
         sure = frozenset(g for g in groups if g == Conv3dForms.name)
-        settings = self.example, tune, tick, self.races, sure
-        lost, timing = worth_keeping(list(groups), build, *settings)
-        self.cache.save()
+        lost, timing = worth_keeping(list(groups), build, races, tick, sure)
+        races.cache.save()
         if not lost:
             return outcome, comparison, timing
         for name, slower in lost.items():
@@ -277,12 +271,18 @@ class Run:
         outcome: Outcome,
         comparison: Comparison | None,
         timing: Timing | None,
-        tune: Tune,
-        deadline: float,
+        races: Races,
+        start: float,
         tick: Any,
     ) -> tuple[Outcome, Comparison | None, Timing | None]:
-        """Folded frames in as many chunks as the memory limit asks for, or as pays."""
-        assert self.example is not None
+        """Folded frames in as many chunks as the memory limit asks for, or as pays.
+
+        The time for measuring runs from ``start``. Without a limit, chunks are what keeps eager
+        mode's activations in the cache; another engine has its own means.
+        """
+        tune, deadline = races.tune, start + races.tune.seconds
+        if tune.target != "eager" and tune.limit is None:
+            return outcome, comparison, timing
         groups = self._loops(outcome)
         slow = frozenset(name for name, keys in groups.items() if keys[0] in self.skips)
 
@@ -292,7 +292,7 @@ class Run:
             skips = self._leaving(groups, dict.fromkeys(left, _LEFT))
             return run_rules(self.captured, self.rules, skips).program
 
-        chooser = Chooser(build, list(groups), slow, self.example, tune, deadline, tick)
+        chooser = Chooser(build, list(groups), slow, races, deadline, tick)
         choice = chooser.choose()
         if choice.left != slow or choice.chunks:
             why = {name: choice.why.get(name) for name in choice.left}
@@ -303,7 +303,8 @@ class Run:
             if changed:
                 outcome, comparison = self._checked(outcome, comparison, choice)
                 tick("measuring the network")
-                timing = race(self.baseline, outcome.program.gm, self.example, 0.1)
+                timing = races.race(self.baseline, outcome.program.gm, 0.1)
+        races.cache.save()
         return self._above_limit(outcome, tune), comparison, timing
 
     def _leaving(
@@ -372,7 +373,7 @@ class Run:
         settings: dict[str, Any],
     ) -> fx.GraphModule:
         gm = outcome.program.gm
-        if self.lossy and comparison is not None and self.example is not None:
+        if self.changed and comparison is not None and self.example is not None:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
         folding = (TimeDistribute.name, OverlappingWindows.name)
         remarks = tuple(remark for _, remark in (*self.lossy, *outcome.remarks))
@@ -402,6 +403,14 @@ class Run:
             memory=used,
         )
         return gm
+
+
+def _wins(one: nn.Module, other: nn.Module, races: Races) -> bool:
+    """Whether ``one`` runs, and is the faster of the two."""
+    try:
+        return races.race(other, one, 1.0).speedup > 1
+    except Exception:  # a view may refuse the layout, in any way
+        return False
 
 
 def _folded_modes(model: nn.Module) -> dict[str, Specialization]:

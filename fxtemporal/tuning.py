@@ -29,7 +29,7 @@ from fxtemporal.engines import ENGINES, compile_with
 from fxtemporal.errors import PassError
 from fxtemporal.twins import unchanged
 
-__all__ = ["Races", "Timing", "Tune", "on_engine", "race", "worth_keeping"]
+__all__ = ["Races", "Timing", "Tune", "milliseconds", "on_engine", "race", "worth_keeping"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def race(
     runs: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad(), torch.random.fork_rng(), unchanged(before), unchanged(after):
         deadline = time.perf_counter() + seconds
-        first, second = (_time(call) for call in calls)
+        first, second = (milliseconds(call) for call in calls)
         if max(first, second) < _BRIEF:
             for warm_up in calls:
                 warm_up()
@@ -195,7 +195,7 @@ def race(
         while len(runs[0]) < rounds[1]:
             pair = (0, 1) if len(runs[0]) % 2 == 0 else (1, 0)
             for which in pair:
-                runs[which].append(_time(calls[which]))
+                runs[which].append(milliseconds(calls[which]))
             if len(runs[0]) >= rounds[0] and time.perf_counter() > deadline:
                 break
             if _decided(runs):
@@ -241,8 +241,8 @@ def _decided(runs: tuple[list[float], list[float]]) -> bool:
     return False
 
 
-def _time(run: Callable[[], object]) -> float:
-    """Milliseconds of one run, the device's work included."""
+def milliseconds(run: Callable[[], object]) -> float:
+    """The time of one run, the device's work included."""
     _synchronize()
     start = time.perf_counter()
     run()
@@ -264,24 +264,24 @@ class Races:
     def __init__(
         self, inputs: tuple[tuple[Any, ...], dict[str, Any]], tune: Tune, cache: Cache
     ) -> None:
-        self._inputs = inputs
-        self._tune = tune
-        self._cache = cache
+        self.inputs = inputs
+        self.tune = tune
+        self.cache = cache
         self._made: dict[int, tuple[nn.Module, nn.Module]] = {}
 
     def race(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
-        key = f"network {self._named(before)} {self._named(after)} {self._tune.target}"
+        key = f"network {self._named(before)} {self._named(after)} {self.tune.target}"
         named = isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule)
-        known = self._cache.get(key) if named else {}
+        known = self.cache.get(key) if named else {}
         if known.keys() == _FIELDS:
             return Timing(**{**known, "rounds": int(known["rounds"])})  # type: ignore[arg-type]
-        timing = race(self._on_engine(before), self._on_engine(after), self._inputs, seconds)
+        timing = race(self._on_engine(before), self._on_engine(after), self.inputs, seconds)
         if named:
-            self._cache.put(key, vars(timing))
+            self.cache.put(key, vars(timing))
         return timing
 
     def _named(self, module: nn.Module) -> str:
-        leaves = pytree.tree_leaves(self._inputs)
+        leaves = pytree.tree_leaves(self.inputs)
         tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
         given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
         text = f"{getattr(module, 'code', '')}{module!r}{given!r}"
@@ -289,7 +289,7 @@ class Races:
 
     def _on_engine(self, module: nn.Module) -> nn.Module:
         if id(module) not in self._made:
-            self._made[id(module)] = module, on_engine(module, self._inputs, self._tune.target)
+            self._made[id(module)] = module, on_engine(module, self.inputs, self.tune.target)
         return self._made[id(module)][1]
 
 
@@ -299,10 +299,8 @@ _FIELDS = {"before", "after", "speedup", "low", "high", "rounds"}
 def worth_keeping(
     groups: Sequence[str],
     build: Callable[[frozenset[str]], nn.Module],
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
-    tune: Tune,
+    races: Races,
     tick: Callable[[str], None],
-    races: Races | None = None,
     sure: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Timing], Timing]:
     """The groups of rewrites that do not pay, each with the race it lost, and the final race.
@@ -312,12 +310,12 @@ def worth_keeping(
     not beat the original, nothing stays. Groups that are ``sure`` were measured before, site by
     site: they are left out only if the network turns out slower with them.
     """
+    tune = races.tune
     deadline = time.perf_counter() + tune.seconds
     share = tune.seconds / (2 * len(groups) + 2)
     kept = frozenset(groups)
     lost: dict[str, Timing] = {}
 
-    races = races or Races(inputs, tune, Cache(None, {}))
     original, current = build(frozenset()), build(kept)
 
     def leave_out(some: Iterable[str]) -> None:

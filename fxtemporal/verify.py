@@ -190,19 +190,25 @@ class Verifier:
         return sample if wide is None else wide
 
     def agrees(self, candidate: nn.Module, inputs: Example) -> bool:
-        """Whether ``candidate`` gives the original's numbers, if the original takes ``inputs``."""
+        """Whether ``candidate`` gives the original's numbers, if the original takes ``inputs``.
+
+        What the original refuses as specialized, the candidate has to refuse too: nobody can say
+        what its numbers would be.
+        """
+        refused = False
         try:
             outputs = self._outcome(self._original, inputs)
+        except SpecializationError:
+            refused = True
         except Exception:  # in any way that a model may
             return True
         try:
-            return self._sample(
-                _Run("", inputs, outputs, None), self._outcome(candidate, inputs)
-            ).equal
+            result = self._outcome(candidate, inputs)
         except SpecializationError:
             return True
         except Exception:  # a rewritten graph may fail in any way
             return False
+        return not refused and self._sample(_Run("", inputs, outputs, None), result).equal
 
     def _in_float64(self, run: _Run, candidate: nn.Module) -> Sample | None:
         """The comparison in float64, where the rounding of half precision would hide errors.

@@ -101,6 +101,35 @@ def test_an_exact_loop_stays_exact() -> None:
     assert "allowed" not in report.remarks[0].detail
 
 
+class ByLength(Frames):
+    """Doubled from the eighth frame on, which shows at no smaller number of frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [self.net(x[:, t]) for t in range(x.size(1))]
+        return torch.stack(outputs, 1) * (1 if len(outputs) < 8 else 2)
+
+
+@pytest.mark.parametrize("layers", [(), (nn.Dropout(0.5),)], ids=["exact", "dropout"])
+def test_another_number_of_frames_is_right_or_refused(layers: Sequence[nn.Module]) -> None:
+    model = ByLength(*copy.deepcopy(layers)).train(bool(layers))
+    fast = optimized(model, [RANDOMNESS])
+    for frames in (5, 7, 8, 11):
+        torch.manual_seed(1)
+        try:
+            got = fast(clip(frames=frames))
+        except fxtemporal.SpecializationError:
+            assert frames != 5
+            continue
+        torch.manual_seed(1)
+        scale = 1 if frames < 8 else 2
+        torch.testing.assert_close(got, by_hand(model, clip(frames=frames)) * scale)
+
+
+def test_what_allows_nothing_leaves_the_number_of_frames_free() -> None:
+    fast = optimized(Frames(), [RANDOMNESS])
+    torch.testing.assert_close(fast(clip(3, 9)), by_hand(Frames(), clip(3, 9)))
+
+
 def test_the_other_mode_is_refused() -> None:
     fast = optimized(Frames(nn.BatchNorm2d(4)).train(), [BATCHNORM])
     with pytest.raises(fxtemporal.SpecializationError, match="training"):

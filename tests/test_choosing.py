@@ -62,9 +62,8 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(choosing, "_timed", timed)
         monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
-        monkeypatch.setattr("fxtemporal.run.Run._wins", wins)
-        for module in ("tuning", "run", "chunking"):
-            monkeypatch.setattr(f"fxtemporal.{module}.race", race)
+        monkeypatch.setattr("fxtemporal.run._wins", wins)
+        monkeypatch.setattr("fxtemporal.tuning.race", race)
         return measured
 
     return decide

@@ -489,8 +489,7 @@ def folding_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not (chunks[0] and loops[1])
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
-    for module in ("tuning", "chunking", "run"):
-        monkeypatch.setattr(f"fxtemporal.{module}.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.race", race)
 
 
 @pytest.mark.usefixtures("folding_wins")
@@ -585,7 +584,7 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
         return {}, race(None, None)
 
     monkeypatch.setattr("fxtemporal.run.worth_keeping", all_pay)
-    monkeypatch.setattr("fxtemporal.chunking.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.race", race)
     monkeypatch.setattr(chunking, "LARGE", 1000)
     model, x = PerFrame(residual), clip()
     result = limited(model, x, None)
@@ -606,7 +605,7 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
         return dict.fromkeys(groups, race(None, None)), race(None, None)
 
     monkeypatch.setattr("fxtemporal.run.worth_keeping", none_pays)
-    monkeypatch.setattr("fxtemporal.chunking.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.race", race)
     model, x = PerFrame(residual), clip()
     assert remarks(limited(model, x, None), "time-distribute")[0].status == "missed"
     monkeypatch.setattr(chunking, "LARGE", 1000)
@@ -617,8 +616,11 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
 
 @pytest.mark.usefixtures("folding_wins")
 def test_a_loop_that_is_faster_than_chunks_that_fit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    slower = Timing(1.0, 2.0, 0.5, 0.5, 0.5, 5)
-    monkeypatch.setattr("fxtemporal.chunking.race", lambda *_: slower)
+    def race(before: Any, after: Any, *_: Any, **__: Any) -> Timing:
+        ratio = 0.5 if any(n.target is cut for n in after.graph.nodes) else 2.0
+        return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
+
+    monkeypatch.setattr("fxtemporal.tuning.race", race)
     model, x = PerFrame(residual), clip(side=16)
     result = limited(model, x, estimated(model, x, 4))
     (remark,) = fxtemporal.report(result).remarks

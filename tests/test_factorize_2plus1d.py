@@ -335,3 +335,30 @@ def test_loops_are_still_rerolled_around_it() -> None:
         ("conv3d-forms", "0.temporal"): "applied",
         ("conv3d-forms", "1"): "applied",
     }
+
+
+class LoopBehind(nn.Module):
+    """A factorizable layer, and a loop that computes something else from the eighth frame on."""
+
+    def __init__(self, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv3d(4, 4, kernel, padding=[k // 2 for k in kernel])
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = [self.conv(frame).mean((2, 3)) for frame in self.stem(x).unbind(2)]
+        return torch.stack(frames, 1) * (1 if len(frames) < 8 else 2)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3)], ids=["factorized", "left"])
+def test_another_number_of_frames_is_right_or_refused(kernel: tuple[int, int, int]) -> None:
+    model = LoopBehind(kernel).double().eval()
+    result = factorized(model, 12 if kernel[0] > 1 else 1, clip())
+    for frames in (5, 7, 8, 11):
+        try:
+            got = result(clip(frames=frames))
+        except SpecializationError:
+            assert frames != 5
+            continue
+        assert error(got, model(clip(frames=frames))) < 1e-5

@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, PassError, Tune
+from fxtemporal.cache import Cache
 from fxtemporal.engines import ENGINES, Engine
 from fxtemporal.graph import Program
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.tuning import Timing, race, worth_keeping
+from fxtemporal.tuning import Races, Timing, race, worth_keeping
 
 
 class Sleeps(nn.Module):
@@ -228,9 +229,8 @@ def keeping(costs: dict[str, float], base: float = 0.004, **settings: Any) -> se
     def build(groups: frozenset[str]) -> nn.Module:
         return Sleeps(max(0.0, base + sum(costs[group] for group in groups)))
 
-    lost, timing = worth_keeping(
-        list(costs), build, ((), {}), Tune(**({"seconds": 3.0} | settings)), lambda stage: None
-    )
+    races = Races(((), {}), Tune(**({"seconds": 3.0} | settings)), Cache(None, {}))
+    lost, timing = worth_keeping(list(costs), build, races, lambda stage: None)
     assert timing.rounds >= 3
     assert all(isinstance(race, Timing) for race in lost.values())
     return set(lost)

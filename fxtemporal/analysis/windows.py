@@ -145,12 +145,6 @@ class _Paths:
         match op.name:
             case "size" if op.args["input"] in self.layouts:
                 self.numbers[node] = self.layouts[op.args["input"]][op.args["dim"]]
-            case "item" if isinstance(op.args["index"], int):
-                sizes = self._program.op(op.args["input"])
-                if sizes is not None and sizes.name == "shape":
-                    layout = self.layouts.get(sizes.args["input"])
-                    if layout is not None:
-                        self.numbers[node] = layout[op.args["index"]]
             case "mul":
                 factors = [self.numbers.get(op.args[name]) for name in ("input", "other")]
                 if factors[0] is not None and factors[1] is not None:
@@ -302,22 +296,13 @@ class _Body:
             op = self._program.op(node) if node.op.startswith("call") else None
             if op is None:
                 continue
-            if (read := self._size(op)) is not None:
+            if op.name in ("size", "shape"):
                 self.nodes.add(node)
-                if read[1] == 0:
-                    self._samples[node] = self.order[read[0]]
+                if op.args.get("dim") == 0:
+                    self._samples[node] = self.order[op.args["input"]]
             elif (order := self._order(node, op)) is not None:
                 self.nodes.add(node)
                 self.order[node] = order
-
-    def _size(self, op: Op) -> tuple[fx.Node, Any] | None:
-        """``(tensor, dim)`` where ``op`` reads a size of a tensor; all of them: dim None."""
-        if op.name in ("size", "shape"):
-            return op.args["input"], op.args.get("dim")
-        sizes = self._program.op(op.args["input"]) if op.name == "item" else None
-        if sizes is not None and sizes.name == "shape":
-            return sizes.args["input"], op.args["index"]
-        return None
 
     def _name(self, value: Any) -> str:
         op = self._program.op(value) if isinstance(value, fx.Node) else None
