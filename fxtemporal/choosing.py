@@ -9,7 +9,6 @@ copies at its edges.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from fxtemporal.cache import Cache
 from fxtemporal.engines import compile_with
 from fxtemporal.functional import FORMS, ConvGeometry, temporal_rank
 from fxtemporal.graph import Program
-from fxtemporal.tuning import Tune, milliseconds
+from fxtemporal.tuning import Tune, interleaved
 
 __all__ = ["CONTIGUOUS", "LAST", "Choice", "FormChooser", "ToChoose"]
 
@@ -33,13 +32,9 @@ _FORMATS = {CONTIGUOUS: torch.contiguous_format, LAST: torch.channels_last_3d}
 
 _UNCHANGED = {CONTIGUOUS: "conv3d", LAST: "conv3d_channels_last_3d"}
 
-_ROUNDS = (3, 7)
-_SECONDS = 0.12
 _FINALISTS = 3
 _CLOSE = 1.25
 """A layout that is so many times as slow as the other, by the sums, does not come to a race."""
-_HOPELESS = 1.8
-"""A form that takes so many times as long as the best, at its first call, is not timed again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +212,7 @@ class FormChooser:
         if LAST not in known and time.perf_counter() < self._deadline:
             x = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
             call = partial(x.contiguous, memory_format=torch.channels_last_3d)
-            self._cache.put(key, _interleaved({LAST: call}))
+            self._cache.put(key, interleaved({LAST: call}, LAST))
         return self._cache.get(key).get(LAST, 0.0)
 
 
@@ -254,22 +249,4 @@ def _timed(site: ToChoose, forms: Iterable[str], layout: str, target: str) -> di
                 continue
             with suppress(Exception):  # what an engine does not know, it refuses in any way
                 calls[form] = partial(compile_with(target, alone, (x,)).run, x)
-        return _interleaved(calls)
-
-
-def _interleaved(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each call: medians of rounds in turn; the hopeless by their first call."""
-    if not calls:
-        return {}
-    for call in calls.values():
-        call()
-    runs = {name: [milliseconds(call)] for name, call in calls.items()}
-    best = min(times[0] for times in runs.values())
-    racing = {n: c for n, c in calls.items() if runs[n][0] < _HOPELESS * best or n == "conv3d"}
-    deadline = time.perf_counter() + _SECONDS * len(racing)
-    for laps in range(1, _ROUNDS[1]):
-        if laps >= _ROUNDS[0] and time.perf_counter() > deadline:
-            break
-        for name, call in racing.items():
-            runs[name].append(milliseconds(call))
-    return {name: statistics.median(times) for name, times in runs.items()}
+        return interleaved(calls, "conv3d")

@@ -28,6 +28,9 @@ __all__ = ["LARGE", "Choice", "Chooser", "sized"]
 LARGE = 32 * 2**20
 """Bytes of activations above which chunks are tried without a limit: about a last-level cache."""
 
+_AT_ONCE = 3
+"""Numbers of chunks that are timed together, beside the best so far."""
+
 _MOST_SECONDS = 0.3
 """For one race."""
 
@@ -160,22 +163,24 @@ class Chooser:
         regions = {region.key: region for region in regions_of(whole.program)}
         why = dict(best.why)
         for key in best.chunks:
-            fewest, lost = best.chunks[key], None
             wanted = _bytes(whole.program, regions[key]) / LARGE  # each as large as the cache
-            for count in _counts(regions[key]):
-                if count <= fewest or count < min(wanted, regions[key].frames):
-                    continue
-                if lost is not None:
+            least = max(best.chunks[key] + 1, min(wanted, regions[key].frames))
+            counts = [count for count in _counts(regions[key]) if count >= least]
+            times: dict[str, float] = {}
+            while counts and time.perf_counter() < self.deadline:
+                fewest, tried, counts = best, counts[:_AT_ONCE], counts[_AT_ONCE:]
+                trials = [self._with(whole, {**best.chunks, key: count}) for count in tried]
+                named = {str(t.chunks[key]): t for t in (fewest, *trials) if self._fits(t)}
+                self.tick("measuring chunks")
+                always = str(fewest.chunks[key])
+                times = self.races.times({n: t.module for n, t in named.items()}, always)
+                fastest = min(times, key=lambda name: times[name], default=always)
+                if times.get(fastest, 1.0) * (1 + self.tune.margin) < times.get(always, 0.0):
+                    best = named[fastest]
+                if best.chunks[key] != tried[-1]:
                     break
-                trial = self._with(whole, {**best.chunks, key: count})
-                if not self._fits(trial) or (timing := self._race(best, trial)) is None:
-                    continue
-                if timing.speedup > 1 + self.tune.margin:
-                    best = trial
-                else:
-                    lost = count, timing
             if best.chunks[key] == 1:
-                why[key] = _in_one_piece(lost)
+                why[key] = _in_one_piece(times)
         return replace(best, why=why)
 
     def _brought_back(self, best: Choice, loop: str) -> Choice:
@@ -228,11 +233,12 @@ def _bytes(program: Program, region: Region) -> int:
     return peak(program, among=set(region.nodes)).bytes
 
 
-def _in_one_piece(lost: tuple[int, Timing] | None) -> Reason:
-    if lost is None:
+def _in_one_piece(times: Mapping[str, float]) -> Reason:
+    whole, chunks = times.get("1"), {count: ms for count, ms in times.items() if count != "1"}
+    if whole is None or not chunks:
         return Reason(Code.NOT_MEASURED, "it runs in one piece: the time for measuring was over")
-    count, timing = lost
-    text = f"{timing.before:.3g} ms in one piece, {timing.after:.3g} ms in {count} chunks"
+    best = min(chunks, key=lambda count: chunks[count])
+    text = f"{whole:.3g} ms in one piece, {chunks[best]:.3g} ms in {best} chunks"
     return Reason(Code.NOT_FASTER, text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pieces import cut, joined, shaped
 from fxtemporal.pipeline import Outcome, run_rules
-from fxtemporal.tuning import Timing
+from fxtemporal.tuning import Races, Timing
 
 Forward = Callable[..., Any]
 
@@ -580,10 +580,14 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
         ratio = 1.5 if after and len(after.graph.nodes) > len(before.graph.nodes) else 0.5
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
+    def times(races: Races, modules: Mapping[str, Any], always: str) -> dict[str, float]:
+        return {chunks: 1 / int(chunks) for chunks in modules}
+
     def all_pay(groups: Any, *_: Any) -> Any:
         return {}, race(None, None)
 
     monkeypatch.setattr("fxtemporal.run.worth_keeping", all_pay)
+    monkeypatch.setattr(Races, "times", times)
     monkeypatch.setattr("fxtemporal.tuning.race", race)
     monkeypatch.setattr(chunking, "LARGE", 1000)
     model, x = PerFrame(residual), clip()
@@ -601,10 +605,14 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
         ratio = 1.5 if after and any(n.target is cut for n in after.graph.nodes) else 0.5
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
+    def times(races: Races, modules: Mapping[str, Any], always: str) -> dict[str, float]:
+        return {chunks: 2.0 if chunks == "1" else 1.0 for chunks in modules}
+
     def none_pays(groups: Any, *_: Any) -> Any:
         return dict.fromkeys(groups, race(None, None)), race(None, None)
 
     monkeypatch.setattr("fxtemporal.run.worth_keeping", none_pays)
+    monkeypatch.setattr(Races, "times", times)
     monkeypatch.setattr("fxtemporal.tuning.race", race)
     model, x = PerFrame(residual), clip()
     assert remarks(limited(model, x, None), "time-distribute")[0].status == "missed"
