@@ -761,6 +761,11 @@ def transposed_then_viewed(self, x: Tensor) -> Tensor:
     return torch.stack([samples.exp().reshape(-1, 1) for samples in y])
 
 
+@case(vectors)
+def a_number_squeezed(self, x: Tensor) -> Tensor:
+    return torch.stack([x[:, t].exp().amax().squeeze(0) for t in range(x.size(1))])
+
+
 @case(frames(10), at=(2, 4))
 def a_view_that_mixes_samples(self, x: Tensor) -> Tensor:
     n = x.size(0) * 5

@@ -163,7 +163,7 @@ def shifted(call: Call) -> tuple[Any, ...] | None:
     the op folds as it is, or is not one of these.
     """
     op = call.op
-    if op.name not in _SHIFTED or op.nodes() != (call.lane(),):
+    if op.name not in _SHIFTED or op.nodes() != (call.lane(),) or call.rank() == 0:
         return None
     arguments = [op.args[name] for name in _SHIFTED[op.name]]
     touched = [d for a in arguments for d in (a if isinstance(a, tuple) else (a,))]
