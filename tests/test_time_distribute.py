@@ -749,6 +749,12 @@ def expanded(self, x: Tensor) -> Tensor:
     return torch.stack(outs, 1)
 
 
+@case(vectors, at=(1, 3), scale=lambda: nn.Parameter(torch.rand(2, 1, 1)))
+def spread_then_viewed(self, x: Tensor) -> Tensor:
+    y = [torch.tanh(x[:, t]) * self.scale for t in range(x.size(1))]  # (2, B, 6)
+    return torch.stack([both.exp().reshape(-1, 6) for both in y])
+
+
 @case(vectors, at=(1, 3))
 def samples_compared_then_viewed(self, x: Tensor) -> Tensor:
     y = [x[:, t] @ x[:, t].transpose(0, 1) for t in range(x.size(1))]  # (B, B)
@@ -1450,7 +1456,7 @@ OPS: dict[str, Callable[[Lap, Tensor, int], Tensor]] = {
     "view_literal": lambda lap, y, d: y.reshape(lap.number(lambda: y.shape[0]), -1),
     "view_merged": lambda lap, y, d: y.reshape(-1, lap.number(lambda: y.shape[-1])),
     "permute": lambda lap, y, d: y.permute(0, *reversed(range(1, y.dim()))),
-    "transpose": lambda lap, y, d: y.transpose(d, (d + 1) % y.dim()),
+    "transpose": lambda lap, y, d: y.transpose(d, (d + 1) % max(y.dim(), 1)),
     "unsqueeze": lambda lap, y, d: y.unsqueeze(d),
     "squeeze": lambda lap, y, d: y.squeeze(d),
     "mean": lambda lap, y, d: y.mean(d),

@@ -64,8 +64,8 @@ class Call:
     samples: frozenset[fx.Node]
     """Numbers that are known to be the size of dimension 0 of the lanes."""
     program: Program
-    mixed: bool = False
-    """Whether samples may have met in the lanes: other sizes than the first may count them too."""
+    made: bool = False
+    """Whether dimension 0 of a lane may count something else than samples, and another samples."""
 
     def dims(self, value: Any) -> int | None:
         """The rank of an argument, 0 for a number; None for a tuple, or where it is not known."""
@@ -286,7 +286,7 @@ def _viewed(call: Call) -> Blockers:
             not known
             or _product(numbers) != _product(before[1:])
             or any(n in call.samples for n in rest)
-            or call.mixed
+            or call.made
         ):
             yield "it moves elements between samples"
         return

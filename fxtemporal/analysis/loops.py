@@ -98,7 +98,6 @@ def _analyse(
     reasons: dict[Reason, None] = {}
     plans: dict[Family, Plan] = {}
     origins: dict[Family, object] = {}
-    mixed: set[Family] = set()
     passed: list[Reason] = []
     writes = [w for f in region if (w := _visible_write(program, f, aliasing)) is not None]
     late = _LateWrites(program, families, region, aliasing)
@@ -116,7 +115,7 @@ def _analyse(
             continue
         if any(o.family not in origins for o in family.lane_operands()):
             continue
-        call = None if family.op is None else _call(program, family, origins, mixed)
+        call = None if family.op is None else _call(program, family, origins)
         found = list(_blockers(program, family, call, origins))
         passed += [reason for reason in found if reason.code in allowed]
         if passed and call is not None:
@@ -127,8 +126,6 @@ def _analyse(
         if call is not None and (apart or not found) and not writes:
             origins[family] = family if apart else _origin(family, call, origins)
             plans[family] = Plan(call, origins[family], apart)
-            if call.mixed or (origins[family] is family and (apart or shifted(call) is not None)):
-                mixed.add(family)
     reasons.update(dict.fromkeys(_differences(program, region)))
     reasons.update(dict.fromkeys(_left_apart(program, region, plans)))
     repeats = any(computes(f) and len(f.lanes) > 1 for f in region)
@@ -231,9 +228,7 @@ def _blockers(
         yield Reason(Code.UNSUPPORTED_OP, text)
 
 
-def _call(
-    program: Program, family: Family, origins: Mapping[Family, object], mixed: set[Family]
-) -> Call:
+def _call(program: Program, family: Family, origins: Mapping[Family, object]) -> Call:
     """The family's op, with the inputs that are lanes, and the numbers that count their samples."""
     assert family.op is not None
     pairs = list(zip(family.op.nodes(), family.operands, strict=True))
@@ -244,8 +239,8 @@ def _call(
         for node, operand in pairs
         if not isinstance(operand, Lane) and mine == {_counts(program, node, operand, origins)}
     )
-    met = any(operand.family in mixed for operand in family.lane_operands())
-    return Call(family.op, lanes, samples, program, met)
+    made = not all(isinstance(origin, Samples) for origin in mine)
+    return Call(family.op, lanes, samples, program, made)
 
 
 def _counts(
