@@ -174,14 +174,18 @@ class Chooser:
                 self.tick("measuring chunks")
                 always = str(fewest.chunks[key])
                 times = self.races.times({n: t.module for n, t in named.items()}, always)
-                fastest = min(times, key=lambda name: times[name], default=always)
-                if times.get(fastest, 1.0) * (1 + self.tune.margin) < times.get(always, 0.0):
-                    best = named[fastest]
+                if times and (count := self._fewest(times)) != always:
+                    best = named[count]
                 if best.chunks[key] != tried[-1]:
                     break
             if best.chunks[key] == 1:
                 why[key] = _in_one_piece(times)
         return replace(best, why=why)
+
+    def _fewest(self, times: Mapping[str, float]) -> str:
+        """The fewest chunks that are as fast as the fastest, within the margin."""
+        enough = min(times.values()) * (1 + self.tune.margin)
+        return min((count for count, ms in times.items() if ms <= enough), key=int)
 
     def _brought_back(self, best: Choice, loop: str) -> Choice:
         """A loop that did not pay folded whole may pay in chunks."""

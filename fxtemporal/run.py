@@ -144,6 +144,8 @@ class Run:
             return
         rule, before, after = self.rules[place], self.rules[:place], self.rules[place + 1 :]
         assert isinstance(rule, Conv3dForms)
+        if not _has_conv3d(self.captured):
+            return
         program = run_rules(self.captured, before, self.skips).program
         sites = tuple(rule.to_choose(program))
         if not sites:
@@ -245,6 +247,8 @@ class Run:
         def build(names: frozenset[str]) -> nn.Module:
             if not names:
                 return self.baseline
+            if names == groups.keys():
+                return outcome.program.gm
             only = frozenset(key for name in names for key in groups[name])
             return run_rules(self.captured, self.rules, self.skips, only).program.gm
 
@@ -299,7 +303,11 @@ class Run:
             self.skips = self._leaving(groups, why)
             self._run_in(choice)
             changed = choice.left != slow or any(n > 1 for n in choice.chunks.values())
-            outcome = run_rules(self.captured, self.rules, self.skips)
+            if choice.left == slow:
+                chunks = run_rules(outcome.program, self.rules[-1:], self.skips)
+                outcome = Outcome(chunks.program, (*outcome.remarks, *chunks.remarks))
+            else:
+                outcome = run_rules(self.captured, self.rules, self.skips)
             if changed:
                 outcome, comparison = self._checked(outcome, comparison, choice)
                 tick("measuring the network")
@@ -403,6 +411,11 @@ class Run:
             memory=used,
         )
         return gm
+
+
+def _has_conv3d(program: Program) -> bool:
+    calls = (node for node in program.graph.nodes if node.op.startswith("call"))
+    return any((op := program.op(node)) is not None and op.name == "conv3d" for node in calls)
 
 
 def _wins(one: nn.Module, other: nn.Module, races: Races) -> bool:

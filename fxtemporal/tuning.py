@@ -187,12 +187,12 @@ def race(
     with torch.no_grad(), torch.random.fork_rng(), unchanged(before), unchanged(after):
         deadline = time.perf_counter() + seconds
         first, second = (_milliseconds(call) for call in calls)
+        if max(first, second) > _BRIEF and not 1 / _FAR <= first / second <= _FAR:
+            ratio = first / second
+            return Timing(first, second, ratio, ratio, ratio, 1)
         if max(first, second) < _QUICK:
             for warm_up in calls:
                 warm_up()
-        elif max(first, second) > _BRIEF and not 1 / _FAR <= first / second <= _FAR:
-            ratio = first / second
-            return Timing(first, second, ratio, ratio, ratio, 1)
         while len(runs[0]) < rounds[1]:
             pair = (0, 1) if len(runs[0]) % 2 == 0 else (1, 0)
             for which in pair:
@@ -220,9 +220,10 @@ def interleaved(calls: Mapping[str, Callable[[], object]], always: str) -> dict[
     """
     if not calls:
         return {}
-    for call in calls.values():
-        call()
     runs = {name: [_milliseconds(call)] for name, call in calls.items()}
+    for name, call in calls.items():
+        if runs[name][0] < _QUICK:
+            runs[name] = [_milliseconds(call)]
     best = min(times[0] for times in runs.values())
     racing = {n: c for n, c in calls.items() if runs[n][0] < _HOPELESS * best or n == always}
     deadline = time.perf_counter() + _SECONDS * len(racing)
@@ -241,11 +242,11 @@ _SECONDS = 0.12
 _HOPELESS = 1.8
 """So many times as long as the best has no chance."""
 
-_LONGEST = 1.5
+_LONGEST = 1.0
 """Seconds for one race of the network; slow ones take three rounds."""
 
 _QUICK = 20.0
-"""Milliseconds below which one call may not have warmed up everything."""
+"""Milliseconds below which the first call is mostly what is done once."""
 
 _BRIEF = 250.0
 """Milliseconds below which the first call may have paid for much besides its work."""
