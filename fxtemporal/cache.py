@@ -26,7 +26,7 @@ import torch
 
 __all__ = ["Cache", "default_folder", "environment"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when figures of older files no longer mean the same."""
 
 

@@ -22,6 +22,7 @@ from fxtemporal.analysis.layouts import LayoutRegion, layout_regions
 from fxtemporal.cache import Cache
 from fxtemporal.engines import compile_with
 from fxtemporal.functional import FORMS, ConvGeometry, temporal_rank
+from fxtemporal.functional.packed import Weights
 from fxtemporal.graph import Program
 from fxtemporal.tuning import Tune, interleaved
 
@@ -219,11 +220,13 @@ class FormChooser:
 class _Alone(nn.Module):
     """One form of one layer, its weight prepared, its result in a layout."""
 
-    def __init__(self, site: ToChoose, form: str, layout: str) -> None:
+    def __init__(self, site: ToChoose, form: str, layout: str, target: str) -> None:
         super().__init__()
         weight = site.weight.detach()
         self.form, self.geometry, self.layout = FORMS[form], site.geometry, _FORMATS[layout]
-        self.prepared = self.form.prepare(weight, site.geometry)
+        self.prepared: Weights = self.form.prepare(weight, site.geometry)
+        if target == "eager" and self.form.pack is not None:
+            self.prepared = self.form.pack(self.prepared, site.geometry.groups)
         self.bias = weight.new_zeros(site.geometry.out_channels) if site.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -243,7 +246,7 @@ def _timed(site: ToChoose, forms: Iterable[str], layout: str, target: str) -> di
     calls: dict[str, Callable[[], object]] = {}
     with torch.no_grad():
         for form in forms:
-            alone = _Alone(site, form, layout)
+            alone = _Alone(site, form, layout, target)
             if target == "eager":
                 calls[form] = partial(alone, x)
                 continue

@@ -20,6 +20,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from fxtemporal.graph import attribute
+from fxtemporal.opaque import opaque
 from fxtemporal.prepared import Prepared
 
 __all__ = ["Memory", "freeze", "memory"]
@@ -31,7 +32,7 @@ class Memory:
 
     ``original``: of the model. ``result``: of what ``optimize`` returned, with the same ones.
     ``prepared``: what it keeps beside them, from the first call without gradients on. ``frozen``:
-    all that is left, or would be, with ``freeze=True``.
+    the parameters and buffers that are left, or would be, with ``freeze=True``.
     """
 
     original: int
@@ -78,7 +79,8 @@ def freeze(gm: fx.GraphModule) -> None:
             if node.op == "get_attr":
                 values[node] = attribute(gm, str(node.target))
             elif (module := _prepared(gm, node)) is not None:
-                values[node] = module(*fx.node.map_arg(node.args, values.__getitem__))
+                sources = fx.node.map_arg(node.args, values.__getitem__)
+                values[node] = module.function(*sources, **module.options)
             elif node.target is operator.getitem and _prepared(gm, node.args[0]) is not None:
                 values[node] = values[node.args[0]][node.args[1]]
     names: dict[int, str] = {}
@@ -91,6 +93,7 @@ def freeze(gm: fx.GraphModule) -> None:
             gm.register_buffer(name, value)
         with gm.graph.inserting_before(node):
             frozen = gm.graph.get_attr(names[id(value)])
+            frozen = _kept_as(gm, frozen, value, _prepared(gm, node))
         frozen.meta.update(node.meta)
         node.replace_all_uses_with(frozen)
     gone = set()
@@ -105,6 +108,23 @@ def freeze(gm: fx.GraphModule) -> None:
     _drop_unread(gm)
     gm.graph.lint()
     gm.recompile()
+
+
+def _kept_as(gm: fx.GraphModule, frozen: fx.Node, value: Any, module: Prepared | None) -> fx.Node:
+    """The frozen value, brought to this machine's layout where the prepared one was."""
+    if module is None or module.keep is None:
+        return frozen
+    if module.keep(value, **module.options) is value:
+        return frozen
+    path = f"{frozen.target}_kept"
+    gm.add_module(path, Prepared(as_it_is, module.keep, **module.options))
+    return gm.graph.call_module(path, (frozen,))
+
+
+@opaque
+def as_it_is(value: Tensor, **options: Any) -> Tensor:
+    """What was frozen."""
+    return value
 
 
 def _drop_unread(gm: fx.GraphModule) -> None:
@@ -137,8 +157,9 @@ def _prepared_tensors(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def _read(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether anything but a prepared value reads ``node``."""
-    return any(_prepared(gm, user) is None for user in node.users)
+    """Whether anything reads ``node``, other than to prepare something else from it."""
+    modules = [_prepared(gm, user) for user in node.users]
+    return any(module is None or module.function is as_it_is for module in modules)
 
 
 def _prepared(gm: fx.GraphModule, node: Any) -> Prepared | None:

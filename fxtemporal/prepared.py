@@ -51,12 +51,20 @@ class Prepared(nn.Module):
         function: pure, defined at the top of a module (it is pickled by name), and
             :func:`~fxtemporal.opaque.opaque`. It returns a tensor or a tuple of tensors that share
             no memory with the sources.
+        keep: what to make of the value before it is kept, ``keep(value, **options)``: a layout
+            that this machine reads faster. In a graph the value stays as it is.
         **options: plain values, handed to it by name.
     """
 
-    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        keep: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.function = function
+        self.keep = keep
         self.options = options
         self._kept: _Kept | None = None
 
@@ -70,6 +78,8 @@ class Prepared(nn.Module):
         marks, samples = tuple(map(_Mark.of, sources)), _samples(sources)
         with torch.inference_mode(False), torch.no_grad(), _full_precision(sources):
             value = self.function(*sources, **self.options)
+            if self.keep is not None:
+                value = self.keep(value, **self.options)
         if any(source is not None and source.is_cuda for source in sources):
             torch.cuda.current_stream().synchronize()
         self._kept = _Kept(marks, samples, value)
@@ -191,12 +201,14 @@ def prepare(
     program: Program,
     function: Callable[..., Any],
     sources: Sequence[fx.Node | None],
+    keep: Callable[..., Any] | None = None,
     **options: Any,
 ) -> fx.Node:
     """A new node, at the insertion point, for ``function(*sources, **options)``, prepared.
 
-    ``sources`` are ``get_attr`` nodes, or values prepared before. Nodes of the same value share one
-    module, so that it is computed and kept once.
+    ``sources`` are ``get_attr`` nodes, or values prepared before; ``keep`` is that of
+    :class:`Prepared`, and the same for all that have one function. Nodes of the same value share
+    one module, so that it is computed and kept once.
     """
     graph = program.graph
     path = next(
@@ -214,7 +226,7 @@ def prepare(
         while hasattr(program.gm, f"_prepared_{number}"):
             number += 1
         path = f"_prepared_{number}"
-        program.gm.add_module(path, Prepared(function, **options))
+        program.gm.add_module(path, Prepared(function, keep, **options))
     return graph.call_module(path, tuple(sources))
 
 

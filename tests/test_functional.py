@@ -106,8 +106,8 @@ def close(result: Tensor, reference: Tensor) -> None:
 def test_one_each_names_every_form() -> None:
     assert tuple(ONE_EACH) == NAMES
     assert all(FORMS[name].function is getattr(functional, name) for name in NAMES)
-    others = """FORMS ConvFunction ConvGeometry Form conv3d_in_form conv3d_spanning conv3d_weight
-    temporal_rank winograd_weight"""
+    others = """FORMS ConvFunction ConvGeometry Form conv3d_in_form conv3d_packed conv3d_spanning
+    conv3d_weight temporal_rank winograd_weight"""
     assert {*NAMES, *others.split()} == set(functional.__all__)
     assert all(FORMS[name].function.__name__ == name for name in NAMES)
     assert all("Domain" in FORMS[name].function.__doc__ for name in NAMES[1:])

@@ -49,6 +49,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,7 @@ from fxtemporal.functional import flat, low_rank, taps, toeplitz, winograd
 from fxtemporal.functional.form import ConvFunction, Form
 from fxtemporal.functional.geometry import ConvGeometry, Padding, pad
 from fxtemporal.functional.low_rank import temporal_rank
+from fxtemporal.functional.packed import Weights, pack_each, pack_one
 from fxtemporal.functional.winograd import winograd_weight
 from fxtemporal.opaque import opaque
 
@@ -72,6 +74,7 @@ __all__ = [
     "conv3d_full_extent",
     "conv3d_in_form",
     "conv3d_low_rank",
+    "conv3d_packed",
     "conv3d_patchify",
     "conv3d_pointwise",
     "conv3d_spanning",
@@ -144,15 +147,22 @@ FORMS: Mapping[str, Form] = MappingProxyType(
             Form("conv3d_full_extent", flat.full_extent, flat.spans_all_frames),
             Form("conv3d_patchify", flat.patchify, flat.kernel_is_stride),
             Form("conv3d_channels_last_3d", _channels_last_3d, prepare=_last),
-            Form("conv3d_taps", taps.taps, prepare=taps.tap_weights),
-            Form("conv3d_stacked", taps.stacked, prepare=taps.stack_weight),
-            Form("conv3d_spread", taps.spread, taps.unstrided, taps.spread_weight),
+            Form("conv3d_taps", taps.taps, prepare=taps.tap_weights, pack=pack_each),
+            Form("conv3d_stacked", taps.stacked, prepare=taps.stack_weight, pack=pack_one),
+            Form(
+                "conv3d_spread",
+                taps.spread,
+                taps.unstrided,
+                taps.spread_weight,
+                pack=pack_one,
+            ),
             Form(
                 "conv3d_toeplitz",
                 toeplitz.toeplitz,
                 toeplitz.clip_within_reach,
                 toeplitz.toeplitz_weight,
                 fits=toeplitz.made_for,
+                pack=pack_one,
             ),
             *(
                 Form(
@@ -160,6 +170,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
                     winograd.winograd(m),
                     winograd.winograd_domain(m),
                     winograd.winograd_taps(m),
+                    pack=pack_each,
                 )
                 for m in (2, 3, 4)
             ),
@@ -204,7 +215,7 @@ def conv3d_in_form(
     groups: int = 1,
     padding_mode: str = "zeros",
     time_padding: Sequence[int] = (0, 0),
-    prepared: Tensor | None = None,
+    prepared: Weights | None = None,
 ) -> Tensor:
     """The form of that name where its domain holds this call, else :func:`conv3d`.
 
@@ -269,6 +280,14 @@ def conv3d_weight(
         if hidden or any(chosen.weight_blockers(weight, geometry)):
             return None
     return chosen.prepare(weight, geometry)
+
+
+def conv3d_packed(
+    prepared: Tensor | None, form: str, groups: int, **options: Any
+) -> Weights | None:
+    """What :func:`conv3d_weight` gave, laid out for this machine: to be kept, not to be traced."""
+    pack = FORMS[form].pack
+    return prepared if prepared is None or pack is None else pack(prepared, groups)
 
 
 @opaque

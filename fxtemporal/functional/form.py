@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Padding
+from fxtemporal.functional.packed import Weights
 from fxtemporal.opaque import opaque
 
 __all__ = ["ConvFunction", "Form", "anywhere", "as_it_is"]
@@ -43,7 +44,8 @@ class ConvFunction(Protocol):
 
 
 Blockers: TypeAlias = Callable[[ConvGeometry], Iterator[str]]
-Compute: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, ConvGeometry], Tensor]
+Compute: TypeAlias = Callable[[Tensor, Any, Tensor | None, ConvGeometry], Tensor]
+"""Given what the form's own ``prepare``, or ``pack``, made of the weight."""
 
 
 def anywhere(geometry: ConvGeometry) -> Iterator[str]:
@@ -74,6 +76,9 @@ class Form:
     costs time and cannot be traced, so it is asked when a form is chosen. ``prepare`` asks it too,
     and raises ValueError; so whoever prepares the weight anew because it has changed is safe.
 
+    ``pack(prepared, groups)`` brings a prepared weight to the layout in which this machine
+    computes. It is for a weight that is kept, and not for one in a graph.
+
     ``fits(prepared, geometry)`` is False where ``prepared`` was made for another T.
 
     ``compute`` is given a batched input, a prepared weight and a geometry that knows T, (H, W) and
@@ -85,7 +90,8 @@ class Form:
     blockers: Blockers = anywhere
     prepare: Callable[[Tensor, ConvGeometry], Tensor] = as_it_is
     weight_blockers: Callable[[Tensor, ConvGeometry], Iterator[str]] = _any_numbers
-    fits: Callable[[Tensor, ConvGeometry], bool] = _always
+    fits: Callable[[Any, ConvGeometry], bool] = _always
+    pack: Callable[[Tensor, int], Weights] | None = None
 
     @property
     def prepares(self) -> bool:
@@ -109,7 +115,7 @@ class Form:
         geometry.require_room()
 
     def run(
-        self, input: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
+        self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
         """The convolution of ``input``, (B, C, T, H, W) or (C, T, H, W), by a prepared weight.
 
@@ -124,7 +130,7 @@ class Form:
         return self._run(input, prepared, bias, geometry)
 
     def _run(
-        self, input: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
+        self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
         if input.dim() == 5:
             return self.compute(input, prepared, bias, geometry)

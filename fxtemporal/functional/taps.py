@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space, pad_time
+from fxtemporal.functional.packed import Weights, conv2d
 
 __all__ = [
     "Tap",
@@ -96,7 +97,7 @@ def tap_weights(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     return lay_out(weight.permute(2, 0, 1, 3, 4), geometry.groups)
 
 
-def taps(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+def taps(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """One conv2d a tap, and the shifted results added up.
 
     Domain: everything. Arguments, result and errors as for :func:`conv3d`.
@@ -126,7 +127,7 @@ def stack_weight(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     return lay_out(weight.transpose(1, 2).flatten(1, 2), geometry.groups)
 
 
-def stacked(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+def stacked(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """The frames that the taps meet, stacked as channels: one conv2d with kT times as many.
 
     Domain: everything. Arguments, result and errors as for :func:`conv3d`.
@@ -166,7 +167,7 @@ def unstrided(geometry: ConvGeometry) -> Iterator[str]:
         yield f"the temporal stride is {geometry.stride[0]}, not 1"
 
 
-def spread(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+def spread(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """What each frame gives to each tap, as channels: one conv2d with kT times as many outputs.
 
     Domain: temporal stride 1. Arguments, result and errors as for :func:`conv3d`.
@@ -200,11 +201,12 @@ def frames_last(x: Tensor) -> Tensor:
 
 
 def conv_frames(
-    frames: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, inside: Pair
+    frames: Tensor, weight: Weights, bias: Tensor | None, geometry: ConvGeometry, inside: Pair
 ) -> Tensor:
     """One conv2d on each frame: (B, T, C, H, W) -> (B, T, C_out, H', W'), padded by ``inside``."""
+    assert isinstance(weight, Tensor)
     pixels = frames.permute(0, 1, 3, 4, 2).contiguous()  # or a copy would not be channels_last
-    out = F.conv2d(
+    out = conv2d(
         pixels.flatten(0, 1).permute(0, 3, 1, 2),
         weight,
         bias,

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, pad_space
+from fxtemporal.functional.packed import conv2d
 from fxtemporal.functional.taps import lay_out
 
 __all__ = ["clip_within_reach", "made_for", "toeplitz", "toeplitz_weight"]
@@ -86,7 +87,7 @@ def toeplitz(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
             f"conv3d_toeplitz: the prepared weight {tuple(prepared.shape)} is for another number "
             f"of frames than the {geometry.frames} of this clip; prepare it for that number"
         )
-    out = F.conv2d(
+    out = conv2d(
         x.flatten(1, 2).contiguous(memory_format=torch.channels_last),
         prepared,
         None if bias is None else bias.repeat_interleave(geometry.out_frames),

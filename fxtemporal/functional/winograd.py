@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space, pad_time
+from fxtemporal.functional.packed import Weights
 from fxtemporal.functional.taps import conv_frames, frames_last, lay_out
 
 __all__ = ["winograd", "winograd_domain", "winograd_taps", "winograd_weight"]
@@ -221,10 +222,12 @@ def winograd_taps(m: int) -> Callable[[Tensor, ConvGeometry], Tensor]:
 # ------------------------------------------------------------------------------ the computing
 
 
-def winograd(m: int) -> Callable[[Tensor, Tensor, Tensor | None, ConvGeometry], Tensor]:
+def winograd(m: int) -> Callable[[Tensor, Weights, Tensor | None, ConvGeometry], Tensor]:
     """F(m, kT) as what a :class:`Form` computes."""
 
-    def compute(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+    def compute(
+        x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
+    ) -> Tensor:
         return _winograd(m, x, prepared, bias, geometry)
 
     compute.__doc__ = f"""Temporal Winograd convolution, {m} frames of the result at a time.
@@ -249,7 +252,7 @@ def winograd(m: int) -> Callable[[Tensor, Tensor, Tensor | None, ConvGeometry], 
 
 
 def _winograd(
-    m: int, x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
+    m: int, x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
     """The clip as (tile, frame of a tile, lane): one of n interleaved clips, or one phase."""
     x, (before, _), inside = pad_space(frames_last(x), geometry)
@@ -276,7 +279,7 @@ def _tiled(
     r: int,
     tiles: int,
     x: Tensor,
-    taps: Tensor,
+    taps: Weights,
     bias: Tensor | None,
     geometry: ConvGeometry,
     inside: Pair,

@@ -32,6 +32,7 @@ from fxtemporal.functional import (
     FORMS,
     ConvGeometry,
     conv3d_in_form,
+    conv3d_packed,
     conv3d_spanning,
     conv3d_weight,
 )
@@ -182,7 +183,9 @@ class Conv3dForms(Rule[Conv3dSite]):
             options = {name: args[name] for name in _ARGUMENTS}
             options |= {"time_padding": geometry.time_padding, "frames": geometry.frames}
             options |= {"form": choice.form, "size": geometry.size}
-            kwargs["prepared"] = prepare(program, conv3d_weight, (weight,), **options)
+            kwargs["prepared"] = prepare(
+                program, conv3d_weight, (weight,), conv3d_packed, **options
+            )
         call = (choice.form, source, weight, bias, *rest)
         new = graph.call_function(conv3d_in_form, call, kwargs)
         if choice.layout == LAST:

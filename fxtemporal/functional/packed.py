@@ -1,0 +1,79 @@
+"""Weights of conv2d in the layout that oneDNN computes in.
+
+On a CPU every conv2d brings its weight to a blocked layout of oneDNN's first. Where the weight is
+large and the frames are few, as in the last layers of a network, that takes as long as the
+convolution. A prepared weight can be brought there once: it then is an opaque tensor
+(``weight.is_mkldnn``), which only :func:`conv2d` here can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Weights", "conv2d", "pack_each", "pack_one"]
+
+Weights: TypeAlias = Tensor | Sequence[Tensor]
+"""A prepared weight: of one conv2d, or of several, along dimension 0 or in a tuple."""
+
+_LEAST = 2**18
+"""Entries from which bringing a weight to its layout takes a time that counts."""
+
+
+def pack_each(weights: Tensor, groups: int) -> Weights:
+    """(N, C_out, C/groups, kH, kW): the weights of N conv2d, each packed if that pays."""
+    return tuple(map(_pack, weights)) if _pays(weights[0], groups) else weights
+
+
+def pack_one(weight: Tensor, groups: int) -> Weights:
+    """(C_out, C/groups, kH, kW), packed if that pays."""
+    return _pack(weight) if _pays(weight, groups) else weight
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """``F.conv2d``, whose weight may be packed.
+
+    A packed weight is unpacked where a gradient is to reach the input, and where the input is not
+    what the weight was packed for: autocast, another dtype, an empty batch.
+    """
+    if not weight.is_mkldnn:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    differentiated = torch.is_grad_enabled() and (
+        input.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    cast = torch.is_autocast_enabled("cpu") or input.dtype != weight.dtype
+    if differentiated or cast or input.numel() == 0:
+        return F.conv2d(input, weight.to_dense(), bias, stride, padding, dilation, groups)
+    sizes = (list(padding), list(stride), list(dilation))
+    run = torch.ops.mkldnn._convolution_pointwise
+    result: Tensor = run(input, weight, bias, *sizes, groups, "none", [], "")
+    return result
+
+
+def _pays(weight: Tensor, groups: int) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and groups == 1
+        and weight.numel() >= _LEAST
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
+
+
+def _pack(weight: Tensor) -> Tensor:
+    reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
+    return reorder(weight.to_mkldnn(), [0, 0], [1, 1], [1, 1], 1)
