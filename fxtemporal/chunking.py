@@ -156,17 +156,27 @@ class Chooser:
     # what is fastest
 
     def _tuned(self, best: Choice) -> Choice:
-        """The fastest number of chunks for each region, one region after the other."""
+        """The fastest number of chunks for each region, the largest first.
+
+        Once a region gains nothing, the smaller ones are left as they are.
+        """
         if not best.chunks:
             return best
         whole = replace(best, program=self.build(best.left))
         regions = {region.key: region for region in regions_of(whole.program)}
+        held = {key: _bytes(whole.program, regions[key]) for key in best.chunks}
         why = dict(best.why)
-        for key in best.chunks:
-            wanted = _bytes(whole.program, regions[key]) / LARGE  # each as large as the cache
+        lost = None
+        for key in sorted(held, key=lambda key: -held[key]):
+            if lost is not None:
+                if best.chunks[key] == 1:
+                    why[key] = lost
+                continue
+            wanted = held[key] / LARGE  # each as large as the cache
             least = max(best.chunks[key] + 1, min(wanted, regions[key].frames))
             counts = [count for count in _counts(regions[key]) if count >= least]
             times: dict[str, float] = {}
+            before = best
             while counts and time.perf_counter() < self.deadline:
                 fewest, tried, counts = best, counts[:_AT_ONCE], counts[_AT_ONCE:]
                 trials = [self._with(whole, {**best.chunks, key: count}) for count in tried]
@@ -180,6 +190,9 @@ class Chooser:
                     break
             if best.chunks[key] == 1:
                 why[key] = _in_one_piece(times)
+            if best is before:
+                text = "a larger one was no faster in more chunks"
+                lost = Reason(Code.NOT_FASTER, f"it runs in one piece: {text}")
         return replace(best, why=why)
 
     def _fewest(self, times: Mapping[str, float]) -> str:

@@ -112,6 +112,21 @@ def _one_by_one(op: Op) -> bool:
     return op.name == "split" and op.args["sizes"] == 1
 
 
+def _sizes_read(check: fx.Node) -> set[fx.Node] | None:
+    """All that ``check`` is computed from, but the inputs; None where that is more than sizes."""
+    chain: set[fx.Node] = set()
+    pending = list(check.all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder" or node in chain:
+            continue
+        if not isinstance(node.meta.get("val"), int | torch.Size):
+            return None
+        chain.add(node)
+        pending.extend(node.all_input_nodes)
+    return chain
+
+
 def _varying(op: Op) -> Any:
     """The one operand of a sum or difference of numbers that is computed; None for two of them."""
     computed = [op.args[k] for k in ("input", "other") if isinstance(op.args[k], fx.Node)]
@@ -220,16 +235,8 @@ class Program:
             return
         last = placeholders[-1]
         for check in [node for node in self.graph.nodes if node.target is expect]:
-            chain: list[fx.Node] = []
-            pending = list(check.all_input_nodes)
-            while pending:
-                node = pending.pop()
-                if node.op == "placeholder" or node in chain:
-                    continue
-                chain.append(node)
-                pending.extend(node.all_input_nodes)
-            numbers = all(isinstance(n.meta.get("val"), int | torch.Size) for n in chain)
-            if numbers and last < check:
+            chain = _sizes_read(check)
+            if chain is not None and last < check:
                 for node in (*sorted(chain), check):
                     if last < node:
                         last.append(node)

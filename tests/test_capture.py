@@ -1679,3 +1679,19 @@ def test_what_the_exporter_captured_keeps_names_and_parameters(forward: Forward)
     assert all(parameters[name] is p for name, p in model.named_parameters())
     assert program.gm.state_dict().keys() == model.state_dict().keys()
     assert all(m.training == model.training for m in program.gm.modules())
+
+
+class Residuals(nn.Module):
+    """Sixty additions in a row, and a question about the last one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(60):
+            x = x + torch.relu(x)
+        return x.flatten() if len(x.shape) > 2 else x
+
+
+def test_a_specialization_of_a_deep_residual_network_is_said_in_few_words() -> None:
+    program = capture(Residuals(), (torch.ones(2, 3, 4),))
+    texts = [str(fixed) for fixed in program.specializations]
+    assert texts
+    assert max(map(len, texts)) < 1000

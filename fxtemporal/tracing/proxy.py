@@ -171,14 +171,20 @@ for _name in (
     _write_in_place(_name)
 
 
-def expression(node: fx.Node) -> str:
-    """``node`` as the user would write it: ``x.size(1)``, ``x.shape[1] // 2``."""
+def expression(node: fx.Node, levels: int = 5) -> str:
+    """``node`` as the user would write it: ``x.size(1)``, ``x.shape[1] // 2``.
+
+    What lies more than so many levels below is called by its name in the graph: a residual network
+    would be written out twice for each of its additions.
+    """
 
     def text(argument: Any) -> str:
-        return expression(argument) if isinstance(argument, fx.Node) else repr(argument)
+        return expression(argument, levels - 1) if isinstance(argument, fx.Node) else repr(argument)
 
     if node.op in ("placeholder", "get_attr"):
         return str(node.target).lstrip("*")
+    if levels == 0:
+        return node.name
     arguments = [text(argument) for argument in node.args]
     if node.op == "call_method" and arguments:
         return f"{arguments[0]}.{node.target}({', '.join(arguments[1:])})"
