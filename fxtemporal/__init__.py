@@ -15,6 +15,7 @@ with warnings.catch_warnings():  # torch warns where NumPy is not installed; not
     import torch as _torch  # noqa: F401
 
 from fxtemporal.api import audit, optimize, report
+from fxtemporal.converting import convert_to_2plus1d, from_torchvision_r2plus1d
 from fxtemporal.errors import (
     CaptureError,
     FxTemporalError,
@@ -23,8 +24,8 @@ from fxtemporal.errors import (
     SpecializationError,
     VerificationError,
 )
+from fxtemporal.factorization.settings import Factorize
 from fxtemporal.freezing import Memory
-from fxtemporal.passes.factorize_2plus1d import Factorize
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark
 from fxtemporal.specializations import Specialization
@@ -51,6 +52,8 @@ __all__ = [
     "VerificationError",
     "__version__",
     "audit",
+    "convert_to_2plus1d",
+    "from_torchvision_r2plus1d",
     "optimize",
     "report",
 ]

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from fxtemporal.capture import Model, capture, check_arguments, example_of
 from fxtemporal.errors import FxTemporalError, PassError
+from fxtemporal.factorization.settings import Factorize
 from fxtemporal.passes import DEFAULT_PASSES
-from fxtemporal.passes.factorize_2plus1d import Factorize
 from fxtemporal.pipeline import run_rules
 from fxtemporal.report import Report
 from fxtemporal.rules import Rule
@@ -55,7 +55,8 @@ def optimize(
         passes: names of rules, or rules, in the order to run them; default: all exact ones. Lossy
             rules run first: ``TimeDistribute(allow=["training-batchnorm"])`` also re-rolls loops in
             which a normalization is in training mode, and says in its docstring what that changes.
-        factorize: settings of the lossy (2+1)D factorization; default: none is done.
+        factorize: settings of the lossy (2+1)D factorization, :class:`fxtemporal.Factorize`;
+            default: none is done.
         tune: ``"measure"`` keeps what measures faster (the default with example inputs),
             ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure, and how
             much memory a call may hold.
@@ -80,7 +81,7 @@ def optimize(
     tuning = _tuning(tune, example)
     with _progress(progress) as tick:
         tick("capturing")
-        run = Run(model, example, rules, factorize, verify and example is not None)
+        run = Run(model, example, rules, factorize, verify and example is not None, tick)
         start = time.perf_counter()
         races = None if tuning is None else run.races(tuning)
         if races is not None:
@@ -97,7 +98,7 @@ def optimize(
         outcome, comparison = run.freed(outcome, comparison)
     settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}
     if factorize is not None:
-        settings["factorize"] = vars(factorize)
+        settings["factorize"] = factorize.to_dict()
     if freeze:
         settings["freeze"] = True
     return run.finish(outcome, comparison, timing, settings)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import pickle
 import shutil
 import sys
 import textwrap
@@ -34,7 +35,7 @@ from fxtemporal.errors import (
 from fxtemporal.locate import UsageError, line_of, load, nearest
 
 if TYPE_CHECKING:
-    from fxtemporal.passes.factorize_2plus1d import Factorize
+    from fxtemporal.factorization.settings import Factorize
     from fxtemporal.report import Report
     from fxtemporal.tuning import Tune
 
@@ -165,10 +166,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     optimize.add_argument(
         "--factorize",
-        type=_rank,
-        metavar="RANK",
+        type=_cut,
+        metavar="RANK|KIND=SHARE",
         help="also factorize Conv3d as (2+1)D, which is lossy: 'paper', a whole number, or a "
-        "fraction of full rank such as 0.25",
+        "fraction of full rank such as 0.25; or flops=0.5, params=0.5 or latency=0.5 of the model "
+        "shared out between its layers; or energy=0.9 or error=0.1 for each layer",
+    )
+    optimize.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="with --factorize: a .pt file with a tensor of example inputs, (N, ...), or a list of "
+        "inputs of the model; the factors then minimise the error on these",
     )
     optimize.add_argument(
         "--no-verify", action="store_true", help="do not compare the result with the model"
@@ -215,13 +224,20 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _rank(text: str) -> int | float | str:
-    if text == "paper":
-        return text
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            return number(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: write paper, a whole number or a fraction")
+def _cut(text: str) -> dict[str, int | float | str]:
+    """What ``--factorize`` asks for, as an argument of Factorize."""
+    kind, equals, value = text.partition("=")
+    kind, value = (kind, value) if equals else ("rank", text)
+    if kind in ("rank", "flops", "params", "latency", "energy", "error"):
+        if (kind, value) == ("rank", "paper"):
+            return {kind: value}
+        for number in (int, float) if kind == "rank" else (float,):
+            with contextlib.suppress(ValueError):
+                return {kind: number(value)}
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: write paper, a whole number or a fraction; or flops=, params=, latency=, "
+        "energy= or error= and a number"
+    )
 
 
 # -- the commands ----------------------------------------------------------------------------------
@@ -254,8 +270,8 @@ def _optimize(options: argparse.Namespace) -> int:
         from fxtemporal.capture import example_of
         from fxtemporal.lowering.exported import save_exported
 
-        factorize = _factorize(options.factorize)
         tune = _tune(options)
+        factorize = _factorize(options)
         model = load(options.model)
         example = example_of(model, _inputs(options), None)
         if example is None:
@@ -313,10 +329,38 @@ def _check_output(path: Path) -> None:
         raise UsageError(f"--output {path}: give a file in a folder that exists")
 
 
-def _factorize(rank: int | float | str | None) -> Factorize | None:
-    from fxtemporal.passes.factorize_2plus1d import Factorize
+def _factorize(options: argparse.Namespace) -> Factorize | None:
+    from fxtemporal.factorization.settings import Factorize
 
-    return None if rank is None else Factorize(rank=rank)  # type: ignore[arg-type]
+    if options.factorize is None:
+        if options.calibration is not None:
+            raise UsageError("--calibration is of use with --factorize alone")
+        return None
+    return Factorize(**options.factorize, calibration=_calibration(options))
+
+
+_CLIPS = 8
+"""Of a tensor of calibration data, as many run at a time."""
+
+
+def _calibration(options: argparse.Namespace) -> list[Any] | None:
+    if options.calibration is None:
+        return None
+    import torch
+
+    path = options.calibration
+    try:
+        data = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"--calibration {path}: it cannot be read: {reason}") from error
+    if isinstance(data, torch.Tensor):
+        return list(torch.split(data, _CLIPS)) if data.dim() else [data]
+    if not isinstance(data, list):
+        raise UsageError(
+            f"--calibration {path}: save a tensor or a list, not {type(data).__name__}"
+        )
+    return data
 
 
 def _tune(options: argparse.Namespace) -> Tune | Literal["measure", "static"] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tabulate import tabulate
 
+from fxtemporal.errors import FxTemporalError
 from fxtemporal.freezing import Memory
+from fxtemporal.plotting import draw
 from fxtemporal.rules import Remark
 from fxtemporal.specializations import Specialization
 from fxtemporal.tuning import Timing
@@ -25,7 +28,8 @@ class Report:
     would be. ``frontend`` says what captured the model (``"fx"``, ``"export"``, ``"given"``) and
     ``note`` why the tracer did not. ``comparison`` and ``timing`` (of the whole network) are None
     where nothing was run, and ``memory`` where nothing was made. ``settings`` is what the choices
-    were made with.
+    were made with. ``curve`` has, of a factorization with a budget, what could be left of the
+    budgeted quantity, as a share, and the error of the output that was predicted for each.
     """
 
     mode: Literal["optimize", "audit"]
@@ -37,6 +41,52 @@ class Report:
     note: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     memory: Memory | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def factorized(self) -> tuple[Remark, ...]:
+        """The layers that were factorized, in graph order."""
+        applied = self.by_status("applied")
+        return tuple(remark for remark in applied if remark.rule == "factorize-2plus1d")
+
+    def factorization(self) -> str:
+        """A table of the factorized layers: ranks, what they cost, and how far they are off."""
+        rows = []
+        for remark in self.factorized:
+            detail = remark.detail
+            before = detail.get("flops_before")
+            off = detail.get("output_error")
+            rows.append(
+                [
+                    remark.target,
+                    detail["order"],
+                    f"{detail['rank']} of {detail['full_rank']}",
+                    detail["parameters"],
+                    ""
+                    if before is None
+                    else f"{before / 1e6:.1f} → {detail['flops_after'] / 1e6:.1f}",
+                    "0 (exact)" if detail.get("exact") else f"{detail['weight_error']:.3f}",
+                    "" if off is None else f"{off:.3f}",
+                ]
+            )
+        headers = ["layer", "order", "rank", "weights", "MFLOP", "weight error", "output error"]
+        return tabulate(rows, headers, disable_numparse=True)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the predicted error of the output against what is left of the budgeted quantity.
+
+        Args:
+            path: a ``.png`` or ``.svg`` file.
+
+        Raises:
+            FxTemporalError: the report has no such curve, or Matplotlib is not installed.
+        """
+        if not self.curve:
+            raise FxTemporalError(
+                "this report has no curve to plot: factorize with a budget, Factorize(flops=...), "
+                "Factorize(params=...) or Factorize(latency=...)"
+            )
+        draw(self.curve, self.settings["factorize"], path)
 
     def by_status(self, status: str) -> tuple[Remark, ...]:
         return tuple(remark for remark in self.remarks if remark.status == status)
@@ -52,6 +102,7 @@ class Report:
             "comparison": None if self.comparison is None else self.comparison.to_dict(),
             "timing": None if self.timing is None else self.timing.to_dict(),
             "memory": None if self.memory is None else self.memory.to_dict(),
+            "curve": [list(point) for point in self.curve],
         }
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -77,6 +128,8 @@ class Report:
             own = self.comparison.original_error
             beside = f" (the original's own: {own:.1e})" if own is not None else ""
             lines.append(f"Relative error: {self.comparison.relative_error:.1e}{beside}.")
+        if self.factorized:
+            lines += ["", self.factorization(), ""]
         if self.memory is not None and self.memory.frozen != self.memory.original:
             lines.append(f"Memory: {self.memory}.")
         if self.frontend == "export" and self.note:

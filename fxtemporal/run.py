@@ -6,7 +6,7 @@ skip, and why; which form each Conv3d is to get; in how many chunks folded frame
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +22,14 @@ from fxtemporal.capture import Model, capture
 from fxtemporal.choosing import FormChooser
 from fxtemporal.chunking import Choice, Chooser, sized
 from fxtemporal.errors import CaptureError, VerificationError
+from fxtemporal.factorization.planning import plan
+from fxtemporal.factorization.settings import Factorize
 from fxtemporal.free_frames import freed, trip_counts
 from fxtemporal.freezing import freeze, memory
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.passes.factorize_2plus1d import Factorize, Factorize2Plus1d
+from fxtemporal.passes.factorize_2plus1d import Factorize2Plus1d
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.merge_convolutions import MergeConvolutions
@@ -60,12 +62,14 @@ class Run:
     rules: tuple[Rule[Any], ...]
     factorize: Factorize | None
     verify: bool
+    tick: Callable[[str], None]
     skips: dict[Key, Skip] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         args, kwargs = self.example or (None, None)
         self.captured = capture(self.model, args, kwargs)
         self.lossy: tuple[tuple[Key, Remark], ...] = ()
+        self.curve: tuple[tuple[float, float], ...] = ()
         self.changed = False  # by a lossy rule: what follows is compared with what it left
         self.verifier: Verifier | None = None
         if self.captured.doubt is not None and not self.verify:
@@ -83,7 +87,9 @@ class Run:
                     self._refuse_unless_equal(verifier.compare(self.captured.gm))
         lossy = tuple(rule for rule in self.rules if not rule.exact)
         if self.factorize is not None:
-            lossy = (*lossy, Factorize2Plus1d(self.factorize))
+            planned = plan(self.captured, self.factorize, self.example, self.tick)
+            self.curve = planned.curve
+            lossy = (*lossy, Factorize2Plus1d(planned))
         if lossy:
             self._check_capture()
             outcome = run_rules(self.captured, lossy)
@@ -252,7 +258,8 @@ class Run:
             only = frozenset(key for name in names for key in groups[name])
             return run_rules(self.captured, self.rules, self.skips, only).program.gm
 
-        sure = frozenset(g for g in groups if g == Conv3dForms.name)
+        compiled = races.tune.target != "eager"  # for each race anew, which takes long
+        sure = frozenset(g for g in groups if compiled or g == Conv3dForms.name)
         lost, timing = worth_keeping(list(groups), build, races, tick, sure)
         races.cache.save()
         if not lost:
@@ -409,6 +416,7 @@ class Run:
             note=self.captured.note,
             settings=settings,
             memory=used,
+            curve=self.curve,
         )
         return gm
 

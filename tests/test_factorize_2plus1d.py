@@ -251,9 +251,14 @@ def test_a_factor_already(kernel: Any) -> None:
     torch.testing.assert_close(result(clip()), model(clip()), rtol=1e-12, atol=1e-12)
 
 
-def test_groups_are_refused() -> None:
-    result = factorized(nn.Sequential(dense(groups=2)), 0.5)
-    assert codes(result) == [Code.NOTHING_SAVED]
+def test_groups_share_the_rank() -> None:
+    model = nn.Sequential(dense(groups=2))
+    result = factorized(model, 0.5)
+    assert remark(result).status == "applied"
+    assert (remark(result).detail["rank"], remark(result).detail["full_rank"]) == (8, 18)
+    full = factorized(model, 1.0)
+    torch.testing.assert_close(full(clip(3, 8)), model(clip(3, 8)), rtol=1e-11, atol=1e-11)
+    assert codes(factorized(model, 7)) == [Code.RANK_OUT_OF_RANGE]
 
 
 def test_a_rank_above_the_full_one_is_refused() -> None:

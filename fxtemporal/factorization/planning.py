@@ -1,0 +1,492 @@
+"""From what was asked for to the factors of each layer.
+
+::
+
+    curves of all layers  →  a rank and an order for each  →  factors, one layer after the other,
+    each fitted to what it will really be given, and to what the layer gave in the original network
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxtemporal.errors import PassError
+from fxtemporal.factorization.factors import Decomposition, build, decomposed, product
+from fxtemporal.factorization.layers import ORDERS, Layer, Order, layers_of, put_in
+from fxtemporal.factorization.moments import Regression, SecondMoment
+from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
+from fxtemporal.factorization.recording import Arguments, Data, record
+from fxtemporal.factorization.settings import Factorize
+from fxtemporal.factorization.timing import milliseconds
+from fxtemporal.graph import Program
+from fxtemporal.nn import Conv2Plus1d, paper_rank
+from fxtemporal.rules import Code, Reason
+
+__all__ = ["LayerPlan", "Plan", "plan"]
+
+Tick = Callable[[str], None]
+
+_BYTES = 2**30
+"""Of second moments that are summed up in one pass over the data."""
+
+_STEPS = 64
+"""Ranks that are considered for a layer and an order; all of them where there are fewer."""
+
+_TIMED = (0.08, 0.15, 0.25, 0.4, 0.6)
+"""Shares of the full rank whose time is measured."""
+
+_PROBE = 0.3
+"""The error of a layer at which its influence on the output is measured."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer: its factors, or why it is left."""
+
+    factors: Conv2Plus1d | None
+    reasons: tuple[Reason, ...] = ()
+    error: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every layer by the name of its weight; and what every other budget would have cost.
+
+    ``curve`` has pairs (what is left of the budgeted quantity, predicted error of the output).
+    """
+
+    layers: Mapping[str, LayerPlan]
+    curve: tuple[tuple[float, float], ...] = ()
+
+
+def plan(program: Program, settings: Factorize, example: Arguments | None, tick: Tick) -> Plan:
+    """Choose, and compute, the factors of every Conv3d of ``program``.
+
+    Raises:
+        PassError: the budget cannot be met, or the calibration data is no input of the model.
+    """
+    return _Planner(program, settings, example, tick).plan()
+
+
+class _Planner:
+    def __init__(
+        self, program: Program, settings: Factorize, example: Arguments | None, tick: Tick
+    ) -> None:
+        self.program = program
+        self.settings = settings
+        self.example = example
+        self.tick = tick
+        self.data: Data | None = None
+        if settings.calibration is not None:
+            if example is None:
+                raise PassError("Factorize: calibration needs example inputs as well; give them")
+            self.data = Data(settings.calibration, example)
+        self.layers = layers_of(program)
+        self.left: dict[str, LayerPlan] = {}
+        self.open: list[Layer] = []
+        for layer in self.layers:
+            reasons = tuple(layer.blockers(program))
+            if reasons:
+                if layer.geometry is not None and (rank := self._rank_reason(layer)) is not None:
+                    reasons = (*reasons, rank)
+                self.left[layer.name] = LayerPlan(None, reasons, detail=self._described(layer))
+            elif (error := self._unusable(layer)) is not None:
+                self.left[layer.name] = LayerPlan(None, (), error, self._described(layer))
+            else:
+                self.open.append(layer)
+
+    def plan(self) -> Plan:
+        if not self.open:
+            return Plan(self.left)
+        decompositions = self._decompositions()
+        curve: tuple[tuple[float, float], ...] = ()
+        if self.settings.budget is not None:
+            chosen, curve = self._shared_out(decompositions)
+        else:
+            chosen = self._each_by_itself(decompositions)
+        factors = self._fitted(chosen, decompositions)
+        return Plan({**self.left, **factors}, curve)
+
+    @staticmethod
+    def _described(layer: Layer) -> dict[str, Any]:
+        if layer.geometry is None:
+            return {}
+        return {"kernel": layer.kernel, "full_rank": layer.full_rank(ORDERS[0])}
+
+    # what each layer loses
+
+    def _decompositions(self) -> dict[str, dict[Order, Decomposition]]:
+        """Of each layer in both orders; weighted by what it sees, where there is data."""
+        found: dict[str, dict[Order, Decomposition]] = {layer.name: {} for layer in self.open}
+        wanted = [(layer, order) for layer in self.open for order in ORDERS]
+        while wanted:
+            batch: list[tuple[Layer, Order]] = []
+            size = 0
+            while wanted and (not batch or size + _moment_bytes(*wanted[0]) <= _BYTES):
+                size += _moment_bytes(*wanted[0])
+                batch.append(wanted.pop(0))
+            moments = self._moments(batch)
+            for layer, order in batch:
+                self.tick(f"decomposing {layer.path}")
+                assert layer.geometry is not None
+                weight = self._weight(layer)
+                moment = moments.get((layer.name, order))
+                found[layer.name][order] = decomposed(weight, layer.geometry.groups, order, moment)
+        return found
+
+    def _weight(self, layer: Layer) -> Tensor:
+        return layer.weight(self.program)
+
+    def _unusable(self, layer: Layer) -> str | None:
+        """Why there are no numbers to factorize."""
+        weight = self._weight(layer)
+        if weight.is_meta:
+            return f"{layer.name} is on the meta device and has no values"
+        return None if bool(torch.isfinite(weight).all()) else f"{layer.name} is not finite"
+
+    def _moments(
+        self, wanted: Sequence[tuple[Layer, Order]], program: Program | None = None
+    ) -> dict[tuple[str, Order], Tensor]:
+        if self.data is None:
+            return {}
+        program = program or self.program
+        calls = {layer.name: layer.nodes for layer in layers_of(program)}
+        sums = {}
+        for layer, order in wanted:
+            assert layer.geometry is not None
+            sums[layer.name, order] = SecondMoment(layer.geometry, order)
+        for number, arguments in enumerate(self.data, 1):
+            self.tick(f"what layers see, batch {number}")
+            watched = {
+                node: _each([moment for (name, _), moment in sums.items() if name == layer])
+                for layer in {layer.name for layer, _ in wanted}
+                for node in calls[layer]
+            }
+            record(program, arguments, watched)
+        return {key: moment.sum for key, moment in sums.items() if moment.sum is not None}
+
+    # how far to cut
+
+    def _each_by_itself(
+        self, decompositions: Mapping[str, Mapping[Order, Decomposition]]
+    ) -> dict[str, Point]:
+        chosen = {}
+        for layer in self.open:
+            point, reason = self._point(layer, decompositions[layer.name])
+            if reason is not None:
+                self.left[layer.name] = LayerPlan(None, (reason,), detail=self._described(layer))
+            else:
+                assert point is not None
+                chosen[layer.name] = point
+        return chosen
+
+    def _point(
+        self, layer: Layer, found: Mapping[Order, Decomposition]
+    ) -> tuple[Point | None, Reason | None]:
+        rank, g = self.settings.rank, layer.geometry
+        assert g is not None
+        if rank is not None:
+            if (reason := self._rank_reason(layer)) is not None:
+                return None, reason
+            order, full = ORDERS[0], layer.full_rank(ORDERS[0])
+            if rank == "paper":
+                rank = paper_rank(g.in_channels, g.out_channels, g.kernel, groups=g.groups)
+            elif isinstance(rank, float):
+                rank = g.groups * max(1, round(rank * full / g.groups))
+            return Point(0.0, found[order].error(rank), rank, order), None
+        if self.settings.error is not None:
+            bound = self.settings.error
+        else:
+            assert self.settings.energy is not None
+            bound = (1 - self.settings.energy) ** 0.5
+        points = self._points(layer, found, step=1)
+        enough = [p for p in points if p.rank is not None and p.loss <= bound**2]
+        best = min(enough, key=lambda p: (p.cost, p.loss), default=None)
+        whole = self._cost(layer, None, ORDERS[0])
+        if best is None or best.cost >= whole:
+            text = f"two factors with an error of at most {bound:.3g} cost more than the layer"
+            return None, Reason(Code.NOTHING_SAVED, text)
+        return best, None
+
+    def _rank_reason(self, layer: Layer) -> Reason | None:
+        """Why the layer cannot have the rank that was asked for."""
+        rank, g, full = self.settings.rank, layer.geometry, layer.full_rank(ORDERS[0])
+        assert g is not None
+        if not isinstance(rank, int):
+            return None
+        if rank > full:
+            text = f"rank {rank} was asked for, and the kernel has {full} at most"
+            return Reason(Code.RANK_OUT_OF_RANGE, text)
+        if rank % g.groups:
+            text = f"rank {rank} was asked for, which its {g.groups} groups cannot share"
+            return Reason(Code.RANK_OUT_OF_RANGE, text)
+        return None
+
+    def _cost(self, layer: Layer, rank: int | None, order: Order) -> float:
+        if self.settings.budget is not None and self.settings.budget[0] == "params":
+            return layer.parameters(rank, order)
+        return layer.flops(rank, order) or layer.parameters(rank, order)
+
+    def _points(
+        self, layer: Layer, found: Mapping[Order, Decomposition], step: int | None = None
+    ) -> list[Point]:
+        """Squared relative errors, and costs, of the ranks that are considered."""
+        g = layer.geometry
+        assert g is not None
+        if self.settings.budget is not None and self.settings.budget[0] == "latency":
+            return self._timed_points(layer, found)
+        points = [Point(self._cost(layer, None, ORDERS[0]), 0.0)]
+        for order, decomposition in found.items():
+            errors = decomposition.errors()
+            full = len(errors) - 1
+            every = step or max(1, full // _STEPS)
+            for kept in sorted({*range(every, full + 1, every), full}):
+                rank = kept * g.groups
+                cost = self._cost(layer, rank, order)
+                points.append(Point(cost, errors[kept] ** 2, rank, order))
+        return points
+
+    def _timed_points(self, layer: Layer, found: Mapping[Order, Decomposition]) -> list[Point]:
+        g = layer.geometry
+        assert g is not None
+        if self.example is None:
+            raise PassError("Factorize: latency=... needs example inputs; give them")
+        self.tick(f"timing {layer.path}")
+        wanted = [
+            (decomposition, kept)
+            for decomposition in found.values()
+            for kept in sorted({max(1, round(f * len(decomposition.energy))) for f in _TIMED})
+        ]
+        times = milliseconds(layer, self._weight(layer), wanted)
+        points = [Point(times[None], 0.0)]
+        for decomposition, kept in wanted:
+            rank, order = kept * g.groups, decomposition.order
+            loss = decomposition.error(rank) ** 2
+            points.append(Point(times[order, rank], loss, rank, order))
+        return points
+
+    def _shared_out(
+        self, decompositions: Mapping[str, Mapping[Order, Decomposition]]
+    ) -> tuple[dict[str, Point], tuple[tuple[float, float], ...]]:
+        assert self.settings.budget is not None
+        kind, share = self.settings.budget
+        influence = self._influences(decompositions)
+        curves = []
+        for layer in self.open:
+            points = self._points(layer, decompositions[layer.name])
+            weight = influence.get(layer.name, 1.0)
+            weighted = [replace(point, loss=point.loss * weight) for point in points]
+            curves.append(Curve.of(layer.name, weighted))
+        total = self._total(kind) or sum(curve.points[0].cost for curve in curves)
+        rest = total - sum(curve.points[0].cost for curve in curves)
+        chosen = allocate(curves, share * total - rest)
+        steps = [((cost + rest) / total, max(loss, 0.0) ** 0.5) for cost, loss in frontier(curves)]
+        if chosen is None:
+            raise PassError(
+                f"Factorize: {kind}={share} cannot be met: with one channel between the factors of "
+                f"each Conv3d, {steps[-1][0]:.3f} of the model's {kind} are left"
+            )
+        kept = {}
+        for layer in self.open:
+            point = chosen[layer.name]
+            if point.rank is None:
+                text = f"within the {kind} that may be left, the layer is best kept as it is"
+                reason = Reason(Code.NOTHING_SAVED, text)
+                self.left[layer.name] = LayerPlan(None, (reason,), detail=self._described(layer))
+            else:
+                kept[layer.name] = point
+        return kept, tuple(steps)
+
+    def _total(self, kind: str) -> float:
+        """What the whole model has of it."""
+        if kind == "latency":  # that of the layers
+            return 0.0
+        if kind == "params":
+            return float(sum(p.numel() for p in self.program.gm.parameters()))
+        if self.example is None:
+            raise PassError(f"Factorize: {kind}=... needs example inputs; give them")
+        counter = FlopCounterMode(display=False)
+        args, kwargs = self.example
+        with torch.no_grad(), torch.random.fork_rng(), counter:
+            self.program.gm(*args, **kwargs)
+        return float(counter.get_total_flops())
+
+    def _influences(
+        self, decompositions: Mapping[str, Mapping[Order, Decomposition]]
+    ) -> dict[str, float]:
+        """What the output's squared error is, for a squared error of one of each layer's own.
+
+        Each layer by itself is cut so far that it is off by about ``_PROBE``, and the network run
+        on the first batch of data.
+        """
+        if self.data is None:
+            return {}
+        arguments = next(iter(self.data))
+        exact = _leaves(_run(self.program, arguments))
+        found = {}
+        for layer in self.open:
+            self.tick(f"the influence of {layer.path}")
+            order = ORDERS[0]
+            decomposition = decompositions[layer.name][order]
+            errors = decomposition.errors()
+            kept = max(1, sum(error > _PROBE for error in errors))
+            kept = min(kept, len(errors) - 1)
+            if errors[kept] == 0:
+                continue
+            program = self.program.copy()
+            put_in(program, _named(program, layer.name), self._cut(layer, decomposition, kept))
+            program.refresh()
+            off = _leaves(_run(program, arguments))
+            error = sum(
+                float((a - b).double().square().sum()) for a, b in zip(off, exact, strict=True)
+            )
+            norm = sum(float(b.double().square().sum()) for b in exact)
+            found[layer.name] = error / max(norm, 1e-30) / errors[kept] ** 2
+        return found
+
+    # the factors
+
+    def _cut(self, layer: Layer, decomposition: Decomposition, kept: int) -> Conv2Plus1d:
+        assert layer.geometry is not None
+        right, left = decomposition.right[:, :kept], decomposition.left[..., :kept]
+        return build(
+            self.program.tensor(layer.name),
+            self._bias(layer),
+            layer.geometry,
+            decomposition.order,
+            right,
+            left,
+        )
+
+    def _bias(self, layer: Layer) -> Tensor | None:
+        assert layer.op is not None
+        bias = layer.op.args["bias"]
+        return None if bias is None else self.program.tensor(bias.name).detach()
+
+    def _fitted(
+        self,
+        chosen: Mapping[str, Point],
+        decompositions: Mapping[str, Mapping[Order, Decomposition]],
+    ) -> dict[str, LayerPlan]:
+        """The factors of each layer, in order, each for what those before it give now."""
+        working = self.program.copy()
+        found = {}
+        for layer in self.open:
+            if layer.name not in chosen:
+                continue
+            point = chosen[layer.name]
+            assert point.rank is not None
+            assert layer.geometry is not None
+            decomposition = decompositions[layer.name][point.order]
+            exact = point.rank >= decomposition.rank
+            output_error = None
+            if self.data is None or exact:
+                kept = point.rank // layer.geometry.groups
+                factors = self._cut(layer, decomposition, kept)
+            else:
+                factors, output_error = self._regressed(layer, point, working)
+            detail = self._detail(layer, point, factors, exact, output_error)
+            found[layer.name] = LayerPlan(factors, detail=detail)
+            put_in(working, _named(working, layer.name), factors)
+            working.refresh()
+        return found
+
+    def _regressed(self, layer: Layer, point: Point, working: Program) -> tuple[Conv2Plus1d, float]:
+        """Fitted to what the layer is given by now, and to what it gave."""
+        assert self.data is not None
+        assert point.rank is not None
+        geometry, order = layer.geometry, point.order
+        assert geometry is not None
+        self.tick(f"fitting {layer.path}")
+        moment = self._moments([(layer, order)], working)[layer.name, order]
+        kept = point.rank // geometry.groups
+        decomposition = decomposed(self._weight(layer), geometry.groups, order, moment)
+        factors = self._cut(layer, decomposition, kept)
+        first = factors.spatial if order == ORDERS[0] else factors.temporal
+        regression = Regression(geometry, order)
+        there, here = _named(self.program, layer.name), _named(working, layer.name)
+        for number, arguments in enumerate(self.data, 1):
+            self.tick(f"fitting {layer.path}, batch {number}")
+            wanted: list[Tensor] = []
+
+            def keep(_: Tensor, y: Tensor, wanted: list[Tensor] = wanted) -> None:
+                wanted.append(y.clone())
+
+            def add(x: Tensor, _: Tensor, wanted: list[Tensor] = wanted) -> None:
+                regression.add(first(x), wanted.pop(0))
+
+            record(self.program, arguments, dict.fromkeys(there.nodes, keep))
+            record(working, arguments, dict.fromkeys(here.nodes, add))
+        left, bias, error = regression.solve()
+        weight, right = self.program.tensor(layer.name), decomposition.right[:, :kept]
+        return build(weight, bias, geometry, order, right, left), error
+
+    def _detail(
+        self,
+        layer: Layer,
+        point: Point,
+        factors: Conv2Plus1d,
+        exact: bool,
+        output_error: float | None,
+    ) -> dict[str, Any]:
+        weight = self._weight(layer).double()
+        off = float(
+            (product(factors).to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)
+        )
+        before, after = layer.parameters(None), layer.parameters(point.rank, point.order)
+        biases = 0 if self._bias(layer) is None else layer.geometry.out_channels  # type: ignore[union-attr]
+        detail: dict[str, Any] = {
+            "rank": point.rank,
+            "full_rank": layer.full_rank(point.order),
+            "kernel": layer.kernel,
+            "order": point.order,
+            "parameters": f"{before + biases} → {after + biases}",
+            "weight_error": off,
+        }
+        if whole := layer.flops(None):
+            detail["flops_before"] = whole
+            detail["flops_after"] = layer.flops(point.rank, point.order)
+        if exact:
+            detail["exact"] = True
+        if output_error is not None:
+            detail["output_error"] = output_error
+        return detail
+
+
+def _moment_bytes(layer: Layer, order: Order) -> int:
+    g = layer.geometry
+    assert g is not None
+    taps = g.kernel[1] * g.kernel[2] if order == ORDERS[0] else g.kernel[0]
+    return 8 * g.groups * (g.in_channels // g.groups * taps) ** 2
+
+
+def _each(moments: Iterable[SecondMoment]) -> Callable[[Tensor, Tensor], None]:
+    given = list(moments)
+
+    def seen(x: Tensor, _: Tensor) -> None:
+        for moment in given:
+            moment.add(x)
+
+    return seen
+
+
+def _named(program: Program, name: str) -> Layer:
+    return next(layer for layer in layers_of(program) if layer.name == name)
+
+
+def _run(program: Program, arguments: Arguments) -> Any:
+    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, arguments)
+    with torch.no_grad(), torch.random.fork_rng():
+        return program.gm(*args, **kwargs)
+
+
+def _leaves(outputs: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -1,0 +1,92 @@
+"""How much of each layer is kept, so that the output is off least for what may be left.
+
+Each layer has a curve: what so many channels cost, and how far its output is off by prediction.
+Costs add up, and so, by prediction, do squared errors, each weighted by what the output of the
+network makes of it. From nothing lost on, the cheapest step down is taken again and again: the
+least that is lost for what is saved. On convex curves that is the best there is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxtemporal.factorization.layers import Order
+
+__all__ = ["Curve", "Point", "allocate", "frontier"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """So many channels in that order; the layer as it is with ``rank`` None."""
+
+    cost: float
+    loss: float
+    rank: int | None = None
+    order: Order = "spatial-temporal"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of one layer, the most expensive first: what is saved costs ever more."""
+
+    path: str
+    points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, path: str, points: Sequence[Point]) -> Curve:
+        """The lower convex hull of ``points``."""
+        hull: list[Point] = []
+        for point in sorted(points, key=lambda p: (-p.cost, p.loss)):
+            if hull and point.cost == hull[-1].cost:
+                continue
+            if hull and point.loss <= hull[-1].loss:
+                while hull and point.loss <= hull[-1].loss:
+                    hull.pop()
+            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
+                hull.pop()
+            hull.append(point)
+        return cls(path, tuple(hull))
+
+
+def _slope(one: Point, other: Point) -> float:
+    """What is lost for each unit that is saved."""
+    return (other.loss - one.loss) / max(one.cost - other.cost, 1e-30)
+
+
+def allocate(curves: Sequence[Curve], budget: float) -> dict[str, Point] | None:
+    """The point of each layer, with costs of ``budget`` at most; None where that cannot be."""
+    for _, points, cost in _steps(curves):
+        if cost <= budget:
+            return points
+    return None
+
+
+def frontier(curves: Sequence[Curve]) -> list[tuple[float, float]]:
+    """(cost, loss) of all layers together, from nothing lost to the least that is possible."""
+    return [(cost, loss) for loss, _, cost in _steps(curves)]
+
+
+def _steps(curves: Sequence[Curve]) -> list[tuple[float, dict[str, Point], float]]:
+    at = {curve.path: 0 for curve in curves}
+    known = {curve.path: curve for curve in curves}
+    cost = sum(curve.points[0].cost for curve in curves)
+    loss = sum(curve.points[0].loss for curve in curves)
+
+    def chosen() -> dict[str, Point]:
+        return {path: known[path].points[place] for path, place in at.items()}
+
+    heap = [(_slope(*curve.points[:2]), curve.path) for curve in curves if len(curve.points) > 1]
+    heapq.heapify(heap)
+    steps = [(loss, chosen(), cost)]
+    while heap:
+        _, path = heapq.heappop(heap)
+        points, place = known[path].points, at[path] + 1
+        cost += points[place].cost - points[place - 1].cost
+        loss += points[place].loss - points[place - 1].loss
+        at[path] = place
+        if place + 1 < len(points):
+            heapq.heappush(heap, (_slope(points[place], points[place + 1]), path))
+        steps.append((loss, chosen(), cost))
+    return steps
