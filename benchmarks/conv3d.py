@@ -104,6 +104,7 @@ class Result:
             "name": self.name,
             "input": list(self.shape),
             "milliseconds": {" ".join(k): t.to_dict() for k, t in self.timings.items()},
+            "speedup": {e: self.ratio(e) for e in dict.fromkeys(e for e, _ in self.timings)},
             "relative_error": {" ".join(k): error for k, error in self.errors.items()},
             "compile_seconds": {" ".join(k): s for k, s in self.compile_seconds.items()},
             "optimize_seconds": self.optimize_seconds,
@@ -296,12 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.json:
                 content = {"environment": environment, "models": [r.to_dict() for r in results]}
                 options.json.write_text(json.dumps(content, indent=1))
-    text = _markdown(results, environment)
-    print(text)
-    if options.save:
-        path = RESULTS / f"conv3d-{machine_slug(environment)}.md"
-        path.write_text(text)
-        print(f"saved to {path}")
+            if options.save:  # after each model: all of them take more than an hour
+                path = RESULTS / f"conv3d-{machine_slug(environment)}.md"
+                path.write_text(_markdown(results, environment))
+    print(_markdown(results, environment))
     for line in _broken(results):
         print(f"broken: {line}", file=sys.stderr)
     return 1 if _broken(results) else 0

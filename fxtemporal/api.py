@@ -83,7 +83,7 @@ def optimize(
         tick("capturing")
         run = Run(model, example, rules, factorize, verify and example is not None, tick)
         start = time.perf_counter()
-        races = None if tuning is None else run.races(tuning)
+        races = None if tuning is None else run.races(tuning, freeze)
         if races is not None:
             run.choose_forms(races, tick)
         tick("rewriting")

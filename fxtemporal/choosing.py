@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -61,14 +61,15 @@ class ToChoose:
         )
         return " ".join(parts)
 
-    def forms(self) -> list[str]:
+    @cached_property
+    def forms(self) -> tuple[str, ...]:
         """Every form that is exact here, the reference first."""
-        return [
+        return tuple(
             name
             for name, form in FORMS.items()
             if not any(form.blockers(self.geometry))
             and not any(form.weight_blockers(self.weight, self.geometry))
-        ]
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class FormChooser:
         Another engine than eager mode takes long to compile a form: it has the choice among those
         that are the fastest in eager mode.
         """
-        eager = self._measured(site, layout, "eager", site.forms())
+        eager = self._measured(site, layout, "eager", site.forms)
         if self._target == "eager":
             return eager
         fastest = sorted(eager, key=lambda form: eager[form])[:_FINALISTS]

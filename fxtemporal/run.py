@@ -135,13 +135,13 @@ class Run:
                 "a global): make it an input, or call optimize on the part that does not."
             )
 
-    def races(self, tune: Tune) -> Races:
+    def races(self, tune: Tune, frozen: bool) -> Races:
         """Measuring on the device of the inputs, or of the model, with what is known of it."""
         assert self.example is not None
         given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         device = tensors[0].device if tensors else torch.device("cpu")
-        return Races(self.example, tune, Cache(tune.folder, environment(device)))
+        return Races(self.example, tune, Cache(tune.folder, environment(device)), frozen)
 
     def choose_forms(self, races: Races, tick: Any) -> None:
         """Measure which form of each Conv3d is the fastest, and have the rule use it."""

@@ -7,6 +7,7 @@ and a group that costs more than it gains is left out.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -28,6 +29,7 @@ from torch import fx, nn
 from fxtemporal.cache import Cache, default_folder
 from fxtemporal.engines import ENGINES, compile_with
 from fxtemporal.errors import PassError
+from fxtemporal.freezing import freeze
 from fxtemporal.twins import unchanged
 
 __all__ = ["Races", "Timing", "Tune", "interleaved", "on_engine", "race", "worth_keeping"]
@@ -291,15 +293,22 @@ def _synchronize() -> None:
 class Races:
     """Races of whole networks on the engine that ``tune`` names, each run once and remembered.
 
-    What is remembered goes by the code and the layers of both, and the shapes of the inputs.
+    What is remembered goes by the code and the layers of both, and the shapes of the inputs. With
+    ``frozen``, an engine other than eager mode is given what :func:`~fxtemporal.freezing.freeze`
+    makes of a module: it compiles what is derived from the weights as constants.
     """
 
     def __init__(
-        self, inputs: tuple[tuple[Any, ...], dict[str, Any]], tune: Tune, cache: Cache
+        self,
+        inputs: tuple[tuple[Any, ...], dict[str, Any]],
+        tune: Tune,
+        cache: Cache,
+        frozen: bool = False,
     ) -> None:
         self.inputs = inputs
         self.tune = tune
         self.cache = cache
+        self.frozen = frozen and tune.target != "eager"
         self._made: dict[int, tuple[nn.Module, nn.Module]] = {}
 
     def race(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
@@ -336,12 +345,16 @@ class Races:
         leaves = pytree.tree_leaves(self.inputs)
         tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
         given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
-        text = f"{getattr(module, 'code', '')}{module!r}{given!r}"
+        text = f"{getattr(module, 'code', '')}{module!r}{given!r}{self.frozen}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _on_engine(self, module: nn.Module) -> nn.Module:
         if id(module) not in self._made:
-            self._made[id(module)] = module, on_engine(module, self.inputs, self.tune.target)
+            given = module
+            if self.frozen and isinstance(module, fx.GraphModule):
+                given = copy.deepcopy(module)
+                freeze(given)
+            self._made[id(module)] = module, on_engine(given, self.inputs, self.tune.target)
         return self._made[id(module)][1]
 
 

@@ -114,7 +114,7 @@ def check(space: Space, seen: Counter[str]) -> None:
     sites = tuple(Conv3dForms().to_choose(program))
     if not sites:
         return
-    forms = [form for form in sites[0].forms() if form != "conv3d"]
+    forms = [form for form in sites[0].forms if form != "conv3d"]
     form = forms[space.pick % len(forms)]
     layout = LAST if space.keep_last else CONTIGUOUS
     rule = Conv3dForms({sites[0].key: Choice(form, layout, 2.0, 1.0)})

@@ -69,7 +69,7 @@ class Regression:
         for one, wanted in zip(torch.split(_padded(z, g, own), 1), torch.split(y, 1), strict=True):
             rows = torch.unflatten(_patches(one, kernel, stride, dilation), 0, (g.groups, -1))
             rows = torch.cat([rows, rows.new_ones(g.groups, 1, rows.shape[2])], dim=1)
-            out = wanted[0].flatten(1)
+            out = wanted[0].flatten(1).to(rows.dtype)
             out = torch.unflatten(out, 0, (g.groups, -1))
             zz = (rows @ rows.transpose(1, 2)).double().cpu()
             yz = (out @ rows.transpose(1, 2)).double().cpu()
@@ -148,4 +148,5 @@ def _patches(x: Tensor, kernel: Triple, stride: Triple, dilation: Triple) -> Ten
         ]
         seen.append(x[(slice(None), slice(None), *cut)])
     stack = torch.stack(seen, dim=2)  # (B, C, taps, T', H', W')
-    return stack.movedim(0, 2).flatten(2).flatten(0, 1)
+    rows = stack.movedim(0, 2).flatten(2).flatten(0, 1)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

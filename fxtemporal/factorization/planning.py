@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxtemporal.errors import PassError
-from fxtemporal.factorization.factors import Decomposition, build, decomposed, product
+from fxtemporal.factorization.factors import Decomposition, decomposed, product
+from fxtemporal.factorization.fitting import Fitter, named
 from fxtemporal.factorization.layers import ORDERS, Layer, Order, layers_of, put_in
-from fxtemporal.factorization.moments import Regression, SecondMoment
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
-from fxtemporal.factorization.recording import Arguments, Data, record
+from fxtemporal.factorization.recording import Arguments, Data, run
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.factorization.timing import milliseconds
 from fxtemporal.graph import Program
@@ -88,6 +88,7 @@ class _Planner:
             if example is None:
                 raise PassError("Factorize: calibration needs example inputs as well; give them")
             self.data = Data(settings.calibration, example)
+        self.fitter = Fitter(program, self.data, tick)
         self.layers = layers_of(program)
         self.left: dict[str, LayerPlan] = {}
         self.open: list[Layer] = []
@@ -132,7 +133,7 @@ class _Planner:
             while wanted and (not batch or size + _moment_bytes(*wanted[0]) <= _BYTES):
                 size += _moment_bytes(*wanted[0])
                 batch.append(wanted.pop(0))
-            moments = self._moments(batch)
+            moments = self.fitter.moments(batch)
             for layer, order in batch:
                 self.tick(f"decomposing {layer.path}")
                 assert layer.geometry is not None
@@ -150,27 +151,6 @@ class _Planner:
         if weight.is_meta:
             return f"{layer.name} is on the meta device and has no values"
         return None if bool(torch.isfinite(weight).all()) else f"{layer.name} is not finite"
-
-    def _moments(
-        self, wanted: Sequence[tuple[Layer, Order]], program: Program | None = None
-    ) -> dict[tuple[str, Order], Tensor]:
-        if self.data is None:
-            return {}
-        program = program or self.program
-        calls = {layer.name: layer.nodes for layer in layers_of(program)}
-        sums = {}
-        for layer, order in wanted:
-            assert layer.geometry is not None
-            sums[layer.name, order] = SecondMoment(layer.geometry, order)
-        for number, arguments in enumerate(self.data, 1):
-            self.tick(f"what layers see, batch {number}")
-            watched = {
-                node: _each([moment for (name, _), moment in sums.items() if name == layer])
-                for layer in {layer.name for layer, _ in wanted}
-                for node in calls[layer]
-            }
-            record(program, arguments, watched)
-        return {key: moment.sum for key, moment in sums.items() if moment.sum is not None}
 
     # how far to cut
 
@@ -312,10 +292,8 @@ class _Planner:
             return float(sum(p.numel() for p in self.program.gm.parameters()))
         if self.example is None:
             raise PassError(f"Factorize: {kind}=... needs example inputs; give them")
-        counter = FlopCounterMode(display=False)
-        args, kwargs = self.example
-        with torch.no_grad(), torch.random.fork_rng(), counter:
-            self.program.gm(*args, **kwargs)
+        with FlopCounterMode(display=False) as counter:
+            run(self.program, self.example)
         return float(counter.get_total_flops())
 
     def _influences(
@@ -329,7 +307,7 @@ class _Planner:
         if self.data is None:
             return {}
         arguments = next(iter(self.data))
-        exact = _leaves(_run(self.program, arguments))
+        exact = _leaves(run(self.program, arguments))
         found = {}
         for layer in self.open:
             self.tick(f"the influence of {layer.path}")
@@ -341,9 +319,10 @@ class _Planner:
             if errors[kept] == 0:
                 continue
             program = self.program.copy()
-            put_in(program, _named(program, layer.name), self._cut(layer, decomposition, kept))
+            factors = self.fitter.cut(layer, decomposition, kept)
+            put_in(program, named(program, layer.name), factors)
             program.refresh()
-            off = _leaves(_run(program, arguments))
+            off = _leaves(run(program, arguments))
             error = sum(
                 float((a - b).double().square().sum()) for a, b in zip(off, exact, strict=True)
             )
@@ -352,23 +331,6 @@ class _Planner:
         return found
 
     # the factors
-
-    def _cut(self, layer: Layer, decomposition: Decomposition, kept: int) -> Conv2Plus1d:
-        assert layer.geometry is not None
-        right, left = decomposition.right[:, :kept], decomposition.left[..., :kept]
-        return build(
-            self.program.tensor(layer.name),
-            self._bias(layer),
-            layer.geometry,
-            decomposition.order,
-            right,
-            left,
-        )
-
-    def _bias(self, layer: Layer) -> Tensor | None:
-        assert layer.op is not None
-        bias = layer.op.args["bias"]
-        return None if bias is None else self.program.tensor(bias.name).detach()
 
     def _fitted(
         self,
@@ -389,44 +351,16 @@ class _Planner:
             output_error = None
             if self.data is None or exact:
                 kept = point.rank // layer.geometry.groups
-                factors = self._cut(layer, decomposition, kept)
+                factors = self.fitter.cut(layer, decomposition, kept)
             else:
-                factors, output_error = self._regressed(layer, point, working)
+                factors, output_error = self.fitter.regressed(
+                    layer, point.order, point.rank, working
+                )
             detail = self._detail(layer, point, factors, exact, output_error)
             found[layer.name] = LayerPlan(factors, detail=detail)
-            put_in(working, _named(working, layer.name), factors)
+            put_in(working, named(working, layer.name), factors)
             working.refresh()
         return found
-
-    def _regressed(self, layer: Layer, point: Point, working: Program) -> tuple[Conv2Plus1d, float]:
-        """Fitted to what the layer is given by now, and to what it gave."""
-        assert self.data is not None
-        assert point.rank is not None
-        geometry, order = layer.geometry, point.order
-        assert geometry is not None
-        self.tick(f"fitting {layer.path}")
-        moment = self._moments([(layer, order)], working)[layer.name, order]
-        kept = point.rank // geometry.groups
-        decomposition = decomposed(self._weight(layer), geometry.groups, order, moment)
-        factors = self._cut(layer, decomposition, kept)
-        first = factors.spatial if order == ORDERS[0] else factors.temporal
-        regression = Regression(geometry, order)
-        there, here = _named(self.program, layer.name), _named(working, layer.name)
-        for number, arguments in enumerate(self.data, 1):
-            self.tick(f"fitting {layer.path}, batch {number}")
-            wanted: list[Tensor] = []
-
-            def keep(_: Tensor, y: Tensor, wanted: list[Tensor] = wanted) -> None:
-                wanted.append(y.clone())
-
-            def add(x: Tensor, _: Tensor, wanted: list[Tensor] = wanted) -> None:
-                regression.add(first(x), wanted.pop(0))
-
-            record(self.program, arguments, dict.fromkeys(there.nodes, keep))
-            record(working, arguments, dict.fromkeys(here.nodes, add))
-        left, bias, error = regression.solve()
-        weight, right = self.program.tensor(layer.name), decomposition.right[:, :kept]
-        return build(weight, bias, geometry, order, right, left), error
 
     def _detail(
         self,
@@ -440,14 +374,17 @@ class _Planner:
         off = float(
             (product(factors).to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)
         )
-        before, after = layer.parameters(None), layer.parameters(point.rank, point.order)
-        biases = 0 if self._bias(layer) is None else layer.geometry.out_channels  # type: ignore[union-attr]
+        assert layer.op is not None
+        assert layer.geometry is not None
+        biases = 0 if layer.op.args["bias"] is None else layer.geometry.out_channels
+        before = layer.parameters(None) + biases
+        after = sum(parameter.numel() for parameter in factors.parameters())
         detail: dict[str, Any] = {
             "rank": point.rank,
             "full_rank": layer.full_rank(point.order),
             "kernel": layer.kernel,
             "order": point.order,
-            "parameters": f"{before + biases} → {after + biases}",
+            "parameters": f"{before} → {after}",
             "weight_error": off,
         }
         if whole := layer.flops(None):
@@ -465,26 +402,6 @@ def _moment_bytes(layer: Layer, order: Order) -> int:
     assert g is not None
     taps = g.kernel[1] * g.kernel[2] if order == ORDERS[0] else g.kernel[0]
     return 8 * g.groups * (g.in_channels // g.groups * taps) ** 2
-
-
-def _each(moments: Iterable[SecondMoment]) -> Callable[[Tensor, Tensor], None]:
-    given = list(moments)
-
-    def seen(x: Tensor, _: Tensor) -> None:
-        for moment in given:
-            moment.add(x)
-
-    return seen
-
-
-def _named(program: Program, name: str) -> Layer:
-    return next(layer for layer in layers_of(program) if layer.name == name)
-
-
-def _run(program: Program, arguments: Arguments) -> Any:
-    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, arguments)
-    with torch.no_grad(), torch.random.fork_rng():
-        return program.gm(*args, **kwargs)
 
 
 def _leaves(outputs: Any) -> list[Tensor]:

@@ -13,7 +13,7 @@ from fxtemporal.errors import FxTemporalError, PassError
 from fxtemporal.graph import Program
 from fxtemporal.twins import unchanged
 
-__all__ = ["Data", "record"]
+__all__ = ["Data", "record", "run"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Seen = Callable[[Tensor, Tensor], None]
@@ -119,3 +119,10 @@ def record(program: Program, arguments: Arguments, watched: Mapping[fx.Node, See
         raise PassError(
             f"Factorize: the model does not take the calibration data: {error}"
         ) from error
+
+
+def run(program: Program, arguments: Arguments) -> Any:
+    """What ``program`` gives for ``arguments``; it is left as it is."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments)
+    with torch.no_grad(), torch.random.fork_rng(), unchanged(program.gm):
+        return program.gm(*args, **kwargs)

@@ -27,6 +27,8 @@ from fxtemporal.functional.taps import Tap, conv_frames, frames_last, with_base
 __all__ = ["low_rank", "low_rank_numbers", "low_rank_weight", "several_taps", "temporal_rank"]
 
 _ROUNDING = torch.finfo(torch.float32).eps  # the coarsest that counts as rounding
+_CLEARLY = 1e-10
+"""A squared singular value above this share of the largest is no rounding, of either matrix."""
 
 
 def several_taps(geometry: ConvGeometry) -> Iterator[str]:
@@ -56,7 +58,11 @@ def temporal_rank(weight: Tensor) -> int:
     Counted in float64: the singular values of the kT × rest matrix that are above the rounding of
     the weight's own dtype (of float32 for a shorter one), relative to the largest. 0 of zeros.
     """
-    values = torch.linalg.svdvals(_rows(weight))
+    rows = _rows(weight)
+    squares = torch.linalg.eigvalsh(rows @ rows.T)
+    if squares[0] > _CLEARLY * squares[-1]:  # as of nearly every weight, without decomposing it
+        return len(rows)
+    values = torch.linalg.svdvals(rows)
     tolerance = min(torch.finfo(weight.dtype).eps * len(values), _ROUNDING)
     return int((values > tolerance * values[0]).sum())
 

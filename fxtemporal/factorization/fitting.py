@@ -1,0 +1,108 @@
+"""The factors of a layer, from its weight, or from what the network is seen to do with data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from fxtemporal.factorization.factors import Decomposition, build, decomposed
+from fxtemporal.factorization.layers import ORDERS, Layer, Order, layers_of
+from fxtemporal.factorization.moments import Regression, SecondMoment
+from fxtemporal.factorization.recording import Data, record
+from fxtemporal.graph import Program
+from fxtemporal.nn import Conv2Plus1d
+
+__all__ = ["Fitter", "named"]
+
+
+class Fitter:
+    """Makes factors for the layers of ``program``."""
+
+    def __init__(self, program: Program, data: Data | None, tick: Callable[[str], None]) -> None:
+        self._program = program
+        self._data = data
+        self._tick = tick
+
+    def moments(
+        self, wanted: Sequence[tuple[Layer, Order]], program: Program | None = None
+    ) -> dict[tuple[str, Order], Tensor]:
+        """The second moments of what layers see in ``program``, by name and order; {} without data.
+
+        All in one pass over the data.
+        """
+        if self._data is None:
+            return {}
+        program = program or self._program
+        sums: dict[tuple[str, Order], SecondMoment] = {}
+        for layer, order in wanted:
+            assert layer.geometry is not None
+            sums[layer.name, order] = SecondMoment(layer.geometry, order)
+        calls = {name: named(program, name).nodes for name, _ in sums}
+        for number, arguments in enumerate(self._data, 1):
+            self._tick(f"what layers see, batch {number}")
+            watched = {node: _adds(name, sums) for name in calls for node in calls[name]}
+            record(program, arguments, watched)
+        return {key: moment.sum for key, moment in sums.items() if moment.sum is not None}
+
+    def cut(self, layer: Layer, decomposition: Decomposition, kept: int) -> Conv2Plus1d:
+        """The first ``kept`` channels a group of a decomposition, and the layer's bias."""
+        assert layer.geometry is not None
+        assert layer.op is not None
+        bias, order = layer.op.args["bias"], decomposition.order
+        numbers = None if bias is None else self._program.tensor(bias.name).detach()
+        right, left = decomposition.right[:, :kept], decomposition.left[..., :kept]
+        weight = self._program.tensor(layer.name)
+        return build(weight, numbers, layer.geometry, order, right, left)
+
+    def regressed(
+        self, layer: Layer, order: Order, rank: int, working: Program
+    ) -> tuple[Conv2Plus1d, float]:
+        """Factors for what the layer is given in ``working``, and how far their result is off.
+
+        The first factor is that of the weighted decomposition; the second, with a bias, is
+        regressed on what the layer gives in the original. So the mean of what comes out is right
+        too, and the statistics of a BatchNorm behind it stay so.
+        """
+        assert self._data is not None
+        geometry = layer.geometry
+        assert geometry is not None
+        weight = self._program.tensor(layer.name)
+        moment = self.moments([(layer, order)], working)[layer.name, order]
+        found = decomposed(weight.detach(), geometry.groups, order, moment)
+        kept = rank // geometry.groups
+        factors = self.cut(layer, found, kept)
+        first = factors.spatial if order == ORDERS[0] else factors.temporal
+        regression = Regression(geometry, order)
+        there, here = named(self._program, layer.name), named(working, layer.name)
+        for number, arguments in enumerate(self._data, 1):
+            self._tick(f"fitting {layer.path}, batch {number}")
+            wanted: list[Tensor] = []
+
+            def keep(_: Tensor, y: Tensor, wanted: list[Tensor] = wanted) -> None:
+                wanted.append(y.clone())  # what reads it next may write into it
+
+            def add(x: Tensor, _: Tensor, wanted: list[Tensor] = wanted) -> None:
+                regression.add(first(x), wanted.pop(0))
+
+            record(self._program, arguments, dict.fromkeys(there.nodes, keep))
+            record(working, arguments, dict.fromkeys(here.nodes, add))
+        left, bias, error = regression.solve()
+        return build(weight, bias, geometry, order, found.right[:, :kept], left), error
+
+
+def named(program: Program, name: str) -> Layer:
+    """The layer of ``program`` whose weight has that name."""
+    return next(layer for layer in layers_of(program) if layer.name == name)
+
+
+def _adds(
+    name: str, sums: dict[tuple[str, Order], SecondMoment]
+) -> Callable[[Tensor, Tensor], None]:
+    moments = [moment for (layer, _), moment in sums.items() if layer == name]
+
+    def seen(x: Tensor, _: Tensor) -> None:
+        for moment in moments:
+            moment.add(x)
+
+    return seen
