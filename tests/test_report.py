@@ -133,6 +133,7 @@ def test_the_dict_is_plain_and_complete() -> None:
         "comparison",
         "timing",
         "memory",
+        "curve",
     ]
     assert plain["remarks"][1] == {
         "rule": "conv3d-forms",
