@@ -257,6 +257,27 @@ def test_a_budget_of_parameters_is_kept(net: nn.Module, share: float) -> None:
     assert count[0] / count[1] <= share + 1e-9
 
 
+def test_a_budget_of_time_is_kept_by_measurement(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def times(calls: dict[str, Any], always: str) -> dict[str, float]:
+        for name, call in calls.items():
+            asked.append(name)
+            assert call().shape[1] in (12, 16)
+        ranks = {name: int(name.split()[-1]) for name in calls if " " in name}
+        return {name: 0.02 * ranks[name] if name in ranks else 1.0 for name in calls}
+
+    monkeypatch.setattr("fxtemporal.factorization.timing.interleaved", times)
+    report = fxtemporal.report(factorized(net, latency=0.5))
+    assert {name.split()[0] for name in asked} >= {"conv3d", "spatial-temporal", "temporal-spatial"}
+    ranks = [remark.detail["rank"] for remark in report.factorized]
+    whole = 3 - len(ranks)
+    assert whole + sum(0.02 * rank for rank in ranks) <= 0.5 * 3
+    assert report.curve[0] == (1.0, 0.0)
+
+
 def test_data_lowers_the_error_of_the_output(net: nn.Module) -> None:
     torch.manual_seed(9)
     x = smooth(32)
