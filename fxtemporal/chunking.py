@@ -190,7 +190,7 @@ class Chooser:
                     break
             if best.chunks[key] == 1:
                 why[key] = _in_one_piece(times)
-            if best is before:
+            if best is before and times:
                 text = "a larger one was no faster in more chunks"
                 lost = Reason(Code.NOT_FASTER, f"it runs in one piece: {text}")
         return replace(best, why=why)

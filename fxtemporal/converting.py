@@ -108,7 +108,7 @@ def _require_plain(path: str, conv: nn.Conv3d, homes: Mapping[Tensor, set[nn.Mod
 def _chosen(mid_channels: MidChannels, path: str, conv: nn.Conv3d) -> int | None:
     if mid_channels == "paper":
         return None
-    if isinstance(mid_channels, int):
+    if isinstance(mid_channels, int) and not isinstance(mid_channels, bool):
         return mid_channels
     if isinstance(mid_channels, Mapping):
         fits = (mid for pattern, mid in mid_channels.items() if fnmatchcase(path, pattern))

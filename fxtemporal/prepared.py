@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 from fxtemporal.graph import Program
 from fxtemporal.ops import Attr
@@ -179,6 +180,7 @@ def _belongs_in_graph(sources: Sequence[Any]) -> bool:
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     ):
         return True
     if torch.is_grad_enabled() and any(source.requires_grad for source in given):

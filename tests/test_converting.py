@@ -151,7 +151,7 @@ def test_what_is_not_converted_blindly(model: Any, text: str) -> None:
         fxtemporal.convert_to_2plus1d(model())
 
 
-@pytest.mark.parametrize("mid", ["most", None, 2.5])
+@pytest.mark.parametrize("mid", ["most", None, 2.5, True])
 def test_channels_that_make_no_sense(mid: Any) -> None:
     with pytest.raises(PassError, match="mid_channels must be"):
         fxtemporal.convert_to_2plus1d(small(), mid)

@@ -370,6 +370,68 @@ def test_every_spelling_of_a_conv3d(model: nn.Module) -> None:
     assert len(fxtemporal.report(result).factorized) == 1
     for x in (clip(), clip(3, 8)):
         assert off(result(x), model(x)) < 1e-9
+    assert not any(p.dim() == 5 and min(p.shape[2:]) > 1 for p in result.parameters())
+
+
+class BiasElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.conv.bias.sum()
+
+
+def test_a_bias_that_is_read_elsewhere_stays_there() -> None:
+    model = BiasElsewhere()
+    result = fxtemporal.optimize(model, (clip(),), factorize=Factorize(1.0), tune="static")
+    assert result.conv.bias is model.conv.bias
+    assert off(result(clip(3, 8)), model(clip(3, 8))) < 1e-9
+
+
+class Computed(OwnWeight):
+    def __init__(self, weight: bool) -> None:
+        super().__init__()
+        self.of_weight = weight
+        self.bias = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (2 * self.kernel, None) if self.of_weight else (self.kernel, 2 * self.bias)
+        return F.conv3d(x, weight, bias)
+
+
+@pytest.mark.parametrize("weight", [True, False])
+def test_what_is_computed_is_left_with_a_reason(weight: bool) -> None:
+    model = Computed(weight).double()
+    result = fxtemporal.optimize(model, (clip(),), factorize=Factorize(1.0), tune="static")
+    (remark,) = [r for r in fxtemporal.report(result).remarks if r.rule == "factorize-2plus1d"]
+    assert [reason.code for reason in remark.reasons] == [Code.SHAPES_UNKNOWN]
+    torch.testing.assert_close(result(clip()), model(clip()))
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = layer()
+
+    def forward(self, x: Tensor, shift: Any = None, scale: Any = None) -> Tensor:
+        y = self.conv(x) if scale is None else self.conv(x * scale)
+        return y if shift is None else y + shift
+
+
+def test_an_argument_left_out_keeps_its_default_on_data() -> None:
+    model, scale = Scaled(), torch.full((1,), 3.0).double()
+    made = [
+        fxtemporal.optimize(
+            model,
+            args,
+            kwargs,
+            factorize=Factorize(rank=3, calibration=[args] * 2),
+            tune="static",
+        )
+        for args, kwargs in (((clip(),), {"scale": scale}), ((clip(), None, scale), None))
+    ]
+    torch.testing.assert_close(made[0](clip(), scale=scale), made[1](clip(), None, scale))
 
 
 def test_an_exported_program(net: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fxtemporal
 from fxtemporal import choosing
@@ -145,6 +146,19 @@ def test_a_gradient_reaches_the_input_through_frozen_weights(fast: Any) -> None:
         net(x).square().sum().backward()
         grads.append(x.grad)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
+def test_a_forward_derivative_goes_through_frozen_weights(fast: Any) -> None:
+    model, result = fast()
+    tangents = []
+    with torch.no_grad():
+        result(clip())
+        for net in (model, result):
+            with forward_ad.dual_level():
+                y = net(forward_ad.make_dual(clip(), torch.ones_like(clip())))
+                tangents.append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(tangents[1], tangents[0], rtol=1e-4, atol=1e-4)
 
 
 def test_new_weights_are_packed_anew(fast: Any) -> None:

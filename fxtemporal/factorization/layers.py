@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -37,6 +37,8 @@ class Layer:
     geometry: ConvGeometry | None
     elsewhere: bool
     """Whether anything else reads the weight."""
+    whole: bool
+    """Whether the module at ``path`` is these calls and nothing else."""
 
     @property
     def kernel(self) -> str:
@@ -51,7 +53,7 @@ class Layer:
         geometry = self.geometry
         if self.op is None or geometry is None:
             reason = blocked_module(program, self.nodes[0])
-            yield reason or Reason(Code.SHAPES_UNKNOWN, "its weight is computed")
+            yield reason or Reason(Code.SHAPES_UNKNOWN, "its weight or its bias is computed")
             return
         if self.elsewhere or _homes(program, self.name) > 1:
             yield Reason(Code.SHARED_PARAMETER, "its weight is used by another layer as well")
@@ -112,22 +114,42 @@ def layers_of(program: Program) -> tuple[Layer, ...]:
         op = program.op(node)
         for name in {value.name for value in _attributes(op)}:
             readers[name] = readers.get(name, 0) + 1
-        weight = op.args["weight"] if op is not None and op.name == "conv3d" else None
-        if isinstance(weight, Attr):
-            calls.setdefault(weight.name, []).append((node, op))
+        if op is not None and op.name == "conv3d":
+            weight = op.args["weight"]
+            name = weight.name if isinstance(weight, Attr) else node.name
+            calls.setdefault(name, []).append((node, op))
         elif op is None and _is_conv3d(program, node):
             calls.setdefault(f"{node.target}.weight", []).append((node, None))
     found = []
     for name, members in calls.items():
         node, op = members[0]
-        known = op is not None and all(other is not None for _, other in members)
+        known = all(_reads_parameters(other) for _, other in members)
         geometry = conv3d_geometry(program, op) if known and op is not None else None
         path = name.rpartition(".")[0]
         nodes = tuple(node for node, _ in members)
         alike = len({_how(other) for _, other in members}) == 1
         elsewhere = not alike or readers.get(name, len(nodes)) > len(nodes)
-        found.append(Layer(path, name, nodes, op, geometry, elsewhere))
+        whole = known and op is not None and _is_whole(program, path, op, readers, len(nodes))
+        found.append(Layer(path, name, nodes, op, geometry, elsewhere, whole))
     return tuple(found)
+
+
+def _reads_parameters(op: Op | None) -> bool:
+    """Whether the weight is a parameter, and the bias one or none."""
+    if op is None or not isinstance(op.args["weight"], Attr):
+        return False
+    return op.args["bias"] is None or isinstance(op.args["bias"], Attr)
+
+
+def _is_whole(program: Program, path: str, op: Op, readers: Mapping[str, int], calls: int) -> bool:
+    """Whether the module holds what ``op`` reads and nothing else, and nobody else reads it."""
+    if not path:
+        return False
+    module = program.gm.get_submodule(path)
+    slots = (module._parameters, module._buffers, module._modules)
+    held = {f"{path}.{name}" for slot in slots for name, value in slot.items() if value is not None}
+    read = {op.args[name].name for name in ("weight", "bias") if op.args[name] is not None}
+    return held <= read and all(readers.get(name, calls) <= calls for name in held)
 
 
 def _how(op: Op | None) -> tuple[object, ...]:
@@ -138,9 +160,14 @@ def _how(op: Op | None) -> tuple[object, ...]:
 
 def put_in(program: Program, layer: Layer, factors: nn.Module) -> None:
     """Two calls of nn.Conv3d in place of each call, so that what comes after sees what it knows."""
-    path = _place(program, layer)
+    module = program.gm.get_submodule(layer.path)
+    attribute = layer.name.rpartition(".")[2]
+    name = f"{attribute}_factors"
+    path = layer.path
+    if not layer.whole:
+        path = f"{layer.path}.{name}" if layer.path else name
     described = [op for node in layer.nodes if (op := program.op(node)) is not None]
-    factors.train(program.gm.get_submodule(layer.path).training)
+    factors.train(module.training)
     program.gm.set_submodule(path, factors)
     order = ("spatial", "temporal")
     if getattr(factors, "order", ORDERS[0]) != ORDERS[0]:
@@ -160,17 +187,8 @@ def put_in(program: Program, layer: Layer, factors: nn.Module) -> None:
     for node in list(program.graph.nodes):
         if node.op == "get_attr" and not node.users:
             program.graph.erase_node(node)
-
-
-def _place(program: Program, layer: Layer) -> str:
-    """The module that held the weight, where it held nothing else; a new one in it otherwise."""
-    module = program.gm.get_submodule(layer.path)
-    held = {*module._parameters, *module._buffers, *module._modules} - {"bias"}
-    attribute = layer.name.rpartition(".")[2]
-    if layer.path and held == {attribute}:
-        return layer.path
-    name = f"{attribute}_factors"
-    return f"{layer.path}.{name}" if layer.path else name
+    if not layer.whole:
+        module._parameters.pop(attribute, None)
 
 
 def _attributes(op: Op | None) -> Iterator[Attr]:

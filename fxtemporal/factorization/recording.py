@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -108,14 +109,14 @@ def record(program: Program, arguments: Arguments, watched: Mapping[fx.Node, See
         PassError: the program refuses the arguments.
     """
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments)
-    names = [str(n.target) for n in program.graph.nodes if n.op == "placeholder"]
-    given = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
     try:
+        given = inspect.signature(program.gm.forward).bind(*args, **kwargs)
+        given.apply_defaults()
         with torch.no_grad(), torch.random.fork_rng(), unchanged(program.gm):
-            _Recorder(program.gm, watched).run(*given)
+            _Recorder(program.gm, watched).run(*given.args)
     except _SeenError:
         return
-    except (FxTemporalError, RuntimeError) as error:
+    except (FxTemporalError, RuntimeError, TypeError) as error:
         raise PassError(
             f"Factorize: the model does not take the calibration data: {error}"
         ) from error

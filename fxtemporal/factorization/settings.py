@@ -93,7 +93,10 @@ class Factorize:
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values."""
-        return {**dict(self._asked()), **({"calibrated": True} if self.calibration else {})}
+        return {
+            **dict(self._asked()),
+            **({"calibrated": True} if self.calibration is not None else {}),
+        }
 
 
 def _is_number(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["Weights", "conv2d", "pack_each", "pack_one"]
 
@@ -45,14 +46,15 @@ def conv2d(
 ) -> Tensor:
     """``F.conv2d``, whose weight may be packed.
 
-    A packed weight is unpacked where a gradient is to reach the input, and where the input is not
-    what the weight was packed for: autocast, another dtype, an empty batch.
+    A packed weight is unpacked where a derivative is wanted, backward or forward, and where the
+    input is not what the weight was packed for: autocast, another dtype, an empty batch.
     """
     if not weight.is_mkldnn:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     differentiated = torch.is_grad_enabled() and (
         input.requires_grad or (bias is not None and bias.requires_grad)
     )
+    differentiated |= forward_ad._current_level >= 0
     cast = torch.is_autocast_enabled("cpu") or input.dtype != weight.dtype
     if differentiated or cast or input.numel() == 0:
         return F.conv2d(input, weight.to_dense(), bias, stride, padding, dilation, groups)
