@@ -22,13 +22,14 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from fxtemporal.factorization.factors import Order, decomposed, weights
+
 __all__ = ["Conv2Plus1d", "TimeDistributed", "paper_rank"]
 
 Size: TypeAlias = int | Sequence[int]
 Triple: TypeAlias = tuple[int, int, int]
 Rank: TypeAlias = Literal["paper"] | int | float
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
-Order: TypeAlias = Literal["spatial-temporal", "temporal-spatial"]
 
 
 class TimeDistributed(nn.Module):
@@ -289,45 +290,78 @@ class Conv2Plus1d(nn.Module):
             raise ValueError("from_conv3d: the weight is on the meta device and has no values")
         if not torch.isfinite(weight).all():
             raise ValueError("from_conv3d: the weight has entries that are not finite")
-        groups = conv.groups
-        outputs, inputs, kt, kh, kw = weight.shape  # outputs of all groups, inputs of one
-        mid = _mid_channels(conv, rank)
+        kept = _mid_channels(conv, rank) // conv.groups
+        found = decomposed(weight, conv.groups, "spatial-temporal")
+        result = cls.of_factors(
+            conv.weight,
+            conv.bias,
+            found.right[:, :kept],
+            found.left[..., :kept],
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            padding_mode=conv.padding_mode,
+        )
+        return result.train(conv.training)
 
-        # (groups, C_out/groups·kT, C_in/groups·kH·kW), in float64 whatever the dtype
-        exact = weight if weight.device.type in ("cpu", "cuda") else weight.cpu()
-        matrix = torch.unflatten(exact.double(), 0, (groups, outputs // groups))
-        matrix = matrix.permute(0, 1, 3, 2, 4, 5).reshape(groups, outputs // groups * kt, -1)
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        kept = mid // groups
-        root = s[:, :kept].sqrt()
-        left = torch.unflatten(u[:, :, :kept] * root[:, None, :], 1, (outputs // groups, kt))
-        right = root[:, :, None] * vh[:, :kept]
+    @classmethod
+    def of_factors(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        right: Tensor,
+        left: Tensor,
+        *,
+        order: Order = "spatial-temporal",
+        **settings: Any,
+    ) -> Conv2Plus1d:
+        """The layer whose two weights are the factors of a matrix.
 
+        Args:
+            weight: the (C_out, C_in/groups, kT, kH, kW) weight that is replaced: the result has
+                its dtype, device and ``requires_grad``.
+            bias: (C_out,), or None. Of a parameter, the new bias has the ``requires_grad``.
+            right: (groups, m, C_in/groups·taps), the convolution that comes first.
+            left: (groups, C_out/groups·taps, m), the one behind it.
+            order: which of the two goes over space.
+            **settings: stride, padding, dilation and padding_mode, as for ``nn.Conv3d``.
+        """
+        outputs, inputs, kt, kh, kw = weight.shape
         result = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            mid_channels=mid,
+            inputs * right.shape[0],
+            outputs,
+            (kt, kh, kw),
+            groups=right.shape[0],
+            bias=bias is not None,
+            mid_channels=right.shape[0] * right.shape[1],
+            order=order,
             device="meta",
+            **settings,
         )
 
         def parameter(values: Tensor, like: Tensor) -> nn.Parameter:
-            values = values.to(like).contiguous()
-            return nn.Parameter(values, requires_grad=like.requires_grad)
+            values = values.detach().to(device=weight.device, dtype=weight.dtype, copy=True)
+            return nn.Parameter(values.contiguous(), requires_grad=like.requires_grad)
 
-        result.spatial.weight = parameter(right.reshape(mid, inputs, 1, kh, kw), conv.weight)
-        result.temporal.weight = parameter(
-            left.transpose(2, 3).reshape(outputs, kept, kt, 1, 1), conv.weight
-        )
-        if conv.bias is not None:
-            result.temporal.bias = parameter(conv.bias.detach().clone(), conv.bias)
-        return result.train(conv.training)
+        spatial, temporal = result.spatial, result.temporal
+        pair = (spatial, temporal) if order == "spatial-temporal" else (temporal, spatial)
+        for conv, values in zip(pair, weights(right, left, (kt, kh, kw), order), strict=True):
+            conv.weight = parameter(values, weight)
+        if bias is not None:
+            pair[1].bias = parameter(bias, bias if isinstance(bias, nn.Parameter) else weight)
+        return result
+
+    def product(self) -> Tensor:
+        """The (C_out, C_in/groups, kT, kH, kW) weight that both multiply to, in float64."""
+        groups = self.spatial.groups
+        spatial, temporal = (c.weight.detach().double() for c in (self.spatial, self.temporal))
+        if self.order == "spatial-temporal":
+            inner, outer = (torch.unflatten(w, 0, (groups, -1)) for w in (spatial, temporal))
+            whole = torch.einsum("gomt,gmchw->gocthw", outer[..., 0, 0], inner[:, :, :, 0])
+        else:
+            inner, outer = (torch.unflatten(w, 0, (groups, -1)) for w in (temporal, spatial))
+            whole = torch.einsum("gomhw,gmct->gocthw", outer[:, :, :, 0], inner[..., 0, 0])
+        return whole.flatten(0, 1)
 
 
 def paper_rank(in_channels: int, out_channels: int, kernel_size: Size, *, groups: int = 1) -> int:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import Code, Factorize, PassError
-from fxtemporal.factorization.factors import build, decomposed, matrix, product
-from fxtemporal.factorization.layers import ORDERS, Order
+from fxtemporal.factorization.factors import ORDERS, Order, decomposed, matrix
 from fxtemporal.factorization.moments import Regression, SecondMoment
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.functional import ConvGeometry
+from fxtemporal.nn import Conv2Plus1d
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -58,6 +58,13 @@ def geometry(conv: nn.Conv3d, x: Tensor) -> ConvGeometry:
     ).at(x)
 
 
+def built(
+    conv: nn.Conv3d, bias: Tensor | None, order: Order, right: Tensor, left: Tensor
+) -> Conv2Plus1d:
+    settings = {k: getattr(conv, k) for k in ("stride", "padding", "dilation", "padding_mode")}
+    return Conv2Plus1d.of_factors(conv.weight, bias, right, left, order=order, **settings)
+
+
 def off(result: Tensor, expected: Tensor) -> float:
     return float((result - expected).detach().norm() / expected.detach().norm())
 
@@ -78,8 +85,8 @@ def test_full_rank_is_the_layer_in_either_order(name: str, order: Order, weighte
         moment = seen.sum
     found = decomposed(conv.weight.detach(), conv.groups, order, moment)
     bias = None if conv.bias is None else conv.bias.detach()
-    factors = build(conv.weight, bias, g, order, found.right, found.left)
-    assert off(product(factors), conv.weight) < 1e-9
+    factors = built(conv, bias, order, found.right, found.left)
+    assert off(factors.product(), conv.weight) < 1e-9
     for batch, frames in ((2, 6), (3, 9)):
         assert off(factors(clip(batch, frames)), conv(clip(batch, frames))) < 1e-9
 
@@ -89,15 +96,8 @@ def test_the_energy_is_the_error_of_the_weight(order: Order) -> None:
     conv = layer(groups=2)
     found = decomposed(conv.weight.detach(), 2, order)
     for kept in range(1, len(found.energy) + 1):
-        factors = build(
-            conv.weight,
-            None,
-            geometry(conv, clip()),
-            order,
-            found.right[:, :kept],
-            found.left[..., :kept],
-        )
-        assert off(product(factors), conv.weight) == pytest.approx(found.error(2 * kept), abs=1e-9)
+        factors = built(conv, None, order, found.right[:, :kept], found.left[..., :kept])
+        assert off(factors.product(), conv.weight) == pytest.approx(found.error(2 * kept), abs=1e-9)
     assert found.errors() == sorted(found.errors(), reverse=True)
 
 
@@ -111,7 +111,7 @@ def test_the_moment_is_that_of_what_the_first_factor_sees(name: str, order: Orde
     seen.add(x)
     assert seen.sum is not None
     found = decomposed(conv.weight.detach(), conv.groups, order)
-    factors = build(conv.weight, None, g, order, found.right, found.left)
+    factors = built(conv, None, order, found.right, found.left)
     first = factors.spatial if order == ORDERS[0] else factors.temporal
     norm = torch.einsum("gmd,gde,gme->", found.right, seen.sum, found.right)
     torch.testing.assert_close(first(x).square().sum(), norm)
@@ -124,7 +124,7 @@ def test_regression_finds_the_second_factor(name: str, order: Order) -> None:
     g = geometry(conv, x)
     found = decomposed(conv.weight.detach(), conv.groups, order)
     right, left = found.right[:, :2], found.left[..., :2]
-    factors = build(conv.weight, conv.bias.detach(), g, order, right, left)
+    factors = built(conv, conv.bias, order, right, left)
     first = factors.spatial if order == ORDERS[0] else factors.temporal
     regression = Regression(g, order)
     for part in x.split(3):

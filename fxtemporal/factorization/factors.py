@@ -14,15 +14,15 @@ have in common, which :mod:`moments` sees to).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fxtemporal.factorization.layers import Order
-from fxtemporal.functional import ConvGeometry
-from fxtemporal.nn import Conv2Plus1d
+__all__ = ["ORDERS", "Decomposition", "Order", "decomposed", "matrix", "weights"]
 
-__all__ = ["Decomposition", "build", "decomposed", "matrix", "product"]
+Order: TypeAlias = Literal["spatial-temporal", "temporal-spatial"]
+ORDERS: tuple[Order, ...] = ("spatial-temporal", "temporal-spatial")
 
 _FLOOR = 1e-6
 """Of the mean moment: what the data has not shown counts so much, and is kept at full rank."""
@@ -90,71 +90,20 @@ def decomposed(
     return Decomposition(order, u * share[:, None], share[:, :, None] * right, s.square().sum(0))
 
 
-def first_weight(right: Tensor, geometry: ConvGeometry, order: Order) -> Tensor:
-    """(groups, m, D) -> the weight of the first factor, (groups·m, C/groups, ...)."""
-    kt, kh, kw = geometry.kernel
-    taps = (1, kh, kw) if order == "spatial-temporal" else (kt, 1, 1)
-    return right.reshape(-1, geometry.in_channels // geometry.groups, *taps)
+def weights(
+    right: Tensor, left: Tensor, kernel: tuple[int, int, int], order: Order
+) -> tuple[Tensor, Tensor]:
+    """The weights of the two convolutions that (groups, m, D) and (groups, R, m) are.
 
-
-def second_weight(left: Tensor, geometry: ConvGeometry, order: Order) -> Tensor:
-    """(groups, R, m) -> the weight of the second factor, (C_out, m, ...)."""
-    kt, kh, kw = geometry.kernel
-    taps = (kt, 1, 1) if order == "spatial-temporal" else (1, kh, kw)
-    count = taps[0] * taps[1] * taps[2]
-    rows = torch.unflatten(left, 1, (geometry.out_channels // geometry.groups, count))
-    return rows.transpose(2, 3).reshape(geometry.out_channels, -1, *taps)
-
-
-def build(
-    like: nn.Parameter | Tensor,
-    bias: Tensor | None,
-    geometry: ConvGeometry,
-    order: Order,
-    right: Tensor,
-    left: Tensor,
-) -> Conv2Plus1d:
-    """The module of two factors, in the dtype, and on the device, of ``like``."""
-    result = Conv2Plus1d(
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        geometry.groups,
-        bias is not None,
-        geometry.padding_mode,  # type: ignore[arg-type]
-        mid_channels=right.shape[0] * right.shape[1],
-        order=order,
-        device="meta",
+    (groups·m, C/groups, ...) of the one that comes first, and (C_out, m, ...) of the other.
+    """
+    (kt, kh, kw), groups = kernel, right.shape[0]
+    space, time = (1, kh, kw), (kt, 1, 1)
+    first, second = (space, time) if order == "spatial-temporal" else (time, space)
+    taps = second[0] * second[1] * second[2]
+    rows = torch.unflatten(left, 1, (-1, taps)).transpose(2, 3)  # (groups, C_out/groups, m, taps)
+    inputs = right.shape[2] // (first[0] * first[1] * first[2])
+    return (
+        right.reshape(groups * right.shape[1], inputs, *first),
+        rows.reshape(groups * rows.shape[1], left.shape[2], *second),
     )
-
-    def parameter(values: Tensor) -> nn.Parameter:
-        values = values.to(device=like.device, dtype=like.dtype, copy=True).contiguous()
-        return nn.Parameter(values, requires_grad=like.requires_grad)
-
-    spatial, temporal = result.spatial, result.temporal
-    first, second = (spatial, temporal) if order == "spatial-temporal" else (temporal, spatial)
-    first.weight = parameter(first_weight(right, geometry, order))
-    second.weight = parameter(second_weight(left, geometry, order))
-    if bias is not None:
-        second.bias = parameter(bias)
-    return result
-
-
-def product(factors: Conv2Plus1d) -> Tensor:
-    """The (C_out, C/groups, kT, kH, kW) weight that two factors multiply to, in float64."""
-    groups = factors.spatial.groups
-    spatial = factors.spatial.weight.detach().double()
-    temporal = factors.temporal.weight.detach().double()
-    first, second = (spatial, temporal)
-    if factors.order != "spatial-temporal":
-        first, second = temporal, spatial
-    inner = torch.unflatten(first, 0, (groups, -1))  # (g, m, C/g, ...)
-    outer = torch.unflatten(second, 0, (groups, -1))  # (g, C_out/g, m, ...)
-    if factors.order == "spatial-temporal":
-        whole = torch.einsum("gomt,gmchw->gocthw", outer[..., 0, 0], inner[:, :, :, 0])
-    else:
-        whole = torch.einsum("gomhw,gmct->gocthw", outer[:, :, :, 0], inner[..., 0, 0])
-    return whole.flatten(0, 1)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fxtemporal.factorization.factors import Decomposition, build, decomposed
-from fxtemporal.factorization.layers import ORDERS, Layer, Order, layers_of
+from fxtemporal.factorization.factors import ORDERS, Decomposition, Order, decomposed
+from fxtemporal.factorization.layers import Layer, layers_of
 from fxtemporal.factorization.moments import Regression, SecondMoment
 from fxtemporal.factorization.recording import Data, record
 from fxtemporal.graph import Program
@@ -47,13 +47,12 @@ class Fitter:
 
     def cut(self, layer: Layer, decomposition: Decomposition, kept: int) -> Conv2Plus1d:
         """The first ``kept`` channels a group of a decomposition, and the layer's bias."""
-        assert layer.geometry is not None
         assert layer.op is not None
-        bias, order = layer.op.args["bias"], decomposition.order
-        numbers = None if bias is None else self._program.tensor(bias.name).detach()
+        bias = layer.op.args["bias"]
+        numbers = None if bias is None else self._program.tensor(bias.name)
         right, left = decomposition.right[:, :kept], decomposition.left[..., :kept]
         weight = self._program.tensor(layer.name)
-        return build(weight, numbers, layer.geometry, order, right, left)
+        return layer.factors(weight, numbers, decomposition.order, right, left)
 
     def regressed(
         self, layer: Layer, order: Order, rank: int, working: Program
@@ -88,7 +87,7 @@ class Fitter:
             record(self._program, arguments, dict.fromkeys(there.nodes, keep))
             record(working, arguments, dict.fromkeys(here.nodes, add))
         left, bias, error = regression.solve()
-        return build(weight, bias, geometry, order, found.right[:, :kept], left), error
+        return layer.factors(weight, bias, order, found.right[:, :kept], left), error
 
 
 def named(program: Program, name: str) -> Layer:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.conv3d import conv3d_geometry
+from fxtemporal.factorization.factors import ORDERS, Order
 from fxtemporal.functional import ConvGeometry
 from fxtemporal.graph import Program
+from fxtemporal.nn import Conv2Plus1d
 from fxtemporal.ops import Attr, Op
 from fxtemporal.rules import Code, Reason, blocked_module
 
-__all__ = ["ORDERS", "Layer", "Order", "layers_of", "put_in"]
-
-Order: TypeAlias = Literal["spatial-temporal", "temporal-spatial"]
-ORDERS: tuple[Order, ...] = ("spatial-temporal", "temporal-spatial")
+__all__ = ["Layer", "layers_of", "put_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +57,24 @@ class Layer:
             yield Reason(Code.SHARED_PARAMETER, "its weight is used by another layer as well")
         if geometry.kernel[0] == 1 or geometry.kernel[1:] == (1, 1):
             yield Reason(Code.NOTHING_SAVED, f"the {self.kernel} kernel is a factor already")
+
+    def factors(
+        self, weight: Tensor, bias: Tensor | None, order: Order, right: Tensor, left: Tensor
+    ) -> Conv2Plus1d:
+        """The module of two factors, :meth:`Conv2Plus1d.of_factors`."""
+        g = self.geometry
+        assert g is not None
+        return Conv2Plus1d.of_factors(
+            weight,
+            bias,
+            right,
+            left,
+            order=order,
+            stride=g.stride,
+            padding=g.padding,
+            dilation=g.dilation,
+            padding_mode=g.padding_mode,
+        )
 
     def full_rank(self, order: Order) -> int:
         """Channels between the factors from which on nothing is lost, of all groups together."""

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fxtemporal.factorization.layers import Order
+from fxtemporal.factorization.factors import Order
 from fxtemporal.functional import ConvGeometry
 from fxtemporal.functional.geometry import Triple, pad
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxtemporal.errors import PassError
-from fxtemporal.factorization.factors import Decomposition, decomposed, product
+from fxtemporal.factorization.factors import ORDERS, Decomposition, Order, decomposed
 from fxtemporal.factorization.fitting import Fitter, named
-from fxtemporal.factorization.layers import ORDERS, Layer, Order, layers_of, put_in
+from fxtemporal.factorization.layers import Layer, layers_of, put_in
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.factorization.recording import Arguments, Data, run
 from fxtemporal.factorization.settings import Factorize
@@ -372,7 +372,7 @@ class _Planner:
     ) -> dict[str, Any]:
         weight = self._weight(layer).double()
         off = float(
-            (product(factors).to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)
+            (factors.product().to(weight.device) - weight).norm() / weight.norm().clamp_min(1e-30)
         )
         assert layer.op is not None
         assert layer.geometry is not None

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fxtemporal.factorization.layers import Order
+from fxtemporal.factorization.factors import Order
 
 __all__ = ["Curve", "Point", "allocate", "frontier"]
 

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fxtemporal.factorization.factors import Decomposition, build
-from fxtemporal.factorization.layers import Layer, Order
+from fxtemporal.factorization.factors import Decomposition, Order
+from fxtemporal.factorization.layers import Layer
 from fxtemporal.functional import FORMS, conv3d_spatial, conv3d_temporal
 from fxtemporal.nn import Conv2Plus1d
 from fxtemporal.tuning import interleaved
@@ -41,7 +41,8 @@ def milliseconds(
     keys: dict[str, tuple[Order, int]] = {}
     for found, kept in ranks:
         rank = kept * g.groups
-        pair = build(weight, None, g, found.order, found.right[:, :kept], found.left[..., :kept])
+        right, left = found.right[:, :kept], found.left[..., :kept]
+        pair = layer.factors(weight, None, found.order, right, left)
         name = f"{found.order} {rank}"
         keys[name] = found.order, rank
         calls[name] = partial(_run, pair, x)

@@ -48,6 +48,7 @@ on the layout of the input: nothing here decides that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -261,20 +262,10 @@ def conv3d_weight(
     not to be had: while it is traced, or trained. :func:`conv3d_in_form` then is conv3d.
     """
     chosen = FORMS[form]
-    geometry = ConvGeometry(
-        in_channels=weight.shape[1] * groups,
-        out_channels=weight.shape[0],
-        kernel=(weight.shape[2], weight.shape[3], weight.shape[4]),
-        stride=(stride[0], stride[1], stride[2]),
-        padding=padding if isinstance(padding, str) else (padding[0], padding[1], padding[2]),
-        dilation=(dilation[0], dilation[1], dilation[2]),
-        groups=groups,
-        padding_mode=padding_mode,
-        time_padding=(time_padding[0], time_padding[1]),
-        frames=frames,
-        size=(size[0], size[1]),
-        dtype=weight.dtype,
+    geometry = ConvGeometry.of_weight(
+        weight, stride, padding, dilation, groups, padding_mode, time_padding
     )
+    geometry = replace(geometry, frames=frames, size=(size[0], size[1]), dtype=weight.dtype)
     if chosen.reads_numbers:
         hidden = torch.compiler.is_compiling() or is_fake(weight) or weight.is_meta
         if hidden or any(chosen.weight_blockers(weight, geometry)):

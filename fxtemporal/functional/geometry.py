@@ -86,6 +86,21 @@ class ConvGeometry:
         time_padding: Sequence[int],
     ) -> ConvGeometry:
         """The geometry of a call. Raises ValueError where there is none."""
+        rest = (stride, padding, dilation, groups, padding_mode, time_padding)
+        return cls.of_weight(weight, *rest).at(input)
+
+    @classmethod
+    def of_weight(
+        cls,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Padding,
+        dilation: Sequence[int],
+        groups: int,
+        padding_mode: str,
+        time_padding: Sequence[int],
+    ) -> ConvGeometry:
+        """The same before there is an input."""
         if weight.dim() != 5:
             shape = tuple(weight.shape)
             raise ValueError(
@@ -103,7 +118,7 @@ class ConvGeometry:
             groups=groups,
             padding_mode=padding_mode,
             time_padding=(time_padding[0], time_padding[1]),
-        ).at(input)
+        )
 
     def at(self, input: Tensor) -> ConvGeometry:
         """This geometry with the T, (H, W) and dtype of ``input``.
