@@ -15,24 +15,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
 import fxtemporal
 from benchmarks.conv3d_models import CONV3D
+from benchmarks.conv3d_tables import AFTER, BEFORE, markdown
 from benchmarks.loop_runs import reason, settle
 from benchmarks.measure import (
     Timing,
@@ -48,12 +48,16 @@ from fxtemporal.engines import ENGINES, compile_with, reset, versions
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "results"
+ABOUT = """\
+Each model of `benchmarks.conv3d_models` runs as it is and after `fxtemporal.optimize`, on eager
+PyTorch, Inductor (with freezing), OpenVINO and ONNX Runtime, all interleaved in one process; for
+each engine the model is optimized with that engine as the target. float32, medians with their
+quartiles; the speed-up is that of the rounds. Errors are max|a−b| / max|b| against eager mode in
+float64."""
 SLOWEST = 0.98
 ERROR_TIMES = 4.0
 LEAST_ERROR = 4e-6
 """In float32, an error up to this is rounding, whatever the model's own."""
-
-BEFORE, AFTER = "model", "optimized"
 
 
 @dataclass
@@ -71,20 +75,12 @@ class Result:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     """Milliseconds of each form, by layer and layout, in eager mode."""
     notes: list[str] = field(default_factory=list)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}")
 
     def ratio(self, engine: str) -> tuple[float, float, float] | None:
         """How many times faster the optimized model is on this engine: quartiles."""
         pair = [self.timings.get((engine, variant)) for variant in (BEFORE, AFTER)]
         return None if pair[0] is None or pair[1] is None else speedup(pair[0], pair[1])
-
-    def best_peer(self) -> tuple[str, float] | None:
-        """The fastest engine but eager mode on the model as it is, and its milliseconds."""
-        peers = {
-            engine: timing.median
-            for (engine, variant), timing in self.timings.items()
-            if engine != "eager" and variant == BEFORE
-        }
-        return min(peers.items(), key=lambda peer: peer[1], default=None)
 
     def broken(self) -> list[str]:
         found = []
@@ -102,6 +98,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "date": self.date,
             "input": list(self.shape),
             "milliseconds": {" ".join(k): t.to_dict() for k, t in self.timings.items()},
             "speedup": {e: self.ratio(e) for e in dict.fromkeys(e for e, _ in self.timings)},
@@ -174,111 +171,19 @@ def run_case(
     return result
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
-def _cell(timing: Timing | None) -> str:
-    if timing is None:
-        return "not measured"
-    low, high = timing.spread
-    return f"{timing.median:.1f} ({low:.1f}–{high:.1f})"
-
-
-def _times(results: Sequence[Result]) -> tuple[list[list[str]], list[str]]:
-    lines = []
-    for result in results:
-        peer = result.best_peer()
-        for engine in dict.fromkeys(engine for engine, _ in result.timings):
-            ratio = result.ratio(engine)
-            mine = result.timings.get((engine, AFTER))
-            lines.append(
-                [
-                    result.name,
-                    engine,
-                    _cell(result.timings.get((engine, BEFORE))),
-                    _cell(mine),
-                    "" if ratio is None else f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f})",
-                    "" if peer is None or mine is None else f"{peer[1] / mine.median:.2f}",
-                    "" if peer is None else peer[0],
-                ]
-            )
-    headers = ["model", "engine", "as it is", "optimized", "speed-up", "over best peer", "which is"]
-    return lines, headers
-
-
-def _details(results: Sequence[Result]) -> tuple[list[list[str]], list[str]]:
-    lines = []
-    for result in results:
-        for engine, seconds in result.optimize_seconds.items():
-            errors = [result.errors.get((engine, v)) for v in (BEFORE, AFTER)]
-            forms = ", ".join(f"{n} {form}" for form, n in sorted(result.forms[engine].items()))
-            lines.append(
-                [
-                    result.name,
-                    engine,
-                    *("—" if error is None else f"{error:.1e}" for error in errors),
-                    *(f"{taken:.1f}" for taken in seconds),
-                    *[""] * (2 - len(seconds)),
-                    forms.replace("conv3d_", ""),
-                ]
-            )
-    headers = ["model", "target", "error as it is", "error optimized", "optimize s", "from cache s"]
-    return lines, [*headers, "applied"]
-
-
-def _layers(results: Sequence[Result]) -> tuple[list[list[str]], list[str]]:
-    """Each layer once, however many models have it; the fastest form in bold."""
-    layers = {key: figures for result in results for key, figures in result.layers.items()}
-    forms = dict.fromkeys(name for figures in layers.values() for name in sorted(figures))
-    names = [*dict.fromkeys(form.partition(" of rank")[0] for form in forms)]
-    lines = []
-    for key, figures in layers.items():
-        plain = {form.partition(" of rank")[0]: ms for form, ms in figures.items()}
-        best = min(plain, key=lambda form: plain[form])
-        cells = [f"{plain[form]:.2f}" if form in plain else "" for form in names]
-        cells[names.index(best)] = f"**{plain[best]:.2f}**"
-        lines.append([key.removeprefix("conv3d ").removesuffix(" eager"), *cells])
-    return lines, ["layer", *(name.removeprefix("conv3d_") for name in names)]
-
-
-def _mean(results: Sequence[Result]) -> str:
-    ratios = [ratio[1] for r in results if (ratio := r.ratio("eager")) is not None]
-    if not ratios:
-        return ""
-    mean, least = statistics.geometric_mean(ratios), min(ratios)
-    return f"Eager mode: geometric mean {mean:.2f}x over {len(ratios)} models, least {least:.2f}x."
-
-
-def _markdown(results: Sequence[Result], environment: dict[str, Any]) -> str:
-    parts = ["# Networks of 3-D convolutions\n", __doc__.split("\n\n")[1] + "\n"]
-    parts.append("\n".join(f"- {key}: {value}" for key, value in environment.items()) + "\n")
-    for title, (lines, headers) in (
-        ("Milliseconds a call", _times(results)),
-        ("Errors, seconds of optimize, and what was applied", _details(results)),
-        ("Milliseconds of each form on each layer, eager mode", _layers(results)),
-    ):
-        table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
-        parts.append(f"## {title}\n\n{table}\n")
-    parts.append(_mean(results) + "\n")
-    notes = [note for result in results for note in result.notes]
-    if notes:
-        parts.append("## Not measured\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
-    return "\n".join(parts)
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.conv3d", description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", choices=list(CONV3D), help="these models")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--skip", nargs="+", metavar="MODEL/ENGINE", default=[])
     parser.add_argument("--budget", type=float, default=60.0, help="seconds to time each model")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was measured here")
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="with --save: models that benchmarks/results has stay as they were measured then",
+    )
     return parser.parse_args(arguments)
-
-
-def _broken(results: Iterable[Result]) -> list[str]:
-    return [text for result in results for text in result.broken()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,24 +191,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment = {**machine(), "torchvision": version("torchvision")}
     environment |= versions(options.engines)
     environment["device with a GPU"] = "not measured"
-    results: list[Result] = []
+    path = RESULTS / f"conv3d-{machine_slug(environment)}.json"
+    records: dict[str, dict[str, Any]] = {}
+    if options.keep and path.exists():
+        records = {record["name"]: record for record in json.loads(path.read_text())["models"]}
     names = list(CONV3D) if options.only is None else options.only
-    with tqdm(names, disable=None, leave=False) as bar:
+    with tqdm([name for name in names if name not in records], disable=None, leave=False) as bar:
         for name in bar:
             tick = partial(_describe, bar, name)
-            results.append(
-                run_case(CONV3D[name], options.engines, options.skip, options.budget, tick)
-            )
-            if options.json:
-                content = {"environment": environment, "models": [r.to_dict() for r in results]}
-                options.json.write_text(json.dumps(content, indent=1))
+            result = run_case(CONV3D[name], options.engines, options.skip, options.budget, tick)
+            records[name] = result.to_dict()
             if options.save:  # after each model: all of them take more than an hour
-                path = RESULTS / f"conv3d-{machine_slug(environment)}.md"
-                path.write_text(_markdown(results, environment))
-    print(_markdown(results, environment))
-    for line in _broken(results):
+                _write(path, [*records.values()], environment)
+    print(markdown([*records.values()], environment, ABOUT))
+    broken = [text for record in records.values() for text in record["broken"]]
+    for line in broken:
         print(f"broken: {line}", file=sys.stderr)
-    return 1 if _broken(results) else 0
+    return 1 if broken else 0
+
+
+def _write(path: Path, records: Sequence[dict[str, Any]], environment: dict[str, Any]) -> None:
+    content = {"environment": environment, "models": records}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(records, environment, ABOUT))
 
 
 def _describe(bar: tqdm[Any], name: str, stage: str) -> None:

@@ -26,6 +26,7 @@ from fxtemporal.errors import (
 )
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.freezing import Memory
+from fxtemporal.lowering.lower import Artifact, load, lower
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark
 from fxtemporal.specializations import Specialization
@@ -35,6 +36,7 @@ from fxtemporal.verify import Comparison
 __version__ = "0.1.0"
 
 __all__ = [
+    "Artifact",
     "CaptureError",
     "Code",
     "Comparison",
@@ -54,6 +56,8 @@ __all__ = [
     "audit",
     "convert_to_2plus1d",
     "from_torchvision_r2plus1d",
+    "load",
+    "lower",
     "optimize",
     "report",
 ]

@@ -1,9 +1,10 @@
-"""The command line: ``fxtemporal audit MODEL`` and ``fxtemporal optimize MODEL -o FILE``.
+"""The command line: ``fxtemporal audit MODEL``, ``optimize MODEL -o FILE`` and ``lower``.
 
 ::
 
     $ fxtemporal audit examples/cnn_lstm.py:build --input 2x10x3x32x32 --fail-on missed
     $ fxtemporal optimize examples/cnn_lstm.py:build --input 2x10x3x32x32 -o model.pt2
+    $ fxtemporal lower examples/cnn_lstm.py:build --input 2x10x3x32x32 --backend onnx -o model.onnx
 
 Nothing here imports torch before the arguments are known to be right. Reports go to stdout, all
 else to stderr: what the model itself prints, progress, and errors of one line each.
@@ -20,7 +21,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -122,7 +123,7 @@ def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "audit":
         return _audit(options)
-    return _optimize(options)
+    return _optimize(options) if options.command == "optimize" else _lower(options)
 
 
 # -- the arguments ---------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fxtemporal {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="audit|optimize")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="audit|optimize|lower")
     audit = _command(commands, "audit", "say what optimize would do, and why not more")
     audit.add_argument(
         "--fail-on",
@@ -154,41 +155,37 @@ def _parser() -> argparse.ArgumentParser:
     optimize = _command(commands, "optimize", "write the optimized model as a .pt2")
     optimize.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pt2")
     optimize.add_argument(
-        "--tune",
-        choices=("measure", "static"),
-        help="measure: keep what is faster here (default); static: measure nothing",
-    )
-    optimize.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="the most that the activations of one call may hold at their peak, such as 512MiB or "
-        "2GB: folded frames run in chunks that fit, or loops are left",
-    )
-    optimize.add_argument(
-        "--factorize",
-        type=_cut,
-        metavar="RANK|KIND=SHARE",
-        help="also factorize Conv3d as (2+1)D, which is lossy: 'paper', a whole number, or a "
-        "fraction of full rank such as 0.25; or flops=0.5, params=0.5 or latency=0.5 of the model "
-        "shared out between its layers; or energy=0.9 or error=0.1 for each layer",
-    )
-    optimize.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help="with --factorize: a .pt file with a tensor of example inputs, (N, ...), or a list of "
-        "inputs of the model; the factors then minimise the error on these",
-    )
-    optimize.add_argument(
-        "--no-verify", action="store_true", help="do not compare the result with the model"
-    )
-    optimize.add_argument(
         "--freeze",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="write what was derived from parameters, such as a folded BatchNorm, in their place; "
         "--no-freeze keeps the parameters, and derives it at every call (default: --freeze)",
     )
+    lower = _command(commands, "lower", "write what an engine runs of the optimized model")
+    lower.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    lower.add_argument(
+        "--backend",
+        required=True,
+        metavar="NAME",
+        help="onnx (*.onnx), openvino (*.xml), inductor (*.pt2), tensorrt (*.engine) or "
+        "torch_tensorrt (*.pt2)",
+    )
+    lower.add_argument(
+        "--option",
+        action="append",
+        type=_option,
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the backend, such as dynamic=batch, batch=1,8, precision=float16 or "
+        "compute_capabilities=8.0,8.9; may be given several times",
+    )
+    lower.add_argument(
+        "--compare",
+        action="store_true",
+        help="lower the model as it is as well, and say what optimizing gained",
+    )
+    for command in (optimize, lower):
+        _choices(command)
     return parser
 
 
@@ -217,6 +214,40 @@ def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _choices(command: argparse.ArgumentParser) -> None:
+    """What a command that optimizes may be told."""
+    command.add_argument(
+        "--tune",
+        choices=("measure", "static"),
+        help="measure: keep what is faster here (default, but for TensorRT); static: measure "
+        "nothing",
+    )
+    command.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="the most that the activations of one call may hold at their peak, such as 512MiB or "
+        "2GB: folded frames run in chunks that fit, or loops are left",
+    )
+    command.add_argument(
+        "--factorize",
+        type=_cut,
+        metavar="RANK|KIND=SHARE",
+        help="also factorize Conv3d as (2+1)D, which is lossy: 'paper', a whole number, or a "
+        "fraction of full rank such as 0.25; or flops=0.5, params=0.5 or latency=0.5 of the model "
+        "shared out between its layers; or energy=0.9 or error=0.1 for each layer",
+    )
+    command.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="with --factorize: a .pt file with a tensor of example inputs, (N, ...), or a list of "
+        "inputs of the model; the factors then minimise the error on these",
+    )
+    command.add_argument(
+        "--no-verify", action="store_true", help="do not compare the result with the model"
+    )
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
@@ -238,6 +269,26 @@ def _cut(text: str) -> dict[str, int | float | str]:
         f"{text!r}: write paper, a whole number or a fraction; or flops=, params=, latency=, "
         "energy= or error= and a number"
     )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``batch=1,8``: a name, and a word, a number, true, false, or several with commas between."""
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    if "," in value or name == "compute_capabilities":
+        entries = value.split(",")
+        return name, entries if name == "compute_capabilities" else tuple(map(_plain, entries))
+    return name, _plain(value)
+
+
+def _plain(word: str) -> Any:
+    if word in ("true", "false"):
+        return word == "true"
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(word)
+    return word
 
 
 # -- the commands ----------------------------------------------------------------------------------
@@ -262,35 +313,77 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _optimize(options: argparse.Namespace) -> int:
-    _check_output(options.output)
+    _check_output(options.output, ".pt2")
     _check_names(options)
     with contextlib.redirect_stdout(sys.stderr):
-        from fxtemporal.api import optimize
         from fxtemporal.api import report as report_of
-        from fxtemporal.capture import example_of
         from fxtemporal.lowering.exported import save_exported
 
-        tune = _tune(options)
-        factorize = _factorize(options)
-        model = load(options.model)
-        example = example_of(model, _inputs(options), None)
-        if example is None:
-            raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
+        _, example, fast = _optimized(options, _tune(options), options.freeze)
         with _about(options.model):
-            fast = optimize(
-                model,
-                *example,
-                passes=options.passes,
-                factorize=factorize,
-                tune=tune,
-                verify=not options.no_verify,
-                freeze=options.freeze,
-            )
             save_exported(fast, *example, options.output)
     _show(report_of(fast), options.json)
-    size = options.output.stat().st_size / 1e6
-    print(f"fxtemporal: wrote {options.output} ({size:.1f} MB)", file=sys.stderr)
+    _wrote(options.output, options.output.stat().st_size)
     return FINE
+
+
+def _lower(options: argparse.Namespace) -> int:
+    with contextlib.redirect_stdout(sys.stderr):
+        from fxtemporal.api import report as report_of
+        from fxtemporal.lowering.lower import BACKENDS, lower
+
+        if options.backend not in BACKENDS:
+            near = nearest(options.backend, [*BACKENDS])
+            known = ", ".join(BACKENDS)
+            raise UsageError(f"--backend: no {options.backend!r}{near}; there are {known}")
+        backend = BACKENDS[options.backend]
+        _check_output(options.output, backend.suffix)
+        _check_names(options)
+        _ = backend.module  # what is not installed is known before minutes of work
+        model, example, fast = _optimized(options, _tune_for(backend.name, options), freeze=True)
+        with _about(options.model):
+            artifact = lower(
+                fast,
+                example[0],
+                backend.name,
+                options.output,
+                example_kwargs=example[1],
+                original=model if options.compare else None,
+                **dict(options.option),
+            )
+    report = report_of(fast)
+    _show(replace(report, remarks=(*report.remarks, artifact.remark)), options.json)
+    _wrote(options.output, artifact.detail["bytes"])
+    return FINE
+
+
+def _optimized(
+    options: argparse.Namespace, tune: Tune | Literal["measure", "static"] | None, freeze: bool
+) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]], Any]:
+    """The model, its example inputs, and what optimize makes of it."""
+    from fxtemporal.api import optimize
+    from fxtemporal.capture import example_of
+
+    factorize = _factorize(options)
+    model = load(options.model)
+    example = example_of(model, _inputs(options), None)
+    if example is None:
+        raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
+    with _about(options.model):
+        fast = optimize(
+            model,
+            *example,
+            passes=options.passes,
+            factorize=factorize,
+            tune=tune,
+            verify=not options.no_verify,
+            freeze=freeze,
+        )
+    return model, example, fast
+
+
+def _wrote(path: Path, size: int) -> None:
+    print(f"fxtemporal: wrote {path} ({size / 1e6:.1f} MB)", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -321,10 +414,10 @@ def _check_names(options: argparse.Namespace) -> None:
                 )
 
 
-def _check_output(path: Path) -> None:
-    """What save_exported refuses, before minutes of work."""
-    if path.suffix != ".pt2":
-        raise UsageError(f"--output {path}: name it *.pt2")
+def _check_output(path: Path, suffix: str) -> None:
+    """What cannot be written, before minutes of work."""
+    if path.suffix != suffix:
+        raise UsageError(f"--output {path}: name it *{suffix}")
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"--output {path}: give a file in a folder that exists")
 
@@ -375,6 +468,21 @@ def _tune(options: argparse.Namespace) -> Tune | Literal["measure", "static"] | 
         return Tune(memory_limit=options.memory_limit)
     except PassError as error:
         raise UsageError(f"--memory-limit: {error}") from error
+
+
+_TARGETS = {"onnx": "onnxruntime", "openvino": "openvino", "inductor": "inductor"}
+"""What choices are measured on; on the CPU nothing tells what TensorRT will like."""
+
+
+def _tune_for(backend: str, options: argparse.Namespace) -> Tune | Literal["static"]:
+    from fxtemporal.tuning import Tune
+
+    tune = _tune(options)
+    if isinstance(tune, Tune):
+        return replace(tune, target=_TARGETS.get(backend, tune.target))
+    if tune == "static" or (tune is None and backend not in _TARGETS):
+        return "static"
+    return Tune(target=_TARGETS.get(backend, "eager"))
 
 
 def _found(report: Report, names: Sequence[str]) -> int:

@@ -49,6 +49,12 @@ class Report:
         applied = self.by_status("applied")
         return tuple(remark for remark in applied if remark.rule == "factorize-2plus1d")
 
+    @property
+    def ranks(self) -> dict[str, tuple[int, str]]:
+        """Rank and order of each factorized layer: what ``Factorize(rank=...)`` takes again."""
+        details = [remark.detail for remark in self.factorized]
+        return {d["weight"].removesuffix(".weight"): (d["rank"], d["order"]) for d in details}
+
     def factorization(self) -> str:
         """A table of the factorized layers: ranks, what they cost, and how far they are off."""
         rows = []

@@ -88,6 +88,8 @@ class Code(enum.StrEnum):
     """The factors would cost as much as the layer they replace."""
     RANK_OUT_OF_RANGE = "rank-out-of-range"
     """The rank asked for is above the rank that the kernel can have."""
+    NOT_REQUESTED = "not-requested"
+    """Ranks were given by name, and not for this layer."""
     SHARED_PARAMETER = "shared-parameter"
     """The weight is used elsewhere too, so it cannot be replaced by factors."""
 

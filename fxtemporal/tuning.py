@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from fxtemporal.cache import Cache, default_folder
 from fxtemporal.engines import ENGINES, compile_with
 from fxtemporal.errors import PassError
 from fxtemporal.freezing import freeze
+from fxtemporal.sizes import in_bytes
 from fxtemporal.twins import unchanged
 
 __all__ = ["Races", "Timing", "Tune", "interleaved", "on_engine", "race", "worth_keeping"]
@@ -73,7 +71,7 @@ class Tune:
         if not isinstance(self.cache, bool | str | os.PathLike):
             raise PassError(f"tune: cache must be a folder, True or False, not {self.cache!r}")
         if self.memory_limit is not None:
-            _bytes(self.memory_limit)
+            in_bytes(self.memory_limit, "tune: memory_limit")
 
     @property
     def folder(self) -> Path | None:
@@ -85,33 +83,9 @@ class Tune:
     @property
     def limit(self) -> int | None:
         """``memory_limit`` in bytes."""
-        return None if self.memory_limit is None else _bytes(self.memory_limit)
-
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)},
-    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
-}
-_SIZE = re.compile(r"\s*(\d{1,20}(?:\.\d{0,20})?)\s*([A-Za-z]*)\s*", re.ASCII)
-
-
-def _bytes(size: int | str) -> int:
-    """The number of bytes that ``512``, ``"512MiB"`` or ``"1.5 GB"`` stands for."""
-    found: int | None = None
-    if isinstance(size, str) and (match := _SIZE.fullmatch(size)) is not None:
-        units = {name.lower(): factor for name, factor in _UNITS.items()}
-        factor = units.get(match[2].lower())
-        found = None if factor is None else math.floor(Fraction(match[1].rstrip(".")) * factor)
-    elif isinstance(size, int) and not isinstance(size, bool):
-        found = size
-    if found is None or found < 1:
-        raise PassError(
-            f"tune: memory_limit must be a number of bytes above 0, or a text like '512MiB' or "
-            f"'2GB' ({', '.join(unit for unit in _UNITS if unit)}), not {size!r}"
+        return (
+            None if self.memory_limit is None else in_bytes(self.memory_limit, "tune: memory_limit")
         )
-    return found
 
 
 @dataclass(frozen=True)

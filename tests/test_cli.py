@@ -425,7 +425,7 @@ def test_errors_while_saving(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "the following arguments are required: audit|optimize (see fxtemporal --help)"),
+        ([], "the following arguments are required: audit|optimize|lower (see fxtemporal --help)"),
         (["bench"], "invalid choice: 'bench'"),
         (["audit"], "the following arguments are required: MODEL (see fxtemporal audit --help)"),
         (["audit", "m:f", "--fast"], "unrecognized arguments: --fast"),
@@ -608,7 +608,9 @@ def test_an_interruption(
 # ---------------------------------------------------------------------------- help, terminals
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["optimize", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["audit", "--help"], ["optimize", "--help"], ["lower", "--help"]]
+)
 def test_help_says_what_a_model_is_and_what_the_exit_status_means(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:

@@ -55,6 +55,17 @@ class SortedBody(WithBody):
         return torch.stack(outs, dim=1)
 
 
+class NarrowThenWide(nn.Sequential):
+    """A kernel of rank 12 at most, and one of 36."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv3d(3, 4, 3), nn.Conv3d(4, 36, 3))
+
+    @classmethod
+    def example(cls) -> tuple[Tensor, ...]:
+        return (noise(1, 3, 6, 8, 8),)
+
+
 class ReplacedForward(nn.Module):
     """A Conv3d whose forward was replaced on the instance."""
 
@@ -188,7 +199,8 @@ WAYS: dict[Code, tuple[Way, ...]] = {
         Way("pool3d-forms", lambda: nn.Sequential(nn.MaxPool3d(2)), lambda model: (clip(),)),
     ),
     Code.NOTHING_SAVED: (factorized(ResidualConv3d.build, 0.5),),
-    Code.RANK_OUT_OF_RANGE: (factorized(DenseConv3d.build, 10_000),),
+    Code.RANK_OUT_OF_RANGE: (factorized(NarrowThenWide, 20),),
+    Code.NOT_REQUESTED: (factorized(DenseConv3d.build, {}),),
     Code.SHARED_PARAMETER: (factorized(TiedConv3d.build, 1),),
     Code.NOT_FASTER: (planted(slow_down, "missed", tune=Tune(seconds=0.5)),),
     Code.NOT_MEASURED: (limited(IndexedFrames, "1GiB", rule="fold-in-chunks", seconds=1e-6),),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from typing import Any
 
 import pytest
@@ -258,13 +260,62 @@ def test_groups_share_the_rank() -> None:
     assert (remark(result).detail["rank"], remark(result).detail["full_rank"]) == (8, 18)
     full = factorized(model, 1.0)
     torch.testing.assert_close(full(clip(3, 8)), model(clip(3, 8)), rtol=1e-11, atol=1e-11)
-    assert codes(factorized(model, 7)) == [Code.RANK_OUT_OF_RANGE]
+    with pytest.raises(PassError, match="2 groups cannot share"):
+        factorized(model, 7)
 
 
-def test_a_rank_above_the_full_one_is_refused() -> None:
-    result = factorized(nn.Sequential(dense()), FULL + 1)
+def test_a_rank_above_that_of_every_layer_is_an_error() -> None:
+    with pytest.raises(PassError, match=f"0: rank {FULL + 1} .* has {FULL} at most"):
+        factorized(nn.Sequential(dense()), FULL + 1)
+
+
+def test_a_rank_above_that_of_one_layer_leaves_it() -> None:
+    model = nn.Sequential(dense(), nn.Conv3d(6, 60, 3, padding=1).double())
+    result = factorized(model, FULL + 1)
     assert codes(result) == [Code.RANK_OUT_OF_RANGE]
     assert str(FULL) in remark(result).reasons[0].text
+    assert remark(result, 1).status == "applied"
+
+
+def two() -> nn.Sequential:
+    return nn.Sequential(dense(padding=1), nn.ReLU(), nn.Conv3d(6, 4, 3, padding=1).double())
+
+
+def test_ranks_by_name() -> None:
+    result = factorized(two(), {"2": (5, "temporal-spatial")})
+    assert codes(result) == [Code.NOT_REQUESTED]
+    assert fxtemporal.report(result).ranks == {"2": (5, "temporal-spatial")}
+    assert factorized(two(), {"2.weight": 0.5, "0": "paper"}).get_submodule("2.spatial")
+
+
+def test_the_ranks_of_a_report_make_the_module_that_its_checkpoint_loads_into() -> None:
+    settings = Factorize(flops=0.6, calibration=[clip(), clip(3)])
+    trained = fxtemporal.optimize(two(), (clip(),), factorize=settings, tune="static")
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1)
+    ranks = json.loads(json.dumps(fxtemporal.report(trained).ranks))
+    again = factorized(two(), ranks)
+    again.load_state_dict(trained.state_dict())
+    x = clip(3, 8) if not fxtemporal.report(again).specializations else clip(3)
+    torch.testing.assert_close(again(x), trained(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        ({"3": 2}, "'3', which is no Conv3d that can be factorized; there are 0, 2"),
+        ({"1": 2}, "'1', which is no Conv3d"),
+        ({"0": FULL + 1}, f"0: rank {FULL + 1}"),
+        ({"0": 0}, "rank of '0' must be"),
+        ({"0": 2.0}, "rank of '0' must be"),
+        ({"0": (2, "sideways")}, "'spatial-temporal', 'temporal-spatial'"),
+        ({"0": (2, "spatial-temporal", 1)}, "must be a rank, or a rank and one of"),
+    ],
+)
+def test_ranks_by_name_that_cannot_be(ranks: Any, says: str) -> None:
+    with pytest.raises(PassError, match=re.escape(says)):
+        factorized(two(), ranks)
 
 
 def test_every_reason_is_given() -> None:

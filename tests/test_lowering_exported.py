@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal.errors import CaptureError, LoweringError
-from fxtemporal.lowering import exported
 from fxtemporal.lowering.exported import load_exported, save_exported
+from fxtemporal.lowering.program import LSTM_WEIGHTS
 
 
 class Frames(nn.Module):
@@ -430,5 +430,5 @@ def test_the_lstm_warning_alone_is_silenced() -> None:
 
     said = "The tensor attributes self.l._flat_weights[0], self.l._flat_weights[1] were assigned"
     other = "The tensor attributes self.l._flat_weights[0], self.cache were assigned"
-    assert re.match(exported._LSTM_WEIGHTS, f"{said} during export.")
-    assert not re.match(exported._LSTM_WEIGHTS, f"{other} during export.")
+    assert re.match(LSTM_WEIGHTS, f"{said} during export.")
+    assert not re.match(LSTM_WEIGHTS, f"{other} during export.")

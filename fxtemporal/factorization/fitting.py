@@ -39,8 +39,8 @@ class Fitter:
             assert layer.geometry is not None
             sums[layer.name, order] = SecondMoment(layer.geometry, order)
         calls = {name: named(program, name).nodes for name, _ in sums}
-        for number, arguments in enumerate(self._data, 1):
-            self._tick(f"what layers see, batch {number}")
+        for share, arguments in self._data.counted():
+            self._tick(f"what layers see, batch {share}")
             watched = {node: _adds(name, sums) for name in calls for node in calls[name]}
             record(program, arguments, watched)
         return {key: moment.sum for key, moment in sums.items() if moment.sum is not None}
@@ -74,8 +74,8 @@ class Fitter:
         first = factors.spatial if order == ORDERS[0] else factors.temporal
         regression = Regression(geometry, order)
         there, here = named(self._program, layer.name), named(working, layer.name)
-        for number, arguments in enumerate(self._data, 1):
-            self._tick(f"fitting {layer.path}, batch {number}")
+        for share, arguments in self._data.counted():
+            self._tick(f"fitting {layer.path}, batch {share}")
             wanted: list[Tensor] = []
 
             def keep(_: Tensor, y: Tensor, wanted: list[Tensor] = wanted) -> None:

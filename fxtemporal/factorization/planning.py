@@ -20,12 +20,12 @@ from fxtemporal.errors import PassError
 from fxtemporal.factorization.factors import ORDERS, Decomposition, Order, decomposed
 from fxtemporal.factorization.fitting import Fitter, named
 from fxtemporal.factorization.layers import Layer, layers_of, put_in
+from fxtemporal.factorization.points import Points
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.factorization.recording import Arguments, Data, run
 from fxtemporal.factorization.settings import Factorize
-from fxtemporal.factorization.timing import milliseconds
 from fxtemporal.graph import Program
-from fxtemporal.nn import Conv2Plus1d, paper_rank
+from fxtemporal.nn import Conv2Plus1d
 from fxtemporal.rules import Code, Reason
 
 __all__ = ["LayerPlan", "Plan", "plan"]
@@ -34,12 +34,6 @@ Tick = Callable[[str], None]
 
 _BYTES = 2**30
 """Of second moments that are summed up in one pass over the data."""
-
-_STEPS = 64
-"""Ranks that are considered for a layer and an order; all of them where there are fewer."""
-
-_TIMED = (0.08, 0.15, 0.25, 0.4, 0.6)
-"""Shares of the full rank whose time is measured."""
 
 _PROBE = 0.3
 """The error of a layer at which its influence on the output is measured."""
@@ -92,12 +86,13 @@ class _Planner:
         self.layers = layers_of(program)
         self.left: dict[str, LayerPlan] = {}
         self.open: list[Layer] = []
+        self.points = Points(settings, example is not None, tick)
+        self.points.check([layer for layer in self.layers if not any(layer.blockers(program))])
         for layer in self.layers:
             reasons = tuple(layer.blockers(program))
-            if reasons:
-                if layer.geometry is not None and (rank := self._rank_reason(layer)) is not None:
-                    reasons = (*reasons, rank)
-                self.left[layer.name] = LayerPlan(None, reasons, detail=self._described(layer))
+            rank = None if layer.geometry is None else self.points.refusal(layer)
+            if reasons or rank is not None:
+                self._leave(layer, *reasons, *(() if rank is None else (rank,)))
             elif (error := self._unusable(layer)) is not None:
                 self.left[layer.name] = LayerPlan(None, (), error, self._described(layer))
             else:
@@ -124,9 +119,9 @@ class _Planner:
     # what each layer loses
 
     def _decompositions(self) -> dict[str, dict[Order, Decomposition]]:
-        """Of each layer in both orders; weighted by what it sees, where there is data."""
+        """Of each layer, in the orders that it may get; weighted by what it sees, given data."""
         found: dict[str, dict[Order, Decomposition]] = {layer.name: {} for layer in self.open}
-        wanted = [(layer, order) for layer in self.open for order in ORDERS]
+        wanted = [(layer, order) for layer in self.open for order in self.points.orders(layer)]
         while wanted:
             batch: list[tuple[Layer, Order]] = []
             size = 0
@@ -159,98 +154,15 @@ class _Planner:
     ) -> dict[str, Point]:
         chosen = {}
         for layer in self.open:
-            point, reason = self._point(layer, decompositions[layer.name])
-            if reason is not None:
-                self.left[layer.name] = LayerPlan(None, (reason,), detail=self._described(layer))
+            found = self.points.one(layer, decompositions[layer.name])
+            if isinstance(found, Reason):
+                self._leave(layer, found)
             else:
-                assert point is not None
-                chosen[layer.name] = point
+                chosen[layer.name] = found
         return chosen
 
-    def _point(
-        self, layer: Layer, found: Mapping[Order, Decomposition]
-    ) -> tuple[Point | None, Reason | None]:
-        rank, g = self.settings.rank, layer.geometry
-        assert g is not None
-        if rank is not None:
-            if (reason := self._rank_reason(layer)) is not None:
-                return None, reason
-            order, full = ORDERS[0], layer.full_rank(ORDERS[0])
-            if rank == "paper":
-                rank = paper_rank(g.in_channels, g.out_channels, g.kernel, groups=g.groups)
-            elif isinstance(rank, float):
-                rank = g.groups * max(1, round(rank * full / g.groups))
-            return Point(0.0, found[order].error(rank), rank, order), None
-        if self.settings.error is not None:
-            bound = self.settings.error
-        else:
-            assert self.settings.energy is not None
-            bound = (1 - self.settings.energy) ** 0.5
-        points = self._points(layer, found, step=1)
-        enough = [p for p in points if p.rank is not None and p.loss <= bound**2]
-        best = min(enough, key=lambda p: (p.cost, p.loss), default=None)
-        whole = self._cost(layer, None, ORDERS[0])
-        if best is None or best.cost >= whole:
-            text = f"two factors with an error of at most {bound:.3g} cost more than the layer"
-            return None, Reason(Code.NOTHING_SAVED, text)
-        return best, None
-
-    def _rank_reason(self, layer: Layer) -> Reason | None:
-        """Why the layer cannot have the rank that was asked for."""
-        rank, g, full = self.settings.rank, layer.geometry, layer.full_rank(ORDERS[0])
-        assert g is not None
-        if not isinstance(rank, int):
-            return None
-        if rank > full:
-            text = f"rank {rank} was asked for, and the kernel has {full} at most"
-            return Reason(Code.RANK_OUT_OF_RANGE, text)
-        if rank % g.groups:
-            text = f"rank {rank} was asked for, which its {g.groups} groups cannot share"
-            return Reason(Code.RANK_OUT_OF_RANGE, text)
-        return None
-
-    def _cost(self, layer: Layer, rank: int | None, order: Order) -> float:
-        if self.settings.budget is not None and self.settings.budget[0] == "params":
-            return layer.parameters(rank, order)
-        return layer.flops(rank, order) or layer.parameters(rank, order)
-
-    def _points(
-        self, layer: Layer, found: Mapping[Order, Decomposition], step: int | None = None
-    ) -> list[Point]:
-        """Squared relative errors, and costs, of the ranks that are considered."""
-        g = layer.geometry
-        assert g is not None
-        if self.settings.budget is not None and self.settings.budget[0] == "latency":
-            return self._timed_points(layer, found)
-        points = [Point(self._cost(layer, None, ORDERS[0]), 0.0)]
-        for order, decomposition in found.items():
-            errors = decomposition.errors()
-            full = len(errors) - 1
-            every = step or max(1, full // _STEPS)
-            for kept in sorted({*range(every, full + 1, every), full}):
-                rank = kept * g.groups
-                cost = self._cost(layer, rank, order)
-                points.append(Point(cost, errors[kept] ** 2, rank, order))
-        return points
-
-    def _timed_points(self, layer: Layer, found: Mapping[Order, Decomposition]) -> list[Point]:
-        g = layer.geometry
-        assert g is not None
-        if self.example is None:
-            raise PassError("Factorize: latency=... needs example inputs; give them")
-        self.tick(f"timing {layer.path}")
-        wanted = [
-            (decomposition, kept)
-            for decomposition in found.values()
-            for kept in sorted({max(1, round(f * len(decomposition.energy))) for f in _TIMED})
-        ]
-        times = milliseconds(layer, self._weight(layer), wanted)
-        points = [Point(times[None], 0.0)]
-        for decomposition, kept in wanted:
-            rank, order = kept * g.groups, decomposition.order
-            loss = decomposition.error(rank) ** 2
-            points.append(Point(times[order, rank], loss, rank, order))
-        return points
+    def _leave(self, layer: Layer, *reasons: Reason) -> None:
+        self.left[layer.name] = LayerPlan(None, reasons, detail=self._described(layer))
 
     def _shared_out(
         self, decompositions: Mapping[str, Mapping[Order, Decomposition]]
@@ -260,7 +172,7 @@ class _Planner:
         influence = self._influences(decompositions)
         curves = []
         for layer in self.open:
-            points = self._points(layer, decompositions[layer.name])
+            points = self.points.all(layer, decompositions[layer.name], self._weight(layer))
             weight = influence.get(layer.name, 1.0)
             weighted = [replace(point, loss=point.loss * weight) for point in points]
             curves.append(Curve.of(layer.name, weighted))
@@ -278,8 +190,7 @@ class _Planner:
             point = chosen[layer.name]
             if point.rank is None:
                 text = f"within the {kind} that may be left, the layer is best kept as it is"
-                reason = Reason(Code.NOTHING_SAVED, text)
-                self.left[layer.name] = LayerPlan(None, (reason,), detail=self._described(layer))
+                self._leave(layer, Reason(Code.NOTHING_SAVED, text))
             else:
                 kept[layer.name] = point
         return kept, tuple(steps)
@@ -380,6 +291,7 @@ class _Planner:
         before = layer.parameters(None) + biases
         after = sum(parameter.numel() for parameter in factors.parameters())
         detail: dict[str, Any] = {
+            "weight": layer.name,
             "rank": point.rank,
             "full_rank": layer.full_rank(point.order),
             "kernel": layer.kernel,

@@ -40,6 +40,15 @@ class Data:
         if count == 0:
             raise PassError("Factorize: calibration is empty; give it example inputs")
 
+    def counted(self) -> Iterator[tuple[str, Arguments]]:
+        """Each with which it is, ``"3 of 10"`` where their number is known."""
+        try:
+            of = f" of {len(self._entries)}"  # type: ignore[arg-type]
+        except TypeError:
+            of = ""
+        for number, arguments in enumerate(self, 1):
+            yield f"{number}{of}", arguments
+
     def _arguments(self, entry: Any, number: int) -> Arguments:
         args, kwargs = self._example
         if isinstance(entry, Tensor):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from fxtemporal.errors import PassError
+from fxtemporal.factorization.factors import ORDERS, Order
 
-__all__ = ["Factorize"]
+__all__ = ["Factorize", "Rank"]
+
+Rank: TypeAlias = int | float | Literal["paper"]
+Ranks: TypeAlias = Mapping[str, Rank | tuple[Rank, Order]]
 
 _SHARES = ("flops", "params", "latency", "energy")
 
@@ -20,7 +24,9 @@ class Factorize:
     Args:
         rank: channels between the factors: ``"paper"`` (M_i of arXiv 1711.11248, which keeps the
             number of parameters and so saves nothing by itself), an int, or a fraction of the full
-            rank in (0, 1].
+            rank in (0, 1]. Or a dict of them by the names of layers, the rest of which are left:
+            each a rank, or a pair of rank and order. ``report(result).ranks`` is one, with which a
+            checkpoint of ``result`` gets the module that it loads into.
         flops: what may be left of the model's floating-point operations, as a share in (0, 1). It
             is divided between the layers so that the error of the output is least by prediction.
         params: the same for the number of parameters.
@@ -37,7 +43,7 @@ class Factorize:
         PassError: none or several of them are given, or one is out of range.
     """
 
-    rank: int | float | Literal["paper"] | None = None
+    rank: Rank | Ranks | None = None
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
@@ -53,7 +59,11 @@ class Factorize:
                 "Factorize: give one of rank, flops, params, latency, energy and error, not "
                 f"{found}: rank must be 'paper', an int from 1, or a fraction in (0, 1]"
             )
-        self._check_rank()
+        if isinstance(self.rank, Mapping):
+            checked = {name: _checked(asked, name) for name, asked in self.rank.items()}
+            object.__setattr__(self, "rank", checked)
+        elif self.rank is not None:
+            _check(self.rank)
         for name in _SHARES:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value < 1):
@@ -68,16 +78,6 @@ class Factorize:
         if self.calibration is not None and not isinstance(self.calibration, Iterable):
             raise PassError(
                 f"Factorize: calibration must be an iterable, not {type(self.calibration).__name__}"
-            )
-
-    def _check_rank(self) -> None:
-        rank = self.rank
-        whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-        share = isinstance(rank, float) and 0 < rank <= 1
-        if rank is not None and rank != "paper" and not whole and not share:
-            raise PassError(
-                f"Factorize: rank must be 'paper', an int from 1, or a fraction in (0, 1], "
-                f"not {rank!r}"
             )
 
     def _asked(self) -> Iterator[tuple[str, Any]]:
@@ -101,3 +101,26 @@ class Factorize:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check(rank: Any, name: str | None = None) -> None:
+    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    share = isinstance(rank, float) and 0 < rank <= 1
+    if rank != "paper" and not whole and not share:
+        of = "" if name is None else f" of {name!r}"
+        raise PassError(
+            f"Factorize: rank{of} must be 'paper', an int from 1, or a fraction in (0, 1], "
+            f"not {rank!r}"
+        )
+
+
+def _checked(asked: Any, name: str) -> tuple[Rank, Order]:
+    """A rank and an order: JSON has made a list of the pair."""
+    pair = asked if isinstance(asked, list | tuple) else (asked, ORDERS[0])
+    if len(pair) != 2 or pair[1] not in ORDERS:
+        raise PassError(
+            f"Factorize: rank of {name!r} must be a rank, or a rank and one of {ORDERS}, "
+            f"not {asked!r}"
+        )
+    _check(pair[0], name)
+    return pair[0], pair[1]

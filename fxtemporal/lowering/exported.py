@@ -16,13 +16,11 @@ fixed in the file too, and calls at other sizes raise there as well.
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import logging
 import os
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,22 +28,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.utils._pytree as pytree
-from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch import fx
+from torch.export import ExportedProgram
 
 from fxtemporal.errors import CaptureError, FxTemporalError, LoweringError
-from fxtemporal.twins import unchanged
-from fxtemporal.verify import Tolerance
+from fxtemporal.lowering.program import export, first_line, leaves_of, same
 
 __all__ = ["load_exported", "save_exported"]
 
-Example = tuple[tuple[Any, ...], dict[str, Any]]
-
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
-_LSTM_WEIGHTS = (
-    r"The tensor attributes? (self\.[\w.]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during"
-)
 
 
 def save_exported(
@@ -65,18 +56,25 @@ def save_exported(
     """
     target = Path(path)
     _check_target(target)
-    example: Example = (tuple(example_inputs), dict(example_kwargs or {}))
-    exported, samples = _export(gm, example)
+    try:
+        exported = export(gm, (tuple(example_inputs), dict(example_kwargs or {})))
+    except LoweringError as error:
+        raise LoweringError(f"{target} was not written: {error}") from error
     draft = target.with_name(f".{target.stem}.{os.getpid()}.pt2")
     try:
         try:
             with draft.open("wb") as file:
-                torch.export.save(exported, file)
+                torch.export.save(exported.program, file)
         except (OSError, RuntimeError) as error:
-            raise LoweringError(f"cannot write {target}: {_first_line(error)}") from error
+            raise LoweringError(f"cannot write {target}: {first_line(error)}") from error
         loaded = _load_back(draft, target)
-        for sample in samples:
-            _compare(gm, loaded.module(), sample, target)
+        module = loaded.module()
+        for sample in exported.samples:
+            if not same(leaves_of(gm, sample), leaves_of(module, sample)):
+                raise LoweringError(
+                    f"{target} was not written: read back, it gives other numbers than the "
+                    "optimized module. Please report this, with the model"
+                )
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
@@ -109,7 +107,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise CaptureError(f"{file}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch's reader meets what is malformed in any way
         raise CaptureError(
-            f"{file}: torch {torch.__version__} cannot read it: {_first_line(error)}. It is "
+            f"{file}: torch {torch.__version__} cannot read it: {first_line(error)}. It is "
             "damaged, or another version wrote it: export the model again with torch.export.save"
         ) from error
 
@@ -128,91 +126,12 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _export(gm: fx.GraphModule, example: Example) -> tuple[ExportedProgram, list[Example]]:
-    """The program, and the inputs it must be right on."""
-    wide: Example = pytree.tree_map_only(torch.Tensor, _two_samples, example)
-    attempts = [
-        (wide, _free_dimensions(gm, wide), [wide, example]),
-        (example, _free_dimensions(gm, example), [example]),  # the batch is fixed at one
-        (example, None, [example]),
-    ]
-    for (args, kwargs), shapes, samples in attempts:
-        try:
-            with unchanged(gm), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", _LSTM_WEIGHTS, UserWarning)
-                exported = torch.export.export(
-                    gm, args, kwargs, dynamic_shapes=shapes, strict=False
-                )
-            return exported, samples
-        except Exception as error:  # torch.export raises its own tree, and whatever the graph does
-            failure = error
-    raise LoweringError(
-        f"torch.export refuses the optimized {type(gm).__name__}: {_first_line(failure)}. "
-        "Use the optimized module in Python, or leave out the part that torch.export cannot take"
-    ) from failure
-
-
-def _two_samples(tensor: torch.Tensor) -> torch.Tensor:
-    """A batch of one as two, since torch.export takes a size of 1 for a constant; storage of its
-    own, since the file would keep all that a view looks into."""
-    if tensor.dim() == 0 or tensor.shape[0] != 1:
-        return tensor.clone()
-    return tensor.repeat(2, *[1] * (tensor.dim() - 1))
-
-
-def _free_dimensions(gm: nn.Module, example: Example) -> dict[str, Any]:
-    """All dimensions but those of size 1, which torch.export takes for constants."""
-
-    def free(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return None
-        return {dim: Dim.AUTO for dim, size in enumerate(value.shape) if size != 1}
-
-    args, kwargs = example
-    bound = inspect.signature(gm.forward).bind(*args, **kwargs).arguments
-    shapes: dict[str, Any] = pytree.tree_map(free, dict(bound))
-    return shapes
-
-
 def _load_back(draft: Path, target: Path) -> ExportedProgram:
     try:
         return load_exported(draft)
     except CaptureError as error:
         text = str(error).replace(str(draft), str(target))
         raise LoweringError(f"{text} (it was just written; nothing is kept)") from error
-
-
-def _compare(gm: nn.Module, loaded: nn.Module, sample: Example, target: Path) -> None:
-    expected, actual = _outputs(gm, sample), _outputs(loaded, sample)
-    same_places = [place for place, _ in expected] == [place for place, _ in actual]
-    pairs = zip(expected, actual, strict=False)
-    if not same_places or not all(_same(mine, theirs) for (_, mine), (_, theirs) in pairs):
-        raise LoweringError(
-            f"{target} was not written: torch.export's program gives other numbers than the "
-            "optimized module. Please report this, with the model"
-        )
-
-
-def _outputs(module: nn.Module, sample: Example) -> list[tuple[str, Any]]:
-    """Each output and its place: torch.export gives a dict back as an immutable_dict."""
-    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, sample)
-    with unchanged(module), torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        leaves, _ = pytree.tree_flatten_with_path(module(*args, **kwargs))
-    return [(pytree.keystr(path), leaf) for path, leaf in leaves]
-
-
-def _same(expected: Any, actual: Any) -> bool:
-    if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
-        return bool(expected == actual)
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return False
-    if not expected.dtype.is_floating_point or expected.numel() == 0:
-        return torch.equal(expected, actual)
-    finite = expected[expected.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    bound = Tolerance().bound(expected.dtype, None) * scale
-    return torch.allclose(actual.double(), expected.double(), rtol=0, atol=bound, equal_nan=True)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -328,8 +247,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

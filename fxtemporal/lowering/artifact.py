@@ -1,0 +1,308 @@
+"""Files that a backend wrote: whole or not at all, and checked before they are run.
+
+Beside ``model.onnx`` stands ``model.onnx.json``, its manifest: what the artifact takes and gives,
+what it was made with, and a SHA-256 of every file. A file that was cut short or altered is refused
+before any engine sees it. The manifest guards against damage; it is no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.export.graph_signature import (
+    ConstantArgument,
+    InputKind,
+    OutputKind,
+    TensorArgument,
+)
+
+from fxtemporal.errors import LoweringError, SpecializationError
+from fxtemporal.lowering.program import Exported
+
+__all__ = ["Manifest", "Run", "manifest_path", "read", "staged", "write"]
+
+Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
+"""What an engine is to an artifact: its tensors in, its tensors out."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is.
+
+    ``inputs`` and ``outputs`` have an entry a leaf: ``{"name", "dtype", "shape"}`` of a tensor,
+    where a free size is a name, or ``{"value"}`` of what the graph has fixed. ``structure`` is how
+    arguments and results are nested, as torch's pytree writes it; None for a plain tuple.
+    """
+
+    backend: str
+    inputs: tuple[Mapping[str, Any], ...]
+    outputs: tuple[Mapping[str, Any], ...]
+    structure: tuple[str, str | None]
+    ranges: dict[str, tuple[int, int | None]]
+    detail: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, backend: str, exported: Exported) -> Manifest:
+        """That of an artifact made from a program.
+
+        Raises:
+            LoweringError: the program does what an artifact cannot: write into its inputs or
+                buffers, or return what is neither a tensor nor fixed.
+        """
+        # Writes are in the signature once the graph is functional.
+        program = exported.program.run_decompositions({})
+        signature = program.graph_signature
+        written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+        if written:
+            raise LoweringError(
+                f"{backend}: the graph writes into {', '.join(written)}, and an artifact keeps no "
+                "state. Return the new value from the forward instead"
+            )
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        given = [s.arg for s in signature.input_specs if s.kind is InputKind.USER_INPUT]
+        inputs = []
+        for number, argument in enumerate(given):
+            if isinstance(argument, ConstantArgument):
+                inputs.append({"name": argument.name, "value": argument.value})
+            elif isinstance(argument, TensorArgument):
+                entry = _tensor(argument.name, values[argument.name], exported.names)
+                inputs.append(entry | {"shape": list(exported.shapes[number])})
+            else:
+                raise LoweringError(
+                    f"{backend}: the argument {argument.name} is a number that may change: give a "
+                    "tensor, or fix it"
+                )
+        outputs = []
+        for number, result in enumerate(
+            s.arg for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT
+        ):
+            if isinstance(result, ConstantArgument):
+                outputs.append({"name": f"output_{number}", "value": result.value})
+            elif isinstance(result, TensorArgument):
+                value = values[result.name]
+                outputs.append(_tensor(f"output_{number}", value, exported.names))
+            else:
+                raise LoweringError(
+                    f"{backend}: result {number} is a number that depends on the sizes of the "
+                    "input: return tensors alone"
+                )
+        spec = program.call_spec
+        assert spec.in_spec is not None
+        assert spec.out_spec is not None
+        nested = _written(spec.in_spec)
+        if nested is None:
+            raise LoweringError(
+                f"{backend}: the arguments are nested in a type that cannot be written down: use "
+                "tuples, lists and dicts"
+            )
+        structure = nested, _written(spec.out_spec)
+        return cls(backend, (*inputs,), (*outputs,), structure, dict(exported.ranges))
+
+    # -- calls
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors of a call.
+
+        Raises:
+            SpecializationError: the artifact was not made for such a call.
+        """
+        expected = pytree.treespec_loads(self.structure[0])
+        keys = [*expected.child(1).context]
+        if sorted(kwargs) == sorted(keys):
+            kwargs = {key: kwargs[key] for key in keys}
+        leaves, found = pytree.tree_flatten((args, dict(kwargs)))
+        if found != expected:
+            raise SpecializationError(
+                f"this {self.backend} artifact takes {_calls(expected)}, not {_calls(found)}"
+            )
+        sizes: dict[str, int] = {}
+        tensors = []
+        for entry, leaf in zip(self.inputs, leaves, strict=True):
+            if "value" in entry:
+                if isinstance(leaf, Tensor) or leaf != entry["value"]:
+                    raise self._other(entry, f"is fixed to {entry['value']!r}, not {leaf!r}")
+                continue
+            self._check(entry, leaf, sizes)
+            tensors.append(leaf.detach())
+        return tensors
+
+    def _check(self, entry: Mapping[str, Any], leaf: Any, sizes: dict[str, int]) -> None:
+        if not isinstance(leaf, Tensor):
+            raise self._other(entry, f"is a tensor, not {type(leaf).__name__}")
+        if str(leaf.dtype) != entry["dtype"]:
+            raise self._other(entry, f"is {entry['dtype']}, not {leaf.dtype}")
+        wanted = entry["shape"]
+        text = f"has shape ({', '.join(map(str, wanted))}), not {tuple(leaf.shape)}"
+        if leaf.dim() != len(wanted):
+            raise self._other(entry, text)
+        for size, expected in zip(leaf.shape, wanted, strict=True):
+            if isinstance(expected, str):
+                least, most = self.ranges[expected]
+                if size < least or (most is not None and size > most):
+                    of = f"from {least} to {most}" if most is not None else f"{least} at least"
+                    raise self._other(entry, f"{text}, with {expected} {of}")
+                expected = sizes.setdefault(expected, size)
+            if size != expected:
+                raise self._other(entry, text)
+
+    def _other(self, entry: Mapping[str, Any], text: str) -> SpecializationError:
+        return SpecializationError(
+            f"{entry['name']} of this {self.backend} artifact {text}. Lower the model again for "
+            "what it is to be given"
+        )
+
+    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call that :meth:`flatten` made ``tensors`` of."""
+        given = iter(tensors)
+        leaves = [e["value"] if "value" in e else next(given) for e in self.inputs]
+        args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(self.structure[0]))
+        return args, kwargs
+
+    def unflatten(self, tensors: Sequence[Tensor]) -> Any:
+        """The result of a call, nested as the module's."""
+        results = iter(tensors)
+        leaves = [
+            entry["value"] if "value" in entry else next(results).to(_dtype(entry))
+            for entry in self.outputs
+        ]
+        if self.structure[1] is None:
+            return tuple(leaves)
+        return pytree.tree_unflatten(leaves, pytree.treespec_loads(self.structure[1]))
+
+    # -- text
+
+    def to_json(self) -> str:
+        content = {"format": _FORMAT, **vars(self)}
+        return json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises ValueError if it is not what was written."""
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
+            raise ValueError("it is damaged")
+        if content.pop("format", None) != _FORMAT:
+            raise ValueError("another version of fxtemporal wrote it")
+        nested, inputs, outputs = (content.pop(k) for k in ("structure", "inputs", "outputs"))
+        return cls(inputs=(*inputs,), outputs=(*outputs,), structure=(*nested,), **content)
+
+
+def _tensor(name: str, value: Tensor, names: Mapping[str, str]) -> dict[str, Any]:
+    shape = [s if isinstance(s, int) else names.get(str(s), str(s)) for s in value.shape]
+    return {"name": name, "dtype": str(value.dtype), "shape": shape}
+
+
+def _dtype(entry: Mapping[str, Any]) -> torch.dtype:
+    dtype = getattr(torch, entry["dtype"].removeprefix("torch."))
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _written(spec: pytree.TreeSpec) -> str | None:
+    try:
+        return pytree.treespec_dumps(spec)
+    except NotImplementedError:  # a type of its own, which pytree knows no name of
+        return None
+
+
+def _calls(spec: pytree.TreeSpec) -> str:
+    """``(*, [*, *], name=*)``: how the arguments of a call are nested."""
+    args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
+    parts = [str(part).replace("'", "") for part in args]
+    parts += [f"{name}={value}".replace("'", "") for name, value in kwargs.items()]
+    return f"({', '.join(parts)})"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A place to build ``path`` at, under its own name; all that lies there is moved in the end.
+
+    Whatever fails on the way, nothing is left behind, and what stood at ``path`` stays.
+
+    Raises:
+        LoweringError: the disk refuses it.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise LoweringError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield folder / path.name
+        made = sorted(folder.iterdir(), key=lambda file: file == manifest_path(folder / path.name))
+        for file in made:  # the manifest last: without it, or with an older one, nothing loads
+            os.replace(file, path.with_name(file.name))
+    except OSError as error:
+        raise LoweringError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """The manifest of what lies at ``path`` and beside it."""
+    for file in sorted(path.parent.iterdir()):
+        manifest.files[file.name] = _digest(file)
+    manifest_path(path).write_text(manifest.to_json())
+
+
+def read(path: Path) -> Manifest:
+    """The manifest of the artifact at ``path``, whose files are whole.
+
+    Raises:
+        LoweringError: there is no such artifact, or it is cut short or altered.
+    """
+    if not path.is_file():
+        raise LoweringError(f"{path}: there is no such file")
+    beside = manifest_path(path)
+    try:
+        manifest = Manifest.from_json(beside.read_text())
+    except FileNotFoundError as error:
+        raise LoweringError(
+            f"{path}: its manifest {beside.name} is missing: copy it along, or lower again"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LoweringError(
+            f"{beside}: it cannot be read ({error}): copy it again, or lower the model again"
+        ) from error
+    for name, digest in manifest.files.items():
+        file = path.with_name(name)
+        if not file.is_file():
+            raise LoweringError(f"{path}: {name}, a part of it, is missing: copy it along")
+        if _digest(file) != digest:
+            raise LoweringError(
+                f"{file}: cut short or altered since it was written: copy it again, or lower the "
+                "model again"
+            )
+    if path.name not in manifest.files:
+        raise LoweringError(f"{path}: it was renamed; it is {', '.join(manifest.files)}")
+    return manifest
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,53 @@
+"""An AOTInductor package: a ``.pt2`` with a compiled library in it, which runs without the model.
+
+It is machine code for this kind of machine, and for this version of torch. It loads where the
+package fxtemporal is not installed, too: ``torch._inductor.aoti_load_package("model.pt2")``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.program import Exported, Free
+
+__all__ = ["FREE", "absent", "build", "start"]
+
+FREE: Free = "batch"
+
+
+def build(
+    exported: Exported, path: Path, *, freezing: bool = True, max_autotune: bool = False
+) -> dict[str, Any]:
+    """Compile the program ahead of time.
+
+    Args:
+        freezing: whether weights become constants, in the layout that is fastest.
+        max_autotune: whether Inductor measures more choices, which takes long.
+    """
+    settings = {"freezing": freezing, "max_autotune": max_autotune}
+    torch._inductor.aoti_compile_and_package(
+        exported.program, package_path=str(path), inductor_configs=settings
+    )
+    return {}
+
+
+def absent() -> str | None:
+    """Why an artifact cannot run here."""
+    return None
+
+
+def start(path: Path, manifest: Manifest) -> Run:
+    package = torch._inductor.aoti_load_package(str(path))
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        args, kwargs = manifest.arguments(tensors)
+        leaves = pytree.tree_leaves(package(*args, **kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    return run

@@ -1,0 +1,338 @@
+"""lower and load: from a module to an artifact of a backend, and back to something that runs.
+
+::
+
+    freeze → torch.export → the backend's build → loaded back and compared → moved into place
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fxtemporal.errors import FxTemporalError, LoweringError
+from fxtemporal.freezing import freeze
+from fxtemporal.lowering.artifact import Manifest, Run, read, staged, write
+from fxtemporal.lowering.program import (
+    Example,
+    Exported,
+    Free,
+    close,
+    export,
+    first_line,
+    leaves_of,
+)
+from fxtemporal.module import OptimizedModule
+from fxtemporal.quiet import quiet
+from fxtemporal.rules import Remark
+
+__all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend: a file of this package.
+
+    That file has ``FREE``, the sizes that are free unless ``dynamic`` says otherwise; ``build``,
+    which writes an :class:`Exported` to a path, and returns what is worth knowing of it; ``start``,
+    which runs what was written; and ``absent``, why that cannot be done here.
+    """
+
+    name: str
+    suffix: str
+    extra: str | None = None
+    """What installs the packages that it needs."""
+
+    @property
+    def module(self) -> ModuleType:
+        """Its file.
+
+        Raises:
+            LoweringError: a package that it needs is not installed, or does not work here.
+        """
+        try:
+            return importlib.import_module(f"fxtemporal.lowering.{self.name}")
+        except ModuleNotFoundError as error:
+            raise LoweringError(
+                f"{self.name} needs {error.name}, which is not installed: "
+                f"pip install 'fxtemporal[{self.extra}]'"
+            ) from error
+        except Exception as error:  # a package may fail in any way on a machine it is not for
+            raise LoweringError(
+                f"{self.name}: what pip install 'fxtemporal[{self.extra}]' installs does not work "
+                f"here: {first_line(error)}"
+            ) from error
+
+
+BACKENDS: Mapping[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("onnx", ".onnx", "onnx"),
+        Backend("openvino", ".xml", "openvino"),
+        Backend("inductor", ".pt2"),
+        Backend("tensorrt", ".engine", "tensorrt"),
+        Backend("torch_tensorrt", ".pt2", "torch-tensorrt"),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What :func:`lower` wrote, or :func:`load` read: call it as the module was called.
+
+    ``path`` is the file. ``remark`` says what was built, how long that took, and how large it is;
+    ``detail`` is the same as plain values. The engine is started at the first call.
+    """
+
+    path: Path
+    manifest: Manifest
+    _runs: list[Run] = field(default_factory=list, repr=False)
+
+    @property
+    def backend(self) -> str:
+        return self.manifest.backend
+
+    @property
+    def detail(self) -> Mapping[str, Any]:
+        return self.manifest.detail
+
+    @property
+    def remark(self) -> Remark:
+        return Remark(f"lower-{self.backend}", "applied", self.path.name, detail=self.detail)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, computed by the engine.
+
+        Raises:
+            SpecializationError: the artifact was not made for such arguments.
+            LoweringError: the engine is not installed, cannot run here, or fails.
+        """
+        tensors = self.manifest.flatten(args, kwargs)
+        run = self.start()
+        try:
+            return self.manifest.unflatten(run(tensors))
+        except FxTemporalError:
+            raise
+        except Exception as error:  # an engine raises its own
+            raise LoweringError(f"{self.path} failed: {first_line(error)}") from error
+
+    def start(self) -> Run:
+        """The engine, ready to run: a list of tensors in, a list out.
+
+        Raises:
+            LoweringError: it is not installed, or cannot run here.
+        """
+        if not self._runs:
+            module = BACKENDS[self.backend].module
+            if (absent := module.absent()) is not None:
+                raise LoweringError(f"{self.path}: {absent}")
+            try:
+                with quiet():
+                    self._runs.append(module.start(self.path, self.manifest))
+            except LoweringError:
+                raise
+            except Exception as error:  # an engine raises its own
+                raise LoweringError(
+                    f"{self.backend} cannot load {self.path}: {first_line(error)}"
+                ) from error
+        return self._runs[0]
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Read what :func:`lower` wrote.
+
+    An engine, and an AOTInductor package above all, is machine code: load only what you trust.
+
+    Raises:
+        LoweringError: there is no such artifact, or it, or its manifest, is cut short or altered.
+    """
+    manifest = read(Path(path))
+    if manifest.backend not in BACKENDS:
+        raise LoweringError(f"{path}: no backend is called {manifest.backend!r}; update fxtemporal")
+    return Artifact(Path(path), manifest)
+
+
+def lower(
+    gm: nn.Module | ExportedProgram,
+    example_inputs: tuple[Any, ...],
+    backend: str,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    original: nn.Module | None = None,
+    **options: Any,
+) -> Artifact:
+    """Build what an engine runs, and write it to ``path``.
+
+    Args:
+        gm: what :func:`fxtemporal.optimize` returned, or any module that torch.export takes. It is
+            not changed; what it derives from its parameters is frozen in the artifact.
+        example_inputs: the forward's arguments.
+        backend: ``"onnx"``, ``"openvino"``, ``"inductor"`` (an AOTInductor package), ``"tensorrt"``
+            or ``"torch_tensorrt"``.
+        path: the file, ending in ``.onnx``, ``.xml``, ``.pt2``, ``.engine`` or ``.pt2``. Beside it
+            stands its manifest, ``path.json``. Without it, the artifact lives as long as what is
+            returned. A file that is there is replaced once the new one is whole.
+        example_kwargs: keyword arguments of the forward.
+        original: the model as it was before ``optimize``: it is lowered as well, and the remark has
+            figures of both.
+        **options: ``dynamic``, which sizes stay free as far as the graph allows: ``"none"``,
+            ``"batch"``, ``"frames"`` (all but H and W) or ``"all"``; and those that ``build`` of
+            the backend's file documents.
+
+    Returns:
+        An :class:`Artifact`, which was compared with ``gm`` wherever its engine runs here.
+
+    Raises:
+        LoweringError: the backend is unknown, not installed, refuses the graph, or computes other
+            numbers; the path cannot be written; an option is unknown.
+    """
+    chosen = _backend(backend)
+    target = None if path is None else _target(chosen, Path(path))
+    module = chosen.module
+    free = options.pop("dynamic", "batch" if options.get("batch") else module.FREE)
+    _check_options(chosen, free, options)
+    example: Example = (tuple(example_inputs), dict(example_kwargs or {}))
+    folder = None
+    if target is None:
+        folder = tempfile.mkdtemp(prefix="fxtemporal-")
+        target = Path(folder) / f"model{chosen.suffix}"
+    try:
+        with quiet(), staged(target) as draft:
+            manifest = _built(chosen, gm, example, free, draft, options)
+            if original is not None:
+                beside = draft.parent / "original" / draft.name
+                beside.parent.mkdir()
+                whole = _built(chosen, original, example, free, beside, options)
+                shutil.rmtree(beside.parent)
+                manifest.detail["original"] = whole.detail
+            write(draft, manifest)
+        artifact = Artifact(target, manifest)
+    except BaseException as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, LoweringError):
+            raise LoweringError(f"{target.name} was not written: {error}") from error
+        raise
+    if folder is not None:
+        weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+    return artifact
+
+
+def _backend(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise LoweringError(f"no backend is called {name!r}; there are {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def _target(backend: Backend, path: Path) -> Path:
+    if path.suffix != backend.suffix:
+        raise LoweringError(f"cannot write {path}: name it *{backend.suffix}")
+    if path.is_dir():
+        raise LoweringError(f"cannot write {path}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise LoweringError(
+            f"cannot write {path}: the folder {path.parent} does not exist; create it first"
+        )
+    return path
+
+
+def _check_options(backend: Backend, free: Any, options: Mapping[str, Any]) -> None:
+    if free not in get_args(Free):
+        known = ", ".join(get_args(Free))
+        raise LoweringError(f"{backend.name}: dynamic must be one of {known}, not {free!r}")
+    parameters = inspect.signature(backend.module.build).parameters.values()
+    there = ["dynamic", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    for name in options:
+        if name not in there:
+            raise LoweringError(
+                f"{backend.name} has no option {name!r}; there are {', '.join(there)}"
+            )
+
+
+def _built(
+    backend: Backend,
+    model: nn.Module | ExportedProgram,
+    example: Example,
+    free: Free,
+    draft: Path,
+    options: Mapping[str, Any],
+) -> Manifest:
+    """What was written to ``draft``, and compared."""
+    exported = export(_frozen(model), example, free)
+    manifest = Manifest.of(backend.name, exported)
+    start = time.perf_counter()
+    try:
+        detail = backend.module.build(exported, draft, **options)
+    except FxTemporalError:
+        raise
+    except Exception as error:  # an engine raises its own
+        raise LoweringError(f"{backend.name} refuses the graph: {first_line(error)}") from error
+    seconds = time.perf_counter() - start
+    manifest.ranges.update(detail.pop("ranges", {}))
+    size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
+    manifest.detail.update({"build_seconds": round(seconds, 3), "bytes": size, **detail})
+    if (absent := backend.module.absent()) is None:
+        manifest.detail["relative_error"] = _error(Artifact(draft, manifest), exported)
+        manifest.detail["compared_at"] = len(exported.samples)
+    else:
+        manifest.detail["not_compared"] = absent
+    return manifest
+
+
+def _frozen(model: nn.Module | ExportedProgram) -> nn.Module:
+    if isinstance(model, ExportedProgram):
+        return model.module()
+    if isinstance(model, OptimizedModule):
+        model = copy.deepcopy(model)
+        freeze(model)
+    return model
+
+
+def _error(artifact: Artifact, exported: Exported) -> float:
+    """How far the artifact is from the module, relative to the largest value of each output.
+
+    Raises:
+        LoweringError: further than rounding explains.
+    """
+    precision = artifact.detail.get("precision")
+    dtype = None if precision is None else getattr(torch, precision)
+    worst = 0.0
+    for sample in exported.samples:
+        wanted = [leaf for _, leaf in leaves_of(exported.module, sample)]
+        given = pytree.tree_leaves(artifact(*sample[0], **sample[1]))
+        if len(wanted) != len(given) or not all(map(_closer(dtype), wanted, given)):
+            raise LoweringError(
+                f"{artifact.backend} gives other numbers than the module: do not use it for this "
+                "model, and please report it"
+            )
+        worst = max([worst, *map(_relative, wanted, given)])
+    return worst
+
+
+def _closer(dtype: torch.dtype | None) -> Any:
+    return lambda wanted, given: close(wanted, given, dtype)
+
+
+def _relative(wanted: Any, given: Any) -> float:
+    if not isinstance(wanted, Tensor) or not wanted.is_floating_point() or not wanted.numel():
+        return 0.0
+    wanted, given = wanted.double().cpu(), given.double().cpu()
+    off = (wanted - given).abs().nan_to_num(0.0).max()  # both have them at the same places
+    return float(off / wanted.abs().nan_to_num(0.0).max().clamp_min(1e-300))

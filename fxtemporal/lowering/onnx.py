@@ -1,0 +1,67 @@
+"""An ``.onnx`` file: for ONNX Runtime, and for every engine that reads ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import onnxscript  # noqa: F401  # torch's exporter needs it
+import torch
+from torch import Tensor
+
+from fxtemporal.errors import LoweringError
+from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.program import Exported, Free
+
+__all__ = ["FREE", "absent", "build", "start"]
+
+FREE: Free = "frames"
+
+_PROTOBUF = 1_800_000_000
+"""Bytes of weights above which they go into a file of their own: a protobuf holds 2 GiB."""
+
+
+def build(exported: Exported, path: Path, *, opset: int | None = None) -> dict[str, Any]:
+    """Write the program as ONNX.
+
+    Args:
+        opset: the version of ONNX's operators; default: that of torch's exporter.
+    """
+    program = torch.onnx.export(exported.program, dynamo=True, opset_version=opset, verbose=False)
+    assert program is not None
+    program.rename_axes(dict[Any, str](exported.names))
+    weights = exported.program.state_dict.values()
+    large = sum(w.nbytes for w in weights if isinstance(w, Tensor)) > _PROTOBUF
+    program.save(str(path), external_data=large)
+    onnx.checker.check_model(str(path), full_check=True)
+    graph = program.model.graph
+    return {"nodes": graph.num_nodes(), "opset": program.model.opset_imports[""]}
+
+
+def absent() -> str | None:
+    """Why an artifact cannot run here."""
+    return None
+
+
+def start(path: Path, manifest: Manifest) -> Run:
+    """ONNX Runtime on the CPU, with as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        if len(tensors) != len(names):
+            raise LoweringError(f"the graph reads {len(names)} of {len(tensors)} inputs")
+        arrays = {name: _array(x) for name, x in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+    return run
+
+
+def _array(x: Tensor) -> Any:
+    if x.dtype == torch.bfloat16:
+        raise LoweringError("NumPy has no bfloat16: give the model float32 inputs and outputs")
+    return x.cpu().numpy()

@@ -1,0 +1,69 @@
+"""An OpenVINO model: ``model.xml``, and its weights in ``model.bin`` beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import openvino
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from fxtemporal.errors import LoweringError
+from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.program import Exported, Free
+
+__all__ = ["FREE", "absent", "build", "start"]
+
+FREE: Free = "batch"
+
+
+def build(
+    exported: Exported,
+    path: Path,
+    *,
+    precision: Literal["float32", "float16"] = "float32",
+) -> dict[str, Any]:
+    """Write the program as an OpenVINO model.
+
+    Args:
+        precision: of the weights in the file: ``"float16"`` halves it, and rounds them.
+    """
+    if precision not in ("float32", "float16"):
+        raise LoweringError(f"openvino: precision is float32 or float16, not {precision!r}")
+    model = openvino.convert_model(exported.program)
+    given = pytree.tree_leaves(exported.asked)
+    if len(model.inputs) == len(given):  # the numbers among them, which the graph has fixed
+        for place in sorted(set(range(len(given))) - set(exported.shapes), reverse=True):
+            model.remove_parameter(model.get_parameters()[place])
+    shapes = [*exported.shapes.values()]
+    if len(model.inputs) != len(shapes):
+        raise LoweringError(f"openvino reads {len(model.inputs)} of {len(shapes)} inputs")
+    sizes = [[s if isinstance(s, int) else -1 for s in shape] for shape in shapes]
+    model.reshape({i: openvino.PartialShape(shape) for i, shape in enumerate(sizes)})
+    openvino.save_model(model, str(path), compress_to_fp16=precision == "float16")
+    detail: dict[str, Any] = {"nodes": len(model.get_ops())}
+    return detail if precision == "float32" else {**detail, "precision": precision}
+
+
+def absent() -> str | None:
+    """Why an artifact cannot run here."""
+    return None
+
+
+def start(path: Path, manifest: Manifest) -> Run:
+    """OpenVINO on the CPU, in float32, with as many threads as torch has."""
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        # Results are copied, lest the next call overwrite them.
+        results = compiled([x.cpu().numpy() for x in tensors], share_inputs=True)
+        return [torch.from_numpy(results[i]) for i in range(len(compiled.outputs))]
+
+    return run
