@@ -15,7 +15,7 @@ from fxtemporal.errors import LoweringError
 from fxtemporal.lowering.artifact import Manifest, Run
 from fxtemporal.lowering.program import Exported, Free
 
-__all__ = ["FREE", "absent", "build", "start"]
+__all__ = ["FREE", "absent", "build", "converted", "session", "start"]
 
 FREE: Free = "frames"
 
@@ -29,15 +29,20 @@ def build(exported: Exported, path: Path, *, opset: int | None = None) -> dict[s
     Args:
         opset: the version of ONNX's operators; default: that of torch's exporter.
     """
-    program = torch.onnx.export(exported.program, dynamo=True, opset_version=opset, verbose=False)
-    assert program is not None
-    program.rename_axes(dict[Any, str](exported.names))
+    program = converted(exported, opset)
     weights = exported.program.state_dict.values()
     large = sum(w.nbytes for w in weights if isinstance(w, Tensor)) > _PROTOBUF
     program.save(str(path), external_data=large)
     onnx.checker.check_model(str(path), full_check=True)
-    graph = program.model.graph
-    return {"nodes": graph.num_nodes(), "opset": program.model.opset_imports[""]}
+    return {"nodes": program.model.graph.num_nodes(), "opset": program.model.opset_imports[""]}
+
+
+def converted(exported: Exported, opset: int | None = None) -> torch.onnx.ONNXProgram:
+    """The program in ONNX, its free sizes named."""
+    program = torch.onnx.export(exported.program, dynamo=True, opset_version=opset, verbose=False)
+    assert program is not None
+    program.rename_axes(dict[Any, str](exported.names))
+    return program
 
 
 def absent() -> str | None:
@@ -46,17 +51,21 @@ def absent() -> str | None:
 
 
 def start(path: Path, manifest: Manifest) -> Run:
-    """ONNX Runtime on the CPU, with as many threads as torch has."""
+    return session(str(path))
+
+
+def session(model: str | bytes) -> Run:
+    """ONNX Runtime on the CPU, with as many threads as torch has, on a file or its content."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    runtime = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in runtime.get_inputs()]
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         if len(tensors) != len(names):
             raise LoweringError(f"the graph reads {len(names)} of {len(tensors)} inputs")
         arrays = {name: _array(x) for name, x in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+        return [torch.from_numpy(array) for array in runtime.run(None, arrays)]
 
     return run
 

@@ -11,27 +11,23 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import io
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import onnx  # noqa: F401  # torch's exporter needs both
-import onnxscript  # noqa: F401
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from fxtemporal.errors import LoweringError
 from fxtemporal.lowering.artifact import Manifest, Run, read
-from fxtemporal.lowering.program import Exported, Free, export
+from fxtemporal.lowering.onnx import converted, session
+from fxtemporal.lowering.program import Exported, Free, close, export, leaves_of
 from fxtemporal.sizes import in_bytes
 
 __all__ = ["FREE", "absent", "build", "load_engine", "start"]
@@ -81,7 +77,10 @@ def build(
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse(_onnx(exported.program)):
+    model = converted(exported).model_proto.SerializeToString()
+    if precision in ("float32", "tf32"):
+        _check(exported, model)
+    if not parser.parse(model):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise LoweringError(f"tensorrt's parser refuses the graph: {errors}")
     config = builder.create_builder_config()
@@ -165,12 +164,18 @@ class _Log:
         return "; ".join(dict.fromkeys(self._kept)) or "it does not say why"
 
 
-def _onnx(program: ExportedProgram) -> bytes:
-    with redirect_stdout(io.StringIO()):
-        made = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert made is not None
-    content: bytes = made.model_proto.SerializeToString()
-    return content
+def _check(exported: Exported, model: bytes) -> None:
+    """What the engine is built from must be the module: ONNX Runtime says so on the CPU."""
+    run = session(model)
+    for sample in exported.samples:
+        given = [leaf for leaf in pytree.tree_leaves(sample) if isinstance(leaf, Tensor)]
+        leaves = [leaf for _, leaf in leaves_of(exported.module, sample)]
+        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not all(map(close, wanted, run(given))):
+            raise LoweringError(
+                "tensorrt: the ONNX graph that the engine would be built from gives other numbers "
+                "than the module: please report it"
+            )
 
 
 class _Cast(nn.Module):
