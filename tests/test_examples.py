@@ -14,12 +14,24 @@ SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 SAYS = {
     "audit_in_ci.py": "every loop over frames re-rolls",
     "cnn_lstm.py": "largest difference",
+    "compile_and_train.py": "gradients: largest difference",
+    "deploy_inductor.py": "largest difference",
+    "deploy_onnx.py": "largest difference",
+    "deploy_openvino.py": "largest difference",
+    "deploy_tensorrt.py": "layers",
+    "deploy_torch_tensorrt.py": "pip install 'fxtemporal[tensorrt]'",
     "conv3d_network.py": "largest difference",
     "finetune.py": "as deployed",
     "train_then_deploy.py": "largest difference",
 }
 
-ARGUMENTS = {"finetune.py": ["--epochs", "1", "--clips", "256"]}
+ARGUMENTS = {
+    "finetune.py": ["--epochs", "1", "--clips", "256"],
+    "deploy_inductor.py": ["--quick"],
+    "deploy_onnx.py": ["--quick"],
+    "deploy_openvino.py": ["--quick"],
+    "stream_with_ray.py": ["--clips", "32"],
+}
 
 
 def test_there_are_examples() -> None:

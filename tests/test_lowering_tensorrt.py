@@ -154,7 +154,7 @@ def test_load_engine_names_another_backend(tmp_path: Path) -> None:
 
 @without_gpu
 def test_torch_tensorrt_says_what_it_lacks() -> None:
-    with pytest.raises(LoweringError, match=r"pip install 'fxtemporal\[torch-tensorrt\]'"):
+    with pytest.raises(LoweringError, match=r"pip install 'fxtemporal\[tensorrt\]'"):
         fxtemporal.lower(Frames().eval(), (clip(),), "torch_tensorrt")
 
 

@@ -86,8 +86,8 @@ BACKENDS: Mapping[str, Backend] = {
         Backend("onnx", ".onnx", "onnx"),
         Backend("openvino", ".xml", "openvino"),
         Backend("inductor", ".pt2"),
-        Backend("tensorrt", ".engine", "tensorrt"),
-        Backend("torch_tensorrt", ".pt2", "torch-tensorrt"),
+        Backend("tensorrt", ".engine", "tensorrt-rtx"),
+        Backend("torch_tensorrt", ".pt2", "tensorrt"),
     )
 }
 

@@ -1,0 +1,268 @@
+"""Artifacts of every backend, from the model and from the optimized one: ``benchmarks.deploy``.
+
+Each model is lowered as it is, and after ``fxtemporal.optimize`` for the engine that will run it
+(for TensorRT without measuring, since a CPU does not tell). Milliseconds are those of all artifacts
+of a model in turn, in one process: medians with their quartiles, and the ratio of the rounds. Errors
+are max|a−b| / max|b| against eager mode in float64; those of the factorized network against itself,
+since its factors are lossy. TensorRT builds for GPUs that are not here: its milliseconds are "not
+measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+import fxtemporal
+from benchmarks.conv3d_models import CONV3D
+from benchmarks.loop_models import LOOPS
+from benchmarks.loop_runs import reason, settle
+from benchmarks.measure import (
+    Timing,
+    interleaved,
+    machine,
+    machine_slug,
+    relative_error,
+    speedup,
+)
+from benchmarks.models import Case
+from fxtemporal import Artifact, Factorize, Tune
+from fxtemporal.engines import reset, versions
+
+__all__ = ["main"]
+
+RESULTS = Path(__file__).parent / "results"
+BEFORE, AFTER = "model", "optimized"
+
+MODELS: Mapping[str, tuple[Case, Factorize | None]] = {
+    "r3d_18": (CONV3D["r3d_18"], None),
+    "r2plus1d_18": (CONV3D["r2plus1d_18"], None),
+    "resnet18_lstm_64": (LOOPS["resnet18_lstm_64"], None),
+    "c3d, half its FLOPs": (CONV3D["c3d"], Factorize(flops=0.5)),
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A backend with its options, and the engine that choices are measured on."""
+
+    backend: str
+    target: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+WAYS: Mapping[str, Way] = {
+    "onnx": Way("onnx", "onnxruntime"),
+    "openvino": Way("openvino", "openvino"),
+    "inductor": Way("inductor", "inductor"),
+    "torch.compile": Way("compile"),
+    "tensorrt SM80": Way("tensorrt", None, {"compute_capabilities": ["8.0"]}),
+    "tensorrt SM89": Way("tensorrt", None, {"compute_capabilities": ["8.9"]}),
+    "torch_tensorrt": Way("torch_tensorrt"),
+}
+
+
+@dataclass
+class Built:
+    """What one way made of one variant of a model."""
+
+    model: str
+    way: str
+    variant: str
+    build_seconds: float | None = None
+    engine_seconds: float | None = None
+    megabytes: float | None = None
+    layers: int | None = None
+    timing: Timing | None = None
+    error: float | None = None
+    note: str = ""
+
+
+def _optimized(
+    model: nn.Module, inputs: Any, target: str | None, factorize: Factorize | None
+) -> nn.Module:
+    tune: Any = "static" if target is None else Tune(target=target)
+    return fxtemporal.optimize(model, inputs, tune=tune, factorize=factorize, freeze=True)
+
+
+def _build(way: Way, module: nn.Module, inputs: Any, folder: Path, built: Built) -> Any:
+    """What runs, or None where it cannot run here."""
+    start = time.perf_counter()
+    if way.backend == "compile":
+        backend = "inductor" if built.variant == BEFORE else "fxtemporal"
+        run = torch.compile(module, backend=backend)
+        run(*inputs)
+        built.build_seconds = time.perf_counter() - start
+        return run
+    suffix = fxtemporal.lowering.lower.BACKENDS[way.backend].suffix
+    path = folder / f"{len([*folder.iterdir()])}{suffix}"
+    artifact: Artifact = fxtemporal.lower(module, inputs, way.backend, path, **way.options)
+    built.build_seconds = artifact.detail["build_seconds"]
+    built.engine_seconds = artifact.detail.get("engine_seconds")
+    built.megabytes = artifact.detail["bytes"] / 1e6
+    built.layers = artifact.detail.get("layers")
+    if "not_compared" in artifact.detail:
+        built.note = artifact.detail["not_compared"]
+        return None
+    return artifact
+
+
+@torch.no_grad()
+def run_model(
+    name: str, ways: Sequence[str], budget: float, tick: Callable[[str], None]
+) -> list[Built]:
+    """All ways for one model, timed in one interleaved run."""
+    case, factorize = MODELS[name]
+    model, inputs = case.build(), case.inputs()
+    reset()
+    modules: dict[str | None, nn.Module] = {}
+    found, runs = [], {}
+    wide = tuple(x.double() for x in inputs)
+    exact = copy.deepcopy(model).double()(*wide)
+    with tempfile.TemporaryDirectory() as folder:
+        for label in ways:
+            way = WAYS[label]
+            for variant in (BEFORE, AFTER):
+                built = Built(name, label, variant)
+                found.append(built)
+                try:
+                    module = model
+                    if variant == AFTER and (way.backend != "compile" or factorize is not None):
+                        if way.target not in modules:
+                            tick(f"optimizing for {way.target or 'TensorRT'}")
+                            modules[way.target] = _optimized(model, inputs, way.target, factorize)
+                        module = modules[way.target]
+                    tick(f"{label}, {variant}")
+                    run = _build(way, module, inputs, Path(folder), built)
+                except Exception as error:  # an engine may raise anything on what it does not know
+                    built.note = reason(error)
+                    continue
+                if run is not None:
+                    runs[label, variant] = partial(run, *inputs)
+                    reference = exact
+                    if factorize is not None and variant == AFTER:
+                        reference = copy.deepcopy(module).double()(*wide)
+                    built.error = relative_error(run(*inputs), reference)
+        tick("timing")
+        calls: dict[str, Callable[[], object]] = {}
+        for key, call in runs.items():
+            calls.setdefault(f"before {key[0]}", settle)
+            calls[" ".join(key)] = call
+        timings = interleaved(calls, rounds=40, budget=budget)
+        for built in found:
+            built.timing = timings.get(f"{built.way} {built.variant}")
+    return found
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _rows(found: Sequence[Built]) -> list[list[str]]:
+    timings = {(b.model, b.way, b.variant): b.timing for b in found}
+    rows = []
+    for built in found:
+        before = timings[built.model, built.way, BEFORE]
+        rows.append(
+            [
+                built.model,
+                built.way,
+                built.variant,
+                _number(built.build_seconds, ".1f"),
+                _number(built.engine_seconds, ".2f"),
+                _number(built.megabytes, ".1f"),
+                _number(built.layers, "d"),
+                _milliseconds(built.timing),
+                _ratio(before, built),
+                _number(built.error, ".1e"),
+            ]
+        )
+    return rows
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _milliseconds(timing: Timing | None) -> str:
+    if timing is None:
+        return "not measured"
+    low, high = timing.spread
+    return f"{timing.median:.1f} ({low:.1f}–{high:.1f})"
+
+
+def _ratio(before: Timing | None, built: Built) -> str:
+    if before is None or built.timing is None or built.variant == BEFORE:
+        return ""
+    low, middle, high = speedup(before, built.timing)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+HEADERS = [
+    "model",
+    "backend",
+    "of",
+    "build s",
+    "engine s",
+    "MB",
+    "layers",
+    "milliseconds",
+    "speed-up",
+    "error",
+]
+
+
+def _markdown(found: Sequence[Built], environment: Mapping[str, Any]) -> str:
+    about = __doc__.split("\n\n")[1]
+    parts = ["# Artifacts\n", about + "\n"]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in environment.items()) + "\n")
+    parts.append(tabulate(_rows(found), HEADERS, tablefmt="github", disable_numparse=True) + "\n")
+    notes = dict.fromkeys(f"{b.model}, {b.way}, {b.variant}: {b.note}" for b in found if b.note)
+    if notes:
+        parts.append("## Not measured\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
+    return "\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.deploy", description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="*", choices=list(MODELS), help="these models")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds to time each model")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was measured here")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results")
+    options = parser.parse_args(arguments)
+    environment = {**machine(), **versions(["openvino", "onnxruntime"])}
+    environment["device with a GPU"] = "not measured"
+    found: list[Built] = []
+    with tqdm(options.only or list(MODELS), disable=None, leave=False) as bar:
+        for name in bar:
+            tick = partial(_describe, bar, name)
+            found += run_model(name, options.ways, options.budget, tick)
+            if options.json:
+                options.json.write_text(json.dumps([vars(b) for b in found], default=str, indent=1))
+            if options.save:  # after each model: all of them take half an hour
+                path = RESULTS / f"deploy-{machine_slug(environment)}.md"
+                path.write_text(_markdown(found, environment))
+    print(_markdown(found, environment))
+    return 0
+
+
+def _describe(bar: tqdm[Any], name: str, stage: str) -> None:
+    bar.set_description(f"{name}: {stage}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
