@@ -2,10 +2,10 @@
 
 Each model is lowered as it is, and after ``fxtemporal.optimize`` for the engine that will run it
 (for TensorRT without measuring, since a CPU does not tell). Milliseconds are those of all artifacts
-of a model in turn, in one process: medians with their quartiles, and the ratio of the rounds. Errors
-are max|a−b| / max|b| against eager mode in float64; those of the factorized network against itself,
-since its factors are lossy. TensorRT builds for GPUs that are not here: its milliseconds are "not
-measured".
+of a model in turn, in one process: medians with their quartiles, and the ratio of the rounds.
+Errors are max|a−b| / max|b| against eager mode in float64; those of the factorized network against
+itself, since its factors are lossy. TensorRT builds for GPUs that are not here: its milliseconds
+are "not measured".
 """
 
 from __future__ import annotations
