@@ -17,7 +17,7 @@ BATCH, CHUNK, RATE = 64, 50, 3e-3
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.train_digits", description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000, help="of 64 clips each")
+    parser.add_argument("--steps", type=int, default=1200, help="of 64 clips each")
     steps = parser.parse_args().steps
     torch.manual_seed(0)
     net = DigitNet()

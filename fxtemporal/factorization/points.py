@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -20,7 +21,10 @@ __all__ = ["Points"]
 Decompositions = Mapping[Order, Decomposition]
 
 _STEPS = 64
-"""Ranks that are considered for a layer and an order; all of them where there are fewer."""
+"""Ranks that are considered for a layer and an order, at most."""
+
+_WIDTH = 16
+"""Channels that convolutions compute together: 17 of them take as long as 32."""
 
 _TIMED = (0.08, 0.15, 0.25, 0.4, 0.6)
 """Shares of the full rank whose time is measured."""
@@ -138,7 +142,7 @@ class Points:
         for order, decomposition in found.items():
             errors = decomposition.errors()
             full = len(errors) - 1
-            every = step or max(1, full // _STEPS)
+            every = step or _step(full, g.groups)
             for kept in sorted({*range(every, full + 1, every), full}):
                 rank = kept * g.groups
                 cost = self._cost(layer, rank, order)
@@ -168,3 +172,11 @@ class Points:
             loss = decomposition.error(rank) ** 2
             points.append(Point(times[order, rank], loss, rank, order))
         return points
+
+
+def _step(full: int, groups: int) -> int:
+    """Between the ranks a group that are considered: whole vectors where there are several."""
+    whole = _WIDTH // math.gcd(_WIDTH, groups)
+    if full < 4 * whole:
+        whole = 1
+    return whole * max(1, round(full / _STEPS / whole))
