@@ -50,10 +50,14 @@ class Report:
         return tuple(remark for remark in applied if remark.rule == "factorize-2plus1d")
 
     @property
-    def ranks(self) -> dict[str, tuple[int, str]]:
-        """Rank and order of each factorized layer: what ``Factorize(rank=...)`` takes again."""
-        details = [remark.detail for remark in self.factorized]
-        return {d["weight"].removesuffix(".weight"): (d["rank"], d["order"]) for d in details}
+    def ranks(self) -> dict[str, dict[str, Any]]:
+        """Rank, order and bias of each factorized layer, as ``Factorize(rank=...)`` takes them."""
+        return {
+            remark.detail["weight"].removesuffix(".weight"): {
+                name: remark.detail[name] for name in ("rank", "order", "bias")
+            }
+            for remark in self.factorized
+        }
 
     def factorization(self) -> str:
         """A table of the factorized layers: ranks, what they cost, and how far they are off."""

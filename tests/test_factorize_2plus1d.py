@@ -277,25 +277,32 @@ def test_a_rank_above_that_of_one_layer_leaves_it() -> None:
     assert remark(result, 1).status == "applied"
 
 
-def two() -> nn.Sequential:
-    return nn.Sequential(dense(padding=1), nn.ReLU(), nn.Conv3d(6, 4, 3, padding=1).double())
+def two(bias: bool = True) -> nn.Sequential:
+    last = nn.Conv3d(6, 4, 3, padding=1, bias=bias).double()
+    return nn.Sequential(dense(padding=1, bias=bias), nn.ReLU(), last)
 
 
 def test_ranks_by_name() -> None:
-    result = factorized(two(), {"2": (5, "temporal-spatial")})
+    asked = {"2": {"rank": 5, "order": "temporal-spatial", "bias": True}}
+    result = factorized(two(), asked)
     assert codes(result) == [Code.NOT_REQUESTED]
-    assert fxtemporal.report(result).ranks == {"2": (5, "temporal-spatial")}
+    assert fxtemporal.report(result).ranks == asked
+    assert fxtemporal.report(result).settings["factorize"] == {"rank": asked}
     assert factorized(two(), {"2.weight": 0.5, "0": "paper"}).get_submodule("2.spatial")
 
 
-def test_the_ranks_of_a_report_make_the_module_that_its_checkpoint_loads_into() -> None:
-    settings = Factorize(flops=0.6, calibration=[clip(), clip(3)])
-    trained = fxtemporal.optimize(two(), (clip(),), factorize=settings, tune="static")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("data", [[clip(), clip(3)], None])
+def test_the_ranks_of_a_report_make_the_module_that_its_checkpoint_loads_into(
+    bias: bool, data: Any
+) -> None:
+    settings = Factorize(flops=0.6, calibration=data)
+    trained = fxtemporal.optimize(two(bias), (clip(),), factorize=settings, tune="static")
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(0.1)
     ranks = json.loads(json.dumps(fxtemporal.report(trained).ranks))
-    again = factorized(two(), ranks)
+    again = factorized(two(bias), ranks)
     again.load_state_dict(trained.state_dict())
     x = clip(3, 8) if not fxtemporal.report(again).specializations else clip(3)
     torch.testing.assert_close(again(x), trained(x), rtol=1e-12, atol=1e-12)
@@ -309,8 +316,10 @@ def test_the_ranks_of_a_report_make_the_module_that_its_checkpoint_loads_into() 
         ({"0": FULL + 1}, f"0: rank {FULL + 1}"),
         ({"0": 0}, "rank of '0' must be"),
         ({"0": 2.0}, "rank of '0' must be"),
-        ({"0": (2, "sideways")}, "'spatial-temporal', 'temporal-spatial'"),
-        ({"0": (2, "spatial-temporal", 1)}, "must be a rank, or a rank and one of"),
+        ({"0": {"rank": 2, "order": "sideways"}}, "'spatial-temporal', 'temporal-spatial'"),
+        ({"0": {"rank": 2, "bias": 1}}, "and its bias True or False"),
+        ({"0": {"order": "spatial-temporal"}}, "must be a rank, or a dict with rank"),
+        ({"0": {"rank": 2, "flops": 1}}, "must be a rank, or a dict with rank"),
     ],
 )
 def test_ranks_by_name_that_cannot_be(ranks: Any, says: str) -> None:

@@ -45,11 +45,19 @@ class Fitter:
             record(program, arguments, watched)
         return {key: moment.sum for key, moment in sums.items() if moment.sum is not None}
 
-    def cut(self, layer: Layer, decomposition: Decomposition, kept: int) -> Conv2Plus1d:
-        """The first ``kept`` channels a group of a decomposition, and the layer's bias."""
+    def cut(
+        self, layer: Layer, decomposition: Decomposition, kept: int, biased: bool = False
+    ) -> Conv2Plus1d:
+        """The first ``kept`` channels a group of a decomposition, and the layer's bias.
+
+        With ``biased``, one of zeros where the layer has none.
+        """
         assert layer.op is not None
         bias = layer.op.args["bias"]
         numbers = None if bias is None else self._program.tensor(bias.name)
+        if numbers is None and biased:
+            weight = self._program.tensor(layer.name)
+            numbers = weight.new_zeros(weight.shape[0])
         right, left = decomposition.right[:, :kept], decomposition.left[..., :kept]
         weight = self._program.tensor(layer.name)
         return layer.factors(weight, numbers, decomposition.order, right, left)

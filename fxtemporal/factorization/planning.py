@@ -262,7 +262,8 @@ class _Planner:
             output_error = None
             if self.data is None or exact:
                 kept = point.rank // layer.geometry.groups
-                factors = self.fitter.cut(layer, decomposition, kept)
+                biased = self.points.bias(layer)
+                factors = self.fitter.cut(layer, decomposition, kept, biased)
             else:
                 factors, output_error = self.fitter.regressed(
                     layer, point.order, point.rank, working
@@ -296,6 +297,7 @@ class _Planner:
             "full_rank": layer.full_rank(point.order),
             "kernel": layer.kernel,
             "order": point.order,
+            "bias": any(conv.bias is not None for conv in (factors.spatial, factors.temporal)),
             "parameters": f"{before} → {after}",
             "weight_error": off,
         }

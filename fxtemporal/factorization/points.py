@@ -11,7 +11,7 @@ from fxtemporal.errors import PassError
 from fxtemporal.factorization.factors import ORDERS, Decomposition, Order
 from fxtemporal.factorization.layers import Layer
 from fxtemporal.factorization.ranks import Point
-from fxtemporal.factorization.settings import Factorize, Rank
+from fxtemporal.factorization.settings import Cut, Factorize
 from fxtemporal.factorization.timing import milliseconds
 from fxtemporal.nn import paper_rank
 from fxtemporal.rules import Code, Reason
@@ -71,8 +71,8 @@ class Points:
         asked = self._asked(layer)
         if asked is None:
             return Reason(Code.NOT_REQUESTED, "ranks were given by name, and not for this layer")
-        rank, order = asked
-        g, full = layer.geometry, layer.full_rank(order)
+        rank = asked.rank
+        g, full = layer.geometry, layer.full_rank(asked.order)
         assert g is not None
         if not isinstance(rank, int):
             return None
@@ -87,23 +87,27 @@ class Points:
     def orders(self, layer: Layer) -> Sequence[Order]:
         """Those that may be chosen."""
         asked = self._asked(layer)
-        return ORDERS if asked is None else (asked[1],)
+        return ORDERS if asked is None else (asked.order,)
 
-    def _asked(self, layer: Layer) -> tuple[Rank, Order] | None:
-        """The rank and the order that were asked for."""
+    def bias(self, layer: Layer) -> bool:
+        """Whether the factors get a bias even where the layer has none."""
+        asked = self._asked(layer)
+        return asked is not None and asked.bias
+
+    def _asked(self, layer: Layer) -> Cut | None:
         asked = self._settings.rank
         if isinstance(asked, Mapping):
-            pair = asked.get(layer.name, asked.get(layer.path))
-            assert pair is None or isinstance(pair, tuple)
-            return pair
-        return None if asked is None else (asked, ORDERS[0])
+            cut = asked.get(layer.name, asked.get(layer.path))
+            assert cut is None or isinstance(cut, Cut)
+            return cut
+        return None if asked is None else Cut(asked)
 
     def one(self, layer: Layer, found: Decompositions) -> Point | Reason:
         """Without a budget: that of the rank asked for, or the cheapest within the bound."""
         asked, g = self._asked(layer), layer.geometry
         assert g is not None
         if asked is not None:
-            rank, order = asked
+            rank, order = asked.rank, asked.order
             if rank == "paper":
                 rank = paper_rank(g.in_channels, g.out_channels, g.kernel, groups=g.groups)
             elif isinstance(rank, float):

@@ -9,10 +9,21 @@ from typing import Any, Literal, TypeAlias
 from fxtemporal.errors import PassError
 from fxtemporal.factorization.factors import ORDERS, Order
 
-__all__ = ["Factorize", "Rank"]
+__all__ = ["Cut", "Factorize"]
 
 Rank: TypeAlias = int | float | Literal["paper"]
-Ranks: TypeAlias = Mapping[str, Rank | tuple[Rank, Order]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is asked of one layer: ``bias``, whether its factors have one in any case."""
+
+    rank: Rank
+    order: Order = ORDERS[0]
+    bias: bool = False
+
+
+Ranks: TypeAlias = Mapping[str, Rank | Mapping[str, Any] | Cut]
 
 _SHARES = ("flops", "params", "latency", "energy")
 
@@ -25,8 +36,9 @@ class Factorize:
         rank: channels between the factors: ``"paper"`` (M_i of arXiv 1711.11248, which keeps the
             number of parameters and so saves nothing by itself), an int, or a fraction of the full
             rank in (0, 1]. Or a dict of them by the names of layers, the rest of which are left:
-            each a rank, or a pair of rank and order. ``report(result).ranks`` is one, with which a
-            checkpoint of ``result`` gets the module that it loads into.
+            each a rank, or a dict with ``rank``, ``order`` and ``bias`` (whether the factors get
+            one where the layer has none). ``report(result).ranks`` is one, with which a checkpoint
+            of ``result`` gets the module that it loads into.
         flops: what may be left of the model's floating-point operations, as a share in (0, 1). It
             is divided between the layers so that the error of the output is least by prediction.
         params: the same for the number of parameters.
@@ -60,7 +72,10 @@ class Factorize:
                 f"{found}: rank must be 'paper', an int from 1, or a fraction in (0, 1]"
             )
         if isinstance(self.rank, Mapping):
-            checked = {name: _checked(asked, name) for name, asked in self.rank.items()}
+            checked = {
+                name: asked if isinstance(asked, Cut) else _checked(asked, name)
+                for name, asked in self.rank.items()
+            }
             object.__setattr__(self, "rank", checked)
         elif self.rank is not None:
             _check(self.rank)
@@ -93,8 +108,11 @@ class Factorize:
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values."""
+        asked = dict(self._asked())
+        if isinstance(self.rank, Mapping):
+            asked["rank"] = {name: vars(cut) for name, cut in self.rank.items()}
         return {
-            **dict(self._asked()),
+            **asked,
             **({"calibrated": True} if self.calibration is not None else {}),
         }
 
@@ -114,13 +132,19 @@ def _check(rank: Any, name: str | None = None) -> None:
         )
 
 
-def _checked(asked: Any, name: str) -> tuple[Rank, Order]:
-    """A rank and an order: JSON has made a list of the pair."""
-    pair = asked if isinstance(asked, list | tuple) else (asked, ORDERS[0])
-    if len(pair) != 2 or pair[1] not in ORDERS:
+def _checked(asked: Any, name: str) -> Cut:
+    """What is asked of one layer; a dict where it is more than a rank."""
+    given = asked if isinstance(asked, Mapping) else {"rank": asked}
+    if "rank" not in given or not set(given) <= {"rank", "order", "bias"}:
         raise PassError(
-            f"Factorize: rank of {name!r} must be a rank, or a rank and one of {ORDERS}, "
+            f"Factorize: rank of {name!r} must be a rank, or a dict with rank, order and bias, "
             f"not {asked!r}"
         )
-    _check(pair[0], name)
-    return pair[0], pair[1]
+    order, bias = given.get("order", ORDERS[0]), given.get("bias", False)
+    if order not in ORDERS or not isinstance(bias, bool):
+        raise PassError(
+            f"Factorize: the order of {name!r} must be one of {ORDERS}, and its bias True or "
+            f"False, not {asked!r}"
+        )
+    _check(given["rank"], name)
+    return Cut(given["rank"], order, bias)
