@@ -30,6 +30,7 @@ from fxtemporal import __version__
 from fxtemporal.errors import (
     CaptureError,
     FxTemporalError,
+    LoweringError,
     PassError,
     VerificationError,
 )
@@ -330,7 +331,7 @@ def _optimize(options: argparse.Namespace) -> int:
 def _lower(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from fxtemporal.api import report as report_of
-        from fxtemporal.lowering.lower import BACKENDS, lower
+        from fxtemporal.lowering.lower import BACKENDS, lower, settings
 
         if options.backend not in BACKENDS:
             near = nearest(options.backend, [*BACKENDS])
@@ -339,7 +340,10 @@ def _lower(options: argparse.Namespace) -> int:
         backend = BACKENDS[options.backend]
         _check_output(options.output, backend.suffix)
         _check_names(options)
-        _ = backend.module  # what is not installed is known before minutes of work
+        try:  # what is not installed, or unknown, is said before minutes of work
+            settings(backend, dict(options.option))
+        except LoweringError as error:
+            raise UsageError(str(error)) from error
         model, example, fast = _optimized(options, _tune_for(backend.name, options), freeze=True)
         with _about(options.model):
             artifact = lower(

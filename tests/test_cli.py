@@ -419,6 +419,61 @@ def test_errors_while_saving(
     assert ran.error() == f"{model}:instance: {error}"
 
 
+# ---------------------------------------------------------------------------- lower
+
+
+@pytest.mark.parametrize(("backend", "name"), [("onnx", "fast.onnx"), ("openvino", "fast.xml")])
+def test_lower_writes_what_an_engine_runs(
+    run: Run, model: str, tmp_path: Path, backend: str, name: str
+) -> None:
+    pytest.importorskip(backend)
+    path = tmp_path / name
+    more = ["--backend", backend, "--tune", "static", "--compare", "--json"]
+    ran = run("lower", f"{model}:build", *CLIP, "-o", path, *more)
+    assert ran.status == 0
+    assert f"fxtemporal: wrote {path} (" in ran.err
+    remark = json.loads(ran.out)["remarks"][-1]
+    assert remark["rule"] == f"lower-{backend}"
+    assert remark["detail"]["nodes"] < remark["detail"]["original"]["nodes"]
+    torch.manual_seed(0)
+    original = sys.modules["models_of_a_user"].Frames().eval()
+    clip = torch.randn(3, 4, 3, 6, 6)
+    torch.testing.assert_close(fxtemporal.load(path)(clip), original(clip).detach())
+
+
+def test_lower_builds_an_engine_without_measuring(run: Run, model: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "fast.engine"
+    more = ["--option", "compute_capabilities=8.0,8.9", "--option", "batch=1,8"]
+    ran = run("lower", f"{model}:build", *CLIP, "-o", path, "--backend", "tensorrt", *more)
+    assert ran.status == 0
+    assert "lower-tensorrt" in ran.out
+    artifact = fxtemporal.load(path)
+    assert artifact.detail["compute_capabilities"] == ["8.0", "8.9"]
+    assert artifact.manifest.ranges["batch"] == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        (["--backend", "onxx"], 2, "no 'onxx' (did you mean 'onnx'?); there are onnx, openvino"),
+        (["--backend", "openvino"], 2, "name it *.xml"),
+        (["--backend", "onnx", "--option", "opset"], 2, "'opset': write NAME=VALUE"),
+        (["--backend", "onnx", "--option", "opsett=18"], 2, "no option 'opsett'"),
+        ([], 2, "the following arguments are required: --backend"),
+    ],
+)
+def test_lower_refuses_what_it_cannot_do(
+    run: Run, model: str, tmp_path: Path, more: list[str], status: int, says: str
+) -> None:
+    ran = run(
+        "lower", f"{model}:build", *CLIP, "-o", tmp_path / "m.onnx", "--tune", "static", *more
+    )
+    assert ran.status == status
+    assert says in ran.error()
+    assert not list(tmp_path.glob("*.onnx"))
+
+
 # ---------------------------------------------------------------------------- wrong usage
 
 

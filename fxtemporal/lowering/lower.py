@@ -42,7 +42,7 @@ from fxtemporal.module import OptimizedModule
 from fxtemporal.quiet import quiet
 from fxtemporal.rules import Remark
 
-__all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower"]
+__all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower", "settings"]
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,7 @@ def lower(
     """
     chosen = _backend(backend)
     target = None if path is None else _target(chosen, Path(path))
-    module = chosen.module
-    free = options.pop("dynamic", "batch" if options.get("batch") else module.FREE)
-    _check_options(chosen, free, options)
+    free, options = settings(chosen, options)
     example: Example = (tuple(example_inputs), dict(example_kwargs or {}))
     folder = None
     if target is None:
@@ -253,10 +251,12 @@ def _target(backend: Backend, path: Path) -> Path:
     return path
 
 
-def _check_options(backend: Backend, free: Any, options: Mapping[str, Any]) -> None:
-    if free not in get_args(Free):
-        known = ", ".join(get_args(Free))
-        raise LoweringError(f"{backend.name}: dynamic must be one of {known}, not {free!r}")
+def settings(backend: Backend, options: Mapping[str, Any]) -> tuple[Free, dict[str, Any]]:
+    """Which sizes are free, and what the backend's ``build`` is given.
+
+    Raises:
+        LoweringError: there is no such option.
+    """
     parameters = inspect.signature(backend.module.build).parameters.values()
     there = ["dynamic", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
     for name in options:
@@ -264,6 +264,12 @@ def _check_options(backend: Backend, free: Any, options: Mapping[str, Any]) -> N
             raise LoweringError(
                 f"{backend.name} has no option {name!r}; there are {', '.join(there)}"
             )
+    rest = dict(options)
+    free = rest.pop("dynamic", "batch" if rest.get("batch") else backend.module.FREE)
+    if free not in get_args(Free):
+        known = ", ".join(get_args(Free))
+        raise LoweringError(f"{backend.name}: dynamic must be one of {known}, not {free!r}")
+    return free, rest
 
 
 def _built(
