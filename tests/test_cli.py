@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import fxtemporal
-from fxtemporal import __version__, cli
+from fxtemporal import __version__, arguments, cli
 from fxtemporal.errors import LoweringError, VerificationError
 from fxtemporal.lowering.exported import load_exported
 
@@ -224,9 +224,9 @@ def test_inputs_of_several_dtypes_in_order(run: Run, model: str) -> None:
     assert run("audit", f"{model}:Lookup", *inputs).status == 0
 
 
-@pytest.mark.parametrize("dtype", cli.DTYPES)
+@pytest.mark.parametrize("dtype", arguments.DTYPES)
 def test_every_dtype_makes_the_same_tensor_each_time(dtype: str) -> None:
-    options = cli._parser().parse_args(["audit", "m:f", "--input", f"3x40:{dtype}"])
+    options = arguments.parser().parse_args(["audit", "m:f", "--input", f"3x40:{dtype}"])
     (first,), (second,) = cli._inputs(options), cli._inputs(options)  # type: ignore[misc]
     assert first.dtype == getattr(torch, dtype)
     assert first.shape == (3, 40)

@@ -31,7 +31,7 @@ from torch.export.graph_signature import (
 from fxtemporal.errors import LoweringError, SpecializationError
 from fxtemporal.lowering.program import Exported
 
-__all__ = ["Manifest", "Run", "manifest_path", "read", "staged", "write"]
+__all__ = ["Manifest", "Run", "checked", "manifest_path", "read", "staged", "write"]
 
 Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
 """What an engine is to an artifact: its tensors in, its tensors out."""
@@ -233,6 +233,23 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 # -- files -----------------------------------------------------------------------------------------
+
+
+def checked(path: Path, suffix: str) -> Path:
+    """``path``, if a file can be written there.
+
+    Raises:
+        LoweringError: it ends otherwise, is a folder, or lies in one that does not exist.
+    """
+    if path.suffix != suffix:
+        raise LoweringError(f"cannot write {path}: name it *{suffix}")
+    if path.is_dir():
+        raise LoweringError(f"cannot write {path}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise LoweringError(
+            f"cannot write {path}: the folder {path.parent} does not exist; create it first"
+        )
+    return path
 
 
 def manifest_path(path: Path) -> Path:

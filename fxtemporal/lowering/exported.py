@@ -32,6 +32,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fxtemporal.errors import CaptureError, FxTemporalError, LoweringError
+from fxtemporal.lowering.artifact import checked
 from fxtemporal.lowering.program import export, first_line, leaves_of, same
 
 __all__ = ["load_exported", "save_exported"]
@@ -54,8 +55,7 @@ def save_exported(
         LoweringError: the folder does not exist, torch.export refuses the graph, the disk does,
             or the file computes other numbers than ``gm``.
     """
-    target = Path(path)
-    _check_target(target)
+    target = checked(Path(path), ".pt2")
     try:
         exported = export(gm, (tuple(example_inputs), dict(example_kwargs or {})))
     except LoweringError as error:
@@ -113,17 +113,6 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
 
 
 # -- writing ---------------------------------------------------------------------------------------
-
-
-def _check_target(target: Path) -> None:
-    if target.suffix != ".pt2":
-        raise LoweringError(f"cannot write {target}: name it *.pt2")
-    if target.is_dir():
-        raise LoweringError(f"cannot write {target}: it is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise LoweringError(
-            f"cannot write {target}: the folder {target.parent} does not exist; create it first"
-        )
 
 
 def _load_back(draft: Path, target: Path) -> ExportedProgram:

@@ -28,7 +28,7 @@ from torch.export import ExportedProgram
 
 from fxtemporal.errors import FxTemporalError, LoweringError
 from fxtemporal.freezing import freeze
-from fxtemporal.lowering.artifact import Manifest, Run, read, staged, write
+from fxtemporal.lowering.artifact import Manifest, Run, checked, read, staged, write
 from fxtemporal.lowering.program import (
     Example,
     Exported,
@@ -204,7 +204,7 @@ def lower(
             numbers; the path cannot be written; an option is unknown.
     """
     chosen = _backend(backend)
-    target = None if path is None else _target(chosen, Path(path))
+    target = None if path is None else checked(Path(path), chosen.suffix)
     free, options = settings(chosen, options)
     example: Example = (tuple(example_inputs), dict(example_kwargs or {}))
     folder = None
@@ -237,18 +237,6 @@ def _backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise LoweringError(f"no backend is called {name!r}; there are {', '.join(BACKENDS)}")
     return BACKENDS[name]
-
-
-def _target(backend: Backend, path: Path) -> Path:
-    if path.suffix != backend.suffix:
-        raise LoweringError(f"cannot write {path}: name it *{backend.suffix}")
-    if path.is_dir():
-        raise LoweringError(f"cannot write {path}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise LoweringError(
-            f"cannot write {path}: the folder {path.parent} does not exist; create it first"
-        )
-    return path
 
 
 def settings(backend: Backend, options: Mapping[str, Any]) -> tuple[Free, dict[str, Any]]:
