@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "same": {"padding": "same"},
     "replicate": {"padding": 1, "padding_mode": "replicate"},
     "grouped": {"groups": 2, "padding": 1},
+    "depthwise": {"outputs": 8, "groups": 4, "padding": 1},
     "no bias": {"bias": False},
     "uneven": {"kernel_size": (3, 2, 1), "padding": (1, 0, 0)},
 }
@@ -89,6 +90,26 @@ def test_full_rank_is_the_layer_in_either_order(name: str, order: Order, weighte
     assert off(factors.product(), conv.weight) < 1e-9
     for batch, frames in ((2, 6), (3, 9)):
         assert off(factors(clip(batch, frames)), conv(clip(batch, frames))) < 1e-9
+
+
+@pytest.mark.parametrize("data", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_at_full_rank_a_model_is_itself_within_rounding(
+    name: str, dtype: torch.dtype, data: int | None
+) -> None:
+    exact = nn.Sequential(layer(**SETTINGS[name]), nn.Tanh())
+    model = copy.deepcopy(exact).to(dtype)
+    settings = Factorize(1.0, calibration=data and [clip().to(dtype) for _ in range(data)])
+    fast = fxtemporal.optimize(model, (clip().to(dtype),), factorize=settings, tune="static")
+    (remark,) = fxtemporal.report(fast).factorized
+    assert remark.detail["exact"]
+    for batch in (2, 3):
+        x = clip(batch).to(dtype)
+        wanted = copy.deepcopy(model).double()(x.double())
+        own = off(model(x).double(), wanted)
+        least = (64 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps
+        assert off(fast(x).double(), wanted) <= max(4 * own, least)
 
 
 @pytest.mark.parametrize("order", ORDERS)
