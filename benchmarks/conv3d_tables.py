@@ -49,6 +49,15 @@ def _cell(timing: dict[str, Any] | None) -> str:
     return f"{timing['median']:.1f} ({low:.1f}–{high:.1f})"
 
 
+def _ratio(ratio: Sequence[float] | None) -> str:
+    """The median over the rounds and its quartiles; or the ratio of the medians alone."""
+    if not ratio:
+        return ""
+    return (
+        f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f})" if len(ratio) == 3 else f"{ratio[0]:.2f}"
+    )
+
+
 def _best_peer(record: Record) -> tuple[str, float] | None:
     """The fastest engine but eager mode on the model as it is, and its milliseconds."""
     times = {
@@ -71,7 +80,7 @@ def _times(records: Sequence[Record]) -> Table:
                     engine,
                     _cell(before),
                     _cell(after),
-                    "" if ratio is None else f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f})",
+                    _ratio(ratio),
                     "" if peer is None or after is None else f"{peer[1] / after['median']:.2f}",
                     "" if peer is None else peer[0],
                 ]
@@ -85,7 +94,7 @@ def _means(records: Sequence[Record]) -> list[str]:
     for record in records:
         for engine, ratio in record["speedup"].items():
             if ratio is not None:
-                ratios.setdefault(engine, {})[record["name"]] = ratio[1]
+                ratios.setdefault(engine, {})[record["name"]] = ratio[len(ratio) // 2]
     lines = []
     for engine, found in ratios.items():
         mean, least = statistics.geometric_mean(found.values()), min(found, key=lambda m: found[m])

@@ -42,6 +42,8 @@ from benchmarks.measure import (
 from benchmarks.models import Case
 from fxtemporal import Artifact, Factorize, Tune
 from fxtemporal.engines import reset, versions
+from fxtemporal.lowering.lower import BACKENDS
+from fxtemporal.passes import PORTABLE_PASSES
 
 __all__ = ["main"]
 
@@ -96,7 +98,10 @@ def _optimized(
     model: nn.Module, inputs: Any, target: str | None, factorize: Factorize | None
 ) -> nn.Module:
     tune: Any = "static" if target is None else Tune(target=target)
-    return fxtemporal.optimize(model, inputs, tune=tune, factorize=factorize, freeze=True)
+    passes = PORTABLE_PASSES if target is None else None
+    return fxtemporal.optimize(
+        model, inputs, passes=passes, tune=tune, factorize=factorize, freeze=True
+    )
 
 
 def _build(way: Way, module: nn.Module, inputs: Any, folder: Path, built: Built) -> Any:
@@ -108,7 +113,7 @@ def _build(way: Way, module: nn.Module, inputs: Any, folder: Path, built: Built)
         run(*inputs)
         built.build_seconds = time.perf_counter() - start
         return run
-    suffix = fxtemporal.lowering.lower.BACKENDS[way.backend].suffix
+    suffix = BACKENDS[way.backend].suffix
     path = folder / f"{len([*folder.iterdir()])}{suffix}"
     artifact: Artifact = fxtemporal.lower(module, inputs, way.backend, path, **way.options)
     built.build_seconds = artifact.detail["build_seconds"]

@@ -11,11 +11,12 @@ import torch
 from cnn_lstm import build
 
 import fxtemporal
+from fxtemporal.passes import PORTABLE_PASSES
 
 
 def main() -> int:
     model, clip = build(), torch.randn(2, 10, 3, 32, 32)
-    fast = fxtemporal.optimize(model, (clip,), tune="static")
+    fast = fxtemporal.optimize(model, (clip,), passes=PORTABLE_PASSES, tune="static")
     try:
         artifact = fxtemporal.lower(fast, (clip,), "torch_tensorrt", min_block_size=1)
     except fxtemporal.LoweringError as error:

@@ -124,6 +124,7 @@ def _lower(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from fxtemporal.api import report as report_of
         from fxtemporal.lowering.lower import BACKENDS, lower, settings
+        from fxtemporal.passes import PORTABLE_PASSES
 
         if options.backend not in BACKENDS:
             near = nearest(options.backend, [*BACKENDS])
@@ -136,6 +137,8 @@ def _lower(options: argparse.Namespace) -> int:
             settings(backend, dict(options.option))
         except LoweringError as error:
             raise UsageError(str(error)) from error
+        if options.passes is None and backend.name not in _TARGETS:
+            options.passes = PORTABLE_PASSES
         model, example, fast = _optimized(options, _tune_for(backend.name, options), freeze=True)
         with _about(options.model):
             artifact = lower(

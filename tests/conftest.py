@@ -1,7 +1,9 @@
 """One thread a test process: the suite runs as many processes as there are cores."""
 
+import atexit
 import itertools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="fxtemporal-tests-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 _NUMBERS = itertools.count()
 
 

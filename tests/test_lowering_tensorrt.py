@@ -12,9 +12,12 @@ from test_lowering import Frames, clip, optimized
 from torch import Tensor, nn
 
 import fxtemporal
+from benchmarks.conv3d_models import CONV3D
+from benchmarks.loop_models import LOOPS
 from fxtemporal import LoweringError
 from fxtemporal.lowering import tensorrt
 from fxtemporal.lowering.tensorrt import load_engine
+from fxtemporal.passes import PORTABLE_PASSES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -44,6 +47,19 @@ def test_an_engine_of_a_loop_has_fewer_layers_than_the_loops(tmp_path: Path) -> 
     remark = fxtemporal.load(path).remark
     assert remark.detail["engine_seconds"] > 0
     assert remark.detail["original"]["engine_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("resnet18_lstm_64", 16 * 20, 20), ("r3d_18", 20, 20)]
+)
+def test_engines_of_networks_that_people_have(name: str, before: int, after: int) -> None:
+    model = {**LOOPS, **CONV3D}[name].build()
+    x = torch.randn((1, 16, 3, 32, 32) if name in LOOPS else (1, 3, 4, 32, 32))
+    fast = fxtemporal.optimize(model, (x,), passes=PORTABLE_PASSES, tune="static", verify=False)
+    detail = engine(fast, x, original=model).detail
+    kinds = [entry["layer_kinds"]["convolution"] for entry in (detail["original"], detail)]
+    assert kinds == [before, after]
+    assert detail["layers"] <= detail["original"]["layers"]
 
 
 def test_an_engine_of_a_factorized_network() -> None:

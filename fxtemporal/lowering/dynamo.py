@@ -24,7 +24,8 @@ from torch._dynamo.utils import get_static_address_type
 
 from fxtemporal.api import optimize, report
 from fxtemporal.errors import FxTemporalError, PassError
-from fxtemporal.passes import DEFAULT_PASSES
+from fxtemporal.passes import PORTABLE_PASSES
+from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Rule
@@ -37,8 +38,8 @@ log = logging.getLogger("fxtemporal")
 
 OPTIONS = ("backend", "options", "passes", "tune", "verify", "on_report")
 
-_LEFT_OUT = ("fold-batchnorm", "merge-convolutions")
-"""Rules that prepare weights: here they would do so at every call, and a compiler fuses as well."""
+_PASSES = [rule for rule in PORTABLE_PASSES if not isinstance(rule, FoldBatchNorm)]
+"""A folded weight would be computed at every call here, and compilers fuse a BatchNorm as well."""
 
 
 def compile_graph(
@@ -52,8 +53,9 @@ def compile_graph(
 
     Args:
         options: ``backend``, which compiles the rewritten graph (default: ``"inductor"``), and
-            ``options``, which it gets; ``passes``, ``tune`` (default: ``"static"``) and ``verify``
-            (default: True), as of :func:`fxtemporal.optimize`; ``on_report``, called with the
+            ``options``, which it gets; ``passes`` (default: those that leave less to do on any
+            engine), ``tune`` (default: ``"static"``) and ``verify`` (default: True), as of
+            :func:`fxtemporal.optimize`; ``on_report``, called with the
             :class:`fxtemporal.Report` of each graph.
         mode: that of Inductor, such as ``"max-autotune"``.
 
@@ -94,9 +96,7 @@ def _rewritten(
     gm: fx.GraphModule, example_inputs: Sequence[Any], asked: Mapping[str, Any]
 ) -> tuple[fx.GraphModule, Report]:
     bound, tensors, inputs = _bound(gm, example_inputs)
-    passes: Iterable[str | Rule[Any]] = asked.get(
-        "passes", [rule for rule in DEFAULT_PASSES if rule.name not in _LEFT_OUT]
-    )
+    passes: Iterable[str | Rule[Any]] = asked.get("passes", _PASSES)
     fast = optimize(
         bound,
         inputs,

@@ -4,6 +4,10 @@ With the package ``tensorrt`` an engine is built on the GPU that it is for, ever
 there. With ``tensorrt_rtx`` (TensorRT for RTX) it is built for compute capabilities that are named,
 on a machine without any GPU, and finished for the GPU when it is first loaded there. Either way it
 runs on such a GPU alone, and with the version of the library that built it.
+
+What it likes cannot be measured elsewhere: optimize with
+``passes=fxtemporal.passes.PORTABLE_PASSES, tune="static"``, which leaves the form of each
+convolution to TensorRT.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.rules import Rule
 
-__all__ = ["DEFAULT_PASSES"]
+__all__ = ["DEFAULT_PASSES", "PORTABLE_PASSES"]
 
 DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     SplitConcat(),  # before the loop that it leaves less of a recurrence
@@ -27,3 +27,11 @@ DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     Conv3dForms(),
     Pool3dForms(),
 )
+
+PORTABLE_PASSES: tuple[Rule[Any], ...] = tuple(
+    rule
+    for rule in DEFAULT_PASSES
+    if not isinstance(rule, MergeConvolutions | Conv3dForms | Pool3dForms)
+)
+"""Those that leave less to do on any engine: for one that cannot be measured here. Which form of a
+convolution or a pooling is the fastest depends on the engine, and is left to it."""
