@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -32,7 +33,7 @@ from benchmarks.digits import accuracy, clips, trained
 from benchmarks.measure import Timing, interleaved, machine, machine_slug, speedup
 from examples.finetune import SHARE, cut, distil
 from fxtemporal import Factorize, Tune
-from fxtemporal.engines import ENGINES, compile_with, versions
+from fxtemporal.engines import ENGINES, compile_with
 
 __all__ = ["main"]
 
@@ -128,6 +129,21 @@ def _milliseconds(net: nn.Module, engines: Sequence[str], count: int) -> Rows:
     return rows
 
 
+def _markdown(content: dict[str, Any]) -> str:
+    parts = ["# Factorizing a trained network\n", __doc__.split("\n\n")[1] + "\n"]
+    for part, headers in (
+        ("Accuracy", ["how", "FLOPs left", "accuracy %", "points"]),
+        ("Milliseconds a call", ["clips", "engine", "network", "ms", "speed-up"]),
+    ):
+        if part not in content:
+            continue
+        machine_of, rows = content[part]["environment"], content[part]["rows"]
+        listed = "\n".join(f"- {key}: {value}" for key, value in machine_of.items())
+        table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+        parts.append(f"## {part}\n\n{listed}\n\n{table}\n")
+    return "\n".join(parts)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.factorize", description=__doc__.split("\n")[0]
@@ -136,29 +152,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engines", nargs="+", choices=engines, default=["eager", "inductor"])
     parser.add_argument("--clips", type=int, default=3000, help="of the test")
     parser.add_argument("--finetune", action="store_true", help="run examples.finetune as well")
-    parser.add_argument("--save", action="store_true", help="write to benchmarks/results")
+    parser.add_argument("--part", choices=("accuracy", "time"), help="default: both")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="write to benchmarks/results, where the other part stays as it was measured",
+    )
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    net = trained()
-    rows, broken = lossy(net, options)
-    environment = {**machine(), **versions(options.engines), "test clips": options.clips}
-    environment["device with a GPU"] = "not measured"
-    parts = ["# Factorizing a trained network\n", __doc__.split("\n\n")[1] + "\n"]
-    parts.append("\n".join(f"- {key}: {value}" for key, value in environment.items()) + "\n")
-    for title, table, headers in (
-        ("Accuracy", rows, ["how", "FLOPs left", "accuracy %", "points"]),
-        (
-            "Milliseconds a call",
-            milliseconds(net, options.engines),
-            ["clips", "engine", "network", "ms", "speed-up"],
-        ),
-    ):
-        text = tabulate(table, headers, tablefmt="github", disable_numparse=True)
-        parts.append(f"## {title}\n\n{text}\n")
-    text = "\n".join(parts)
-    print(text)
+    net, broken = trained(), list[str]()
+    environment = {**machine(), "device with a GPU": "not measured"}
+    path = RESULTS / f"factorize-{machine_slug(environment)}.json"
+    content = json.loads(path.read_text()) if options.save and path.exists() else {}
+    if options.part != "time":
+        rows, broken = lossy(net, options)
+        seen = {**environment, "test clips": options.clips}
+        content["Accuracy"] = {"environment": seen, "rows": rows}
+    if options.part != "accuracy":
+        rows = milliseconds(net, options.engines)
+        content["Milliseconds a call"] = {"environment": environment, "rows": rows}
+    print(_markdown(content))
     if options.save:
-        (RESULTS / f"factorize-{machine_slug(environment)}.md").write_text(text)
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.with_suffix(".md").write_text(_markdown(content))
     for line in broken:
         print(f"broken: {line}", file=sys.stderr)
     return 1 if broken else 0
