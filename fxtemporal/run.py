@@ -50,6 +50,7 @@ META = "fxtemporal"
 """Where a result keeps its report."""
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+Kept = tuple[Outcome, Comparison | None, Timing | None]
 _LEFT = Reason(Code.MEMORY_LIMIT, "left, to see what a call holds then")
 
 
@@ -285,7 +286,7 @@ class Run:
         races: Races,
         start: float,
         tick: Any,
-    ) -> tuple[Outcome, Comparison | None, Timing | None]:
+    ) -> Kept:
         """Folded frames in as many chunks as the memory limit asks for, or as pays.
 
         The time for measuring runs from ``start``. Without a limit, chunks are what keeps eager
@@ -309,6 +310,7 @@ class Run:
             why = {name: choice.why.get(name) for name in choice.left}
             self.skips = self._leaving(groups, why)
             self._run_in(choice)
+            before = outcome, comparison, timing
             changed = choice.left != slow or any(n > 1 for n in choice.chunks.values())
             if choice.left == slow:
                 chunks = run_rules(outcome.program, self.rules[-1:], self.skips)
@@ -319,6 +321,8 @@ class Run:
                 outcome, comparison = self._checked(outcome, comparison, choice)
                 tick("measuring the network")
                 timing = races.race(self.baseline, outcome.program.gm, 0.1)
+                if timing.speedup <= 1 and tune.limit is None and choice.left == slow:
+                    outcome, comparison, timing = self._in_one_piece(before, choice, timing)
         races.cache.save()
         return self._above_limit(outcome, tune), comparison, timing
 
@@ -350,6 +354,21 @@ class Run:
             if count == 1:
                 skip = Skip("missed", choice.why[region])
                 self.skips[FoldInChunks.name, region] = skip
+
+    def _in_one_piece(self, before: Kept, choice: Choice, slower: Timing) -> Kept:
+        """What there was ``before`` chunks, in which the network turned out slower."""
+        text = f"the network takes {slower.before:.3g} ms without it, {slower.after:.3g} ms with it"
+        for region, count in choice.chunks.items():
+            if count > 1:
+                skip = Skip("missed", Reason(Code.NOT_FASTER, text))
+                self.skips[FoldInChunks.name, region] = skip
+        whole, comparison, timing = before
+        chunks = run_rules(whole.program, self.rules[-1:], self.skips)
+        return (
+            Outcome(chunks.program, (*whole.remarks, *chunks.remarks)),
+            comparison,
+            timing,
+        )
 
     def _checked(
         self, outcome: Outcome, comparison: Comparison | None, choice: Choice

@@ -23,8 +23,12 @@ Decompositions = Mapping[Order, Decomposition]
 _STEPS = 64
 """Ranks that are considered for a layer and an order, at most."""
 
-_WIDTH = 16
-"""Channels that convolutions compute together: 17 of them take as long as 32."""
+_WIDTHS = (8, 16)
+"""Channels that convolutions compute together: 17 of them take nearly as long as 32. Narrow layers
+get multiples of the first, which costs them less of their accuracy."""
+
+_NARROW = 64
+"""Ranks below this are narrow."""
 
 _TIMED = (0.08, 0.15, 0.25, 0.4, 0.6)
 """Shares of the full rank whose time is measured."""
@@ -146,8 +150,7 @@ class Points:
         for order, decomposition in found.items():
             errors = decomposition.errors()
             full = len(errors) - 1
-            every = step or _step(full, g.groups)
-            for kept in sorted({*range(every, full + 1, every), full}):
+            for kept in _kept(full, g.groups) if step is None else range(step, full + 1, step):
                 rank = kept * g.groups
                 cost = self._cost(layer, rank, order)
                 points.append(Point(cost, errors[kept] ** 2, rank, order))
@@ -178,9 +181,13 @@ class Points:
         return points
 
 
-def _step(full: int, groups: int) -> int:
-    """Between the ranks a group that are considered: whole vectors where there are several."""
-    whole = _WIDTH // math.gcd(_WIDTH, groups)
-    if full < 4 * whole:
-        whole = 1
-    return whole * max(1, round(full / _STEPS / whole))
+def _kept(full: int, groups: int) -> list[int]:
+    """The ranks a group that are considered: whole vectors, where there are several."""
+    narrow, wide = (width // math.gcd(width, groups) for width in _WIDTHS)
+    if full < 4 * narrow:
+        return [*range(1, full + 1)]
+    wide *= max(1, round(full / _STEPS / wide))
+    edge = max(1, _NARROW // groups)
+    least = [1 << power for power in range(narrow.bit_length()) if 1 << power < narrow]
+    ranks = {*least, *range(narrow, min(edge, full), narrow), *range(wide, full, wide), full}
+    return sorted(ranks)

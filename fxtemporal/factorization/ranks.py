@@ -3,7 +3,8 @@
 Each layer has a curve: what so many channels cost, and how far its output is off by prediction.
 Costs add up, and so, by prediction, do squared errors, each weighted by what the output of the
 network makes of it. From nothing lost on, the cheapest step down is taken again and again: the
-least that is lost for what is saved. On convex curves that is the best there is.
+least that is lost for what is saved. On convex curves that is the best there is, but for what is
+left over in the end, which goes where it gains most.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one layer, the most expensive first: what is saved costs ever more."""
+    """The points of one layer, the most expensive first: what is saved costs ever more.
+
+    ``points`` are those of the lower convex hull, ``all`` all that there are.
+    """
 
     path: str
     points: tuple[Point, ...]
+    all: tuple[Point, ...] = ()
 
     @classmethod
     def of(cls, path: str, points: Sequence[Point]) -> Curve:
@@ -47,7 +52,7 @@ class Curve:
             while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
                 hull.pop()
             hull.append(point)
-        return cls(path, tuple(hull))
+        return cls(path, tuple(hull), tuple(points))
 
 
 def _slope(one: Point, other: Point) -> float:
@@ -59,8 +64,25 @@ def allocate(curves: Sequence[Curve], budget: float) -> dict[str, Point] | None:
     """The point of each layer, with costs of ``budget`` at most; None where that cannot be."""
     for _, points, cost in _steps(curves):
         if cost <= budget:
-            return points
+            return _filled(curves, points, budget - cost)
     return None
+
+
+def _filled(curves: Sequence[Curve], chosen: dict[str, Point], left: float) -> dict[str, Point]:
+    """The same with what is ``left`` spent, each time where the least is lost then."""
+    chosen = dict(chosen)
+    while True:
+        better = [
+            (chosen[curve.path].loss - point.loss, curve.path, point)
+            for curve in curves
+            for point in curve.all
+            if 0 < point.cost - chosen[curve.path].cost <= left
+        ]
+        gain, path, point = max(better, key=lambda entry: entry[0], default=(0.0, "", None))
+        if point is None or gain <= 0:
+            return chosen
+        left -= point.cost - chosen[path].cost
+        chosen[path] = point
 
 
 def frontier(curves: Sequence[Curve]) -> list[tuple[float, float]]:

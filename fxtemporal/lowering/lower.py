@@ -175,7 +175,7 @@ def lower(
     path: str | os.PathLike[str] | None = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    original: nn.Module | None = None,
+    original: nn.Module | ExportedProgram | None = None,
     **options: Any,
 ) -> Artifact:
     """Build what an engine runs, and write it to ``path``.

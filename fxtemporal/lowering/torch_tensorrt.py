@@ -5,8 +5,10 @@ It needs a GPU, and is compiled in process for that one.
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def build(
         hardware_compatible: run on other GPUs as well, from Ampere on.
         version_compatible: run with later versions of TensorRT as well.
     """
-    if not torch.cuda.is_available():
+    if absent() is not None:
         raise LoweringError("torch_tensorrt needs an NVIDIA GPU, and there is none here")
     args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.cuda, exported.asked)
     settings = {
@@ -73,7 +75,8 @@ def _coverage(exported: Exported, settings: dict[str, Any]) -> dict[str, Any]:
     """What a dry run says: how many operators go into how many engines."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "dryrun.txt"
-        torch_tensorrt.dynamo.compile(exported.program, dryrun=str(told), **settings)
+        with redirect_stdout(io.StringIO()):  # it prints what it writes
+            torch_tensorrt.dynamo.compile(exported.program, dryrun=str(told), **settings)
         text = told.read_text() if told.is_file() else ""
     found = _COVERAGE.search(text)
     if found is None:
