@@ -321,7 +321,7 @@ class Run:
                 outcome, comparison = self._checked(outcome, comparison, choice)
                 tick("measuring the network")
                 timing = races.race(self.baseline, outcome.program.gm, 0.1)
-                if timing.speedup <= 1 and tune.limit is None and choice.left == slow:
+                if not timing.wins() and tune.limit is None and choice.left == slow:
                     outcome, comparison, timing = self._in_one_piece(before, choice, timing)
         races.cache.save()
         return self._above_limit(outcome, tune), comparison, timing

@@ -102,6 +102,10 @@ class Timing:
     high: float
     rounds: int
 
+    def wins(self, margin: float = 0.0) -> bool:
+        """Whether the second is the faster, by more than ``margin`` and in most of the rounds."""
+        return self.speedup > 1 + margin and self.low > 1
+
     def to_dict(self) -> dict[str, float]:
         return {name: round(value, 4) for name, value in vars(self).items()}
 
@@ -351,7 +355,7 @@ def worth_keeping(
     twice runs faster once than the other time, so that there the network has to win by a margin.
     """
     tune = races.tune
-    enough = 1.0 if tune.target == "eager" else 1.0 + tune.margin
+    margin = 0.0 if tune.target == "eager" else tune.margin
     deadline = time.perf_counter() + tune.seconds
     share = tune.seconds / (2 * len(groups) + 2)
     kept = frozenset(groups)
@@ -374,10 +378,10 @@ def worth_keeping(
     leave_out(group for group in groups if group not in sure)
     tick("measuring the network")
     timing = races.race(original, current, min(share, _LONGEST))
-    if timing.speedup <= enough and kept & sure:
+    if not timing.wins(margin) and kept & sure:
         leave_out(group for group in groups if group in sure)
         timing = races.race(original, current, min(share, _LONGEST))
-    if kept and timing.speedup <= enough:
+    if kept and not timing.wins(margin):
         lost.update(dict.fromkeys(kept, timing))
         kept = frozenset()
     return lost, timing
