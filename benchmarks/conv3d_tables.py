@@ -21,11 +21,11 @@ def markdown(records: Sequence[Record], environment: dict[str, Any], about: str)
     parts = ["# Networks of 3-D convolutions\n", about + "\n"]
     parts.append("\n".join(f"- {key}: {value}" for key, value in environment.items()) + "\n")
     dates = "\n".join(f"- {record['name']}: {record['date']}" for record in records)
-    parts.append(f"A run a model, each on an idle machine:\n\n{dates}\n")
+    parts.append(f"A run a model:\n\n{dates}\n")
     parts.append(f"## Milliseconds a call\n\n{_grid(_times(records))}\n")
     parts += [f"{line}\n" for line in _means(records)]
     if notes := [note for record in records for note in record["notes"]]:
-        parts.append("## Not measured\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
+        parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     for title, table in (
         ("Errors, seconds of optimize, and what was applied", _details(records)),
         ("Milliseconds of each form on each layer, eager mode", _layers(records)),
