@@ -412,6 +412,35 @@ def test_a_number_that_goes_wrong_at_another_size_is_fixed() -> None:
     assert exported.shapes[0][1] == 4
 
 
+class Branches(nn.Module):
+    """Another computation from 9 frames on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :8] * 2 if x.size(1) > 8 else x + 1
+
+
+class Compares(nn.Module):
+    """Another computation where there are more clips than frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.size(0) > x.size(1) + 3 else x + 1
+
+
+def test_a_branch_on_a_size_bounds_it() -> None:
+    artifact = fxtemporal.lower(Branches(), (torch.randn(2, 4, 3),), "onnx", dynamic="frames")
+    x = torch.randn(3, 8, 3)
+    torch.testing.assert_close(artifact(x), Branches()(x))
+    with pytest.raises(SpecializationError, match="from 2 to 8"):
+        artifact(torch.randn(3, 9, 3))
+
+
+def test_sizes_that_a_branch_compares_are_fixed() -> None:
+    exported = export(Compares(), ((torch.randn(2, 4, 3),), {}))
+    assert exported.shapes == {0: (2, 4, 3)}
+    guarded = export(Compares(), ((torch.randn(2, 4, 3),), {}), guarded=True)
+    assert guarded.shapes[0][0] == "batch"
+
+
 def test_free_sizes_by_name() -> None:
     x = torch.randn(2, 4, 3, 5, 6)
     shapes = {

@@ -57,7 +57,8 @@ def save_exported(
     """
     target = checked(Path(path), ".pt2")
     try:
-        exported = export(gm, (tuple(example_inputs), dict(example_kwargs or {})))
+        example = tuple(example_inputs), dict(example_kwargs or {})
+        exported = export(gm, example, guarded=True)
     except LoweringError as error:
         raise LoweringError(f"{target} was not written: {error}") from error
     draft = target.with_name(f".{target.stem}.{os.getpid()}.pt2")

@@ -7,6 +7,7 @@ the module's numbers there. All others are fixed, and whoever runs the artifact 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ Free: TypeAlias = Literal["none", "batch", "frames", "all"]
 
 Place: TypeAlias = tuple[int, int]
 """The number of a leaf among the arguments, and one of its dimensions."""
+
+_SIZE = r"L\['\w+'\](?:\[[^\]]+\])*\.size\(\)\[\d+\]"
+_PLAIN_CONDITION = re.compile(
+    rf"{_SIZE} (?:<|>|<=|>=|==) \d+|\d+ (?:<|>|<=|>=|==) {_SIZE}|{_SIZE} == {_SIZE}"
+)
 
 LSTM_WEIGHTS = (
     r"The tensor attributes? (self\.[\w.]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during"
@@ -56,8 +62,14 @@ class Exported:
     samples: tuple[Example, ...]
 
 
-def export(module: nn.Module, example: Example, free: Free = "all") -> Exported:
+def export(
+    module: nn.Module, example: Example, free: Free = "all", *, guarded: bool = False
+) -> Exported:
     """``module`` as a program that is right on ``example``, and at every size that it leaves free.
+
+    ``guarded``: whether what will run the program checks the conditions on its sizes, as
+    torch.export's own module does. Otherwise sizes between which a branch of the forward compares
+    are fixed: ranges alone are checked.
 
     Raises:
         LoweringError: torch.export refuses the module, or its program gives other numbers.
@@ -68,9 +80,12 @@ def export(module: nn.Module, example: Example, free: Free = "all") -> Exported:
     attempts: list[tuple[Example, Free]] = [(wide, free), (example, free), (example, "none")]
     for given, freed in attempts[2:] if free == "none" else attempts:
         try:
-            return _freed(module, given, example, freed)
+            found = _freed(module, given, example, freed)
         except Exception as error:  # torch.export raises its own tree, and whatever the graph does
             failure = error
+            continue
+        if guarded or freed == "none" or not _has_other_conditions(found.program):
+            return found
     if isinstance(failure, LoweringError):
         raise failure
     assert failure is not None
@@ -100,11 +115,11 @@ def _freed(module: nn.Module, given: Example, asked: Example, free: str) -> Expo
         if _sizes(asked) != _sizes(given):
             _check(module, whole, asked)
             samples.append(asked)
-        ranges: dict[str, tuple[int, int | None]] = dict.fromkeys(_places(shapes), (2, None))
+        ranges = _ranges(program, shapes)
         for name, places in _places(shapes).items():
             one = _resized(given, places, None)
             if any(dim == 0 for _, dim in places) and _agree(module, whole, one):
-                ranges[name] = 1, None
+                ranges[name] = 1, ranges[name][1]
                 samples.append(one)
         names = _names(shapes)
         named = {
@@ -157,6 +172,23 @@ def _places(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, set[Place]
             if isinstance(size, str):
                 places.setdefault(size, set()).add((number, dim))
     return places
+
+
+def _ranges(
+    program: ExportedProgram, shapes: Mapping[int, tuple[int | str, ...]]
+) -> dict[str, tuple[int, int | None]]:
+    """Between which sizes the branches are right that the forward took; None without an end."""
+    known = {str(symbol): values for symbol, values in program.range_constraints.items()}
+    ranges: dict[str, tuple[int, int | None]] = {}
+    for name in _places(shapes):
+        upper = known[name].upper
+        ranges[name] = max(2, int(known[name].lower)), int(upper) if upper.is_Integer else None
+    return ranges
+
+
+def _has_other_conditions(program: ExportedProgram) -> bool:
+    """Whether a branch depends on more than the range of a size, or that two sizes are equal."""
+    return not all(map(_PLAIN_CONDITION.fullmatch, program._guards_code))
 
 
 def _names(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, str]:
