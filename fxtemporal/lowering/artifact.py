@@ -31,7 +31,7 @@ from torch.export.graph_signature import (
 from fxtemporal.errors import LoweringError, SpecializationError
 from fxtemporal.lowering.program import Exported
 
-__all__ = ["Manifest", "Run", "checked", "manifest_path", "read", "staged", "write"]
+__all__ = ["Manifest", "Run", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
 
 Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
 """What an engine is to an artifact: its tensors in, its tensors out."""
@@ -177,7 +177,7 @@ class Manifest:
         """The result of a call, nested as the module's."""
         results = iter(tensors)
         leaves = [
-            entry["value"] if "value" in entry else next(results).to(_dtype(entry))
+            entry["value"] if "value" in entry else next(results).to(dtype_of(entry))
             for entry in self.outputs
         ]
         if self.structure[1] is None:
@@ -207,7 +207,7 @@ def _tensor(name: str, value: Tensor, names: Mapping[str, str]) -> dict[str, Any
     return {"name": name, "dtype": str(value.dtype), "shape": shape}
 
 
-def _dtype(entry: Mapping[str, Any]) -> torch.dtype:
+def dtype_of(entry: Mapping[str, Any]) -> torch.dtype:
     dtype = getattr(torch, entry["dtype"].removeprefix("torch."))
     assert isinstance(dtype, torch.dtype)
     return dtype

@@ -19,7 +19,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -29,7 +29,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxtemporal.errors import LoweringError
-from fxtemporal.lowering.artifact import Manifest, Run, read
+from fxtemporal.lowering.artifact import Manifest, Run, dtype_of, read
 from fxtemporal.lowering.onnx import converted, session
 from fxtemporal.lowering.program import Exported, Free, close, export, leaves_of
 from fxtemporal.sizes import in_bytes
@@ -283,7 +283,7 @@ def start(path: Path, manifest: Manifest) -> Run:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     given = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     results = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
-    dtypes = [_dtype(entry) for entry in manifest.outputs if "dtype" in entry]
+    dtypes = [dtype_of(entry) for entry in manifest.outputs if "dtype" in entry]
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         home = tensors[0].device
@@ -320,8 +320,3 @@ def load_engine(path: str | os.PathLike[str]) -> Callable[..., Any]:
         return manifest.unflatten(run(manifest.flatten(args, kwargs)))
 
     return call
-
-
-def _dtype(entry: Mapping[str, Any]) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, entry["dtype"].removeprefix("torch."))
-    return dtype
