@@ -201,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tick = partial(_describe, bar, name)
             result = run_case(CONV3D[name], options.engines, options.skip, options.budget, tick)
             records[name] = result.to_dict()
+            records = {name: records[name] for name in CONV3D if name in records}
             if options.save:  # after each model: all of them take more than an hour
                 _write(path, [*records.values()], environment)
     print(markdown([*records.values()], environment, ABOUT))
