@@ -71,6 +71,7 @@ WAYS: Mapping[str, Way] = {
     "onnx": Way("onnx", "onnxruntime"),
     "openvino": Way("openvino", "openvino"),
     "inductor": Way("inductor", "inductor"),
+    "inductor, fixed sizes": Way("inductor", "inductor", {"dynamic": "none"}),
     "torch.compile": Way("compile"),
     "tensorrt SM80": Way("tensorrt", None, {"compute_capabilities": ["8.0"]}),
     "tensorrt SM89": Way("tensorrt", None, {"compute_capabilities": ["8.9"]}),
@@ -92,6 +93,10 @@ class Built:
     timing: Timing | None = None
     error: float | None = None
     note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        timing = None if self.timing is None else self.timing.to_dict()
+        return {**vars(self), "timing": timing}
 
 
 def _optimized(
@@ -246,7 +251,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=list(MODELS), help="these models")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--budget", type=float, default=40.0, help="seconds to time each model")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was measured here")
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results")
     options = parser.parse_args(arguments)
     environment = {**machine(), **versions(["openvino", "onnxruntime"])}
@@ -256,11 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in bar:
             tick = partial(_describe, bar, name)
             found += run_model(name, options.ways, options.budget, tick)
-            if options.json:
-                options.json.write_text(json.dumps([vars(b) for b in found], default=str, indent=1))
             if options.save:  # after each model: all of them take half an hour
-                path = RESULTS / f"deploy-{machine_slug(environment)}.md"
-                path.write_text(_markdown(found, environment))
+                path = RESULTS / f"deploy-{machine_slug(environment)}.json"
+                content = {"environment": environment, "artifacts": [b.to_dict() for b in found]}
+                path.write_text(json.dumps(content, indent=1) + "\n")
+                path.with_suffix(".md").write_text(_markdown(found, environment))
     print(_markdown(found, environment))
     return 0
 
