@@ -18,6 +18,7 @@ from fxtemporal.api import audit, optimize, report
 from fxtemporal.converting import convert_to_2plus1d, from_torchvision_r2plus1d
 from fxtemporal.errors import (
     CaptureError,
+    ForwardError,
     FxTemporalError,
     LoweringError,
     PassError,
@@ -27,6 +28,7 @@ from fxtemporal.errors import (
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.freezing import Memory
 from fxtemporal.lowering.lower import Artifact, load, lower
+from fxtemporal.mistakes import Finding, Mistake
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark
 from fxtemporal.specializations import Specialization
@@ -41,9 +43,12 @@ __all__ = [
     "Code",
     "Comparison",
     "Factorize",
+    "Finding",
+    "ForwardError",
     "FxTemporalError",
     "LoweringError",
     "Memory",
+    "Mistake",
     "PassError",
     "Reason",
     "Remark",

@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import fx, nn
 from tqdm import tqdm
 
+from fxtemporal.analysis.cost import Costs, Structure
 from fxtemporal.capture import Model, capture, check_arguments, example_of
-from fxtemporal.errors import FxTemporalError, PassError
+from fxtemporal.errors import ForwardError, FxTemporalError, PassError
 from fxtemporal.factorization.settings import Factorize
+from fxtemporal.mistakes import failing, find
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.pipeline import run_rules
 from fxtemporal.report import Report
@@ -110,20 +113,55 @@ def audit(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     passes: Sequence[str | Rule[Any]] | None = None,
+    measure: bool = False,
+    progress: bool | None = None,
 ) -> Report:
-    """What :func:`optimize` would do to ``model``, and why not more; nothing is run or measured.
+    """What :func:`optimize` would do to ``model``, what it would gain, and why not more.
 
-    Arguments and errors as for :func:`optimize`. In the result, a remark's status ``"applied"``
-    means that the rewrite is legal here.
+    Unless ``measure`` is asked for, nothing is run: FLOPs are counted on the captured graph, and
+    what a rewrite gains is predicted (:mod:`fxtemporal.analysis.cost`). In the result, a remark's
+    status ``"applied"`` means that the rewrite is legal here, and measured faster if it was
+    measured. The usual mistakes are looked for too (:mod:`fxtemporal.mistakes`): a forward that
+    fails because of one gives a report that says so, with ``stopped`` set.
+
+    Args:
+        measure: optimize a copy, and report what each rewrite was measured to gain on this device.
+
+    The other arguments are those of :func:`optimize`.
+
+    Raises:
+        CaptureError: the model cannot be captured, or fails on the example inputs in another way.
+        PassError: an unknown pass, or ``measure`` without example inputs.
     """
-    program = capture(model, example_inputs, example_kwargs)
-    outcome = run_rules(program, _rules(passes))
+    check_arguments(model, example_inputs, example_kwargs)
+    rules = _rules(passes)
+    example = example_of(model, example_inputs, example_kwargs)
+    if measure and example is None:
+        raise PassError("measure=True needs example inputs")
+    try:
+        program = capture(model, example_inputs, example_kwargs)
+    except ForwardError as error:
+        mistake = failing(model, error) if isinstance(model, nn.Module) else None
+        if mistake is None:
+            raise
+        return Report(mode="audit", remarks=(), findings=(mistake,), stopped=str(error))
+    findings = find(program)
+    if measure:
+        fast = optimize(model, example_inputs, example_kwargs, passes=passes, progress=progress)
+        return replace(report(fast), mode="audit", findings=findings)
+    costs = None if example is None else Costs()
+    outcome = run_rules(program, rules, costs=costs)
+    structure = None
+    if costs is not None:
+        structure = Structure(costs.blocks(program), costs.blocks(outcome.program))
     return Report(
         mode="audit",
         remarks=tuple(remark for _, remark in outcome.remarks),
         specializations=program.specializations,
         frontend=program.frontend,
         note=program.note,
+        findings=findings,
+        structure=structure,
     )
 
 

@@ -11,10 +11,18 @@ from typing import Any, NoReturn
 from fxtemporal import __version__
 from fxtemporal.locate import UsageError, nearest
 
-__all__ = ["DTYPES", "STATUSES", "Input", "parser"]
+__all__ = ["DTYPES", "FORMATS", "STATUSES", "Input", "parser"]
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool", "uint8")
 STATUSES = ("applied", "missed", "failed")
+FORMATS = {
+    "table": (".txt",),
+    "json": (".json",),
+    "markdown": (".md",),
+    "sarif": (".sarif",),
+    "html": (".html", ".htm"),
+}
+"""The formats of a report, and the suffixes of files of each."""
 
 EPILOG = """\
 MODEL is one of
@@ -71,15 +79,26 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     root.add_argument("--version", action="version", version=f"fxtemporal {__version__}")
-    commands = root.add_subparsers(dest="command", required=True, metavar="audit|optimize|lower")
-    audit = _command(commands, "audit", "say what optimize would do, and why not more")
-    audit.add_argument(
-        "--fail-on",
+    commands = root.add_subparsers(
+        dest="command", required=True, metavar="audit|bench|optimize|lower"
+    )
+    audit = _command(commands, "audit", "say where time is wasted, what to do, and what it gains")
+    _audit(audit)
+    bench = _command(commands, "bench", "time the model before and after, on each engine")
+    bench.add_argument(
+        "--engines",
         type=_names,
         metavar="NAME,...",
-        help="exit with 1 if a site has this status (applied, missed, failed) or reason code",
+        help="eager, inductor, openvino, onnxruntime (default: those that are installed)",
     )
-    audit.add_argument("--train", action="store_true", help="leave the model in the mode it is in")
+    bench.add_argument(
+        "--seconds",
+        type=_above_zero,
+        default=20.0,
+        help="for the timing; optimizing and compiling come on top (default: 20)",
+    )
+    bench.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it, .png or .svg")
+    bench.add_argument("--json", action="store_true", help="print what was measured as JSON")
     optimize = _command(commands, "optimize", "write the optimized model as a .pt2")
     optimize.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pt2")
     optimize.add_argument(
@@ -114,7 +133,48 @@ def parser() -> argparse.ArgumentParser:
     )
     for command in (optimize, lower):
         _choices(command)
+        _passes(command)
+        command.add_argument("--json", action="store_true", help="print the report as JSON")
     return root
+
+
+def _audit(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--measure",
+        action="store_true",
+        help="optimize a copy, and say what each rewrite was measured to gain here",
+    )
+    command.add_argument(
+        "--fail-on",
+        type=_names,
+        metavar="NAME,...",
+        help="exit with 1 if a site has this status (applied, missed, failed) or reason code, if "
+        "this usual mistake is found, or, slower:PERCENT, if the model takes that much longer than "
+        "it need",
+    )
+    command.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="report only what an earlier report, written with --format json, has not",
+    )
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: what the name of --output says, or a table",
+    )
+    command.add_argument("--json", action="store_true", help="the same as --format json")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write the report there, not to stdout"
+    )
+    command.add_argument(
+        "--train", action="store_true", help="leave the model in the mode it is in"
+    )
+    _passes(command)
+
+
+def _passes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--passes", type=_names, metavar="NAME,...", help="run just these passes")
 
 
 def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
@@ -136,8 +196,6 @@ def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
         help="a positional input, like 2x10x3x32x32 or 2x10:int64; several are given in order. "
         "Floats are normal random numbers, the rest random 0 and 1. A .pt2 may carry its own",
     )
-    parser.add_argument("--passes", type=_names, metavar="NAME,...", help="run just these passes")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
@@ -174,6 +232,13 @@ def _choices(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-verify", action="store_true", help="do not compare the result with the model"
     )
+
+
+def _above_zero(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
 
 
 def _names(text: str) -> tuple[str, ...]:

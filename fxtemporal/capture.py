@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import logging
 import operator
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import _symbolic_trace
 from torch.fx._pytree import tree_flatten_spec
 
-from fxtemporal.errors import CaptureError
+from fxtemporal.errors import CaptureError, ForwardError
 from fxtemporal.graph import Program, is_user_file, run_node, short_location
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import WHOLE, Op
@@ -156,7 +158,8 @@ def _from_module(
     tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
     state = ModuleState(root)
     try:
-        graph = tracer.trace(root)
+        with _without_logs():  # of an op that refuses its input: the error says it
+            graph = tracer.trace(root)
         note = state.settle(model, example)
     except CaptureError:
         raise
@@ -185,6 +188,17 @@ def _from_module(
     program.modes = tracer.modes
     _normalize(program)
     return program
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Without what torch logs of fake tensors; what the user's code logs is passed on."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 _TAKEN = frozenset(dir(fx.GraphModule)) | {"_graph", "meta"}
@@ -336,23 +350,25 @@ def _raise_if_model_fails(
         with unchanged(model), torch.no_grad(), torch.random.fork_rng():
             twin(model)(*args, **kwargs)
     except Exception as own:  # whatever the model raises, the message passes it on
-        raise CaptureError(_explain(own, error)) from own
+        raise _forward_error(own, error) from own
 
 
-def _explain(own: Exception, traced: Exception) -> str:
+def _forward_error(own: Exception, traced: Exception) -> ForwardError:
     """Why the model fails on the example inputs, where, and the usual cure."""
     message = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
     frames = [
         frame for frame in traceback.extract_tb(own.__traceback__) if is_user_file(frame.filename)
     ]
-    where = f" at {short_location(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
-    module, ranks = "", ""
+    where = short_location(frames[-1].filename, frames[-1].lineno or 0) if frames else None
+    module, shapes = "", ""
     if isinstance(traced, OpError):
-        where = f" at {traced.location}" if traced.location else where
-        module = f" in module '{traced.module_path}'" if traced.module_path else ""
-        ranks = f" on {traced.operand_ranks}" if traced.operand_ranks else ""
-    what = f"the model fails on the example inputs{module}{where}{ranks}"
-    return f"{what}: {message}{_cure(message + ranks)}"
+        where = traced.location or where
+        module, shapes = traced.module_path, traced.operand_shapes
+    said = f" in module '{module}'" if module else ""
+    said += f" at {where}" if where else ""
+    said += f" on {shapes}" if shapes else ""
+    text = f"the model fails on the example inputs{said}: {message}{_cure(message + shapes)}"
+    return ForwardError(text, message, where, module, shapes)
 
 
 _PER_FRAME = (

@@ -1,4 +1,4 @@
-"""The command line: ``fxtemporal audit MODEL``, ``optimize MODEL -o FILE`` and ``lower``.
+"""The command line: ``fxtemporal audit MODEL``, ``bench``, ``optimize -o FILE`` and ``lower``.
 
 ::
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pickle
 import shutil
@@ -26,7 +27,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fxtemporal.arguments import STATUSES, Input, parser
+from fxtemporal.arguments import FORMATS, STATUSES, Input, parser
 from fxtemporal.errors import (
     CaptureError,
     FxTemporalError,
@@ -79,9 +80,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 def _run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    if options.command == "audit":
-        return _audit(options)
-    return _optimize(options) if options.command == "optimize" else _lower(options)
+    commands = {"audit": _audit, "bench": _bench, "optimize": _optimize, "lower": _lower}
+    return commands[options.command](options)
 
 
 # -- the commands ----------------------------------------------------------------------------------
@@ -89,20 +89,66 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     _check_names(options)
+    kind = _format(options)
     with contextlib.redirect_stdout(sys.stderr):
         from fxtemporal.api import audit
+        from fxtemporal.baseline import new_since, read_baseline
 
+        try:
+            known = None if options.baseline is None else read_baseline(options.baseline)
+        except FxTemporalError as error:
+            raise UsageError(f"--baseline: {error}") from error
         model = load(options.model, train=options.train)
         inputs = _inputs(options)
         try:
             with _about(options.model):
-                report = audit(model, inputs, passes=options.passes)
+                report = audit(model, inputs, passes=options.passes, measure=options.measure)
         except CaptureError as error:
             if inputs is None and "Give example inputs" in str(error):
                 raise UsageError(f"{error} (--input 2x10x3x32x32, for example)") from error
             raise
-    _show(report, options.json)
+        if known is not None:
+            report = new_since(report, known)
+    if options.output is None:
+        _print(_rendered(report, kind))
+    else:
+        _write(options.output, _rendered(report, kind))
+    if report.stopped is not None:
+        print(f"fxtemporal: error: {options.model}: {report.stopped}", file=sys.stderr)
+        return NOT_CAPTURED
     return _found(report, options.fail_on or ())
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.plot is not None:
+        _check_output(options.plot, ".png", ".svg", option="--plot")
+    with contextlib.redirect_stdout(sys.stderr):
+        from torch import nn
+        from tqdm import tqdm
+
+        from fxtemporal.benching import bench
+        from fxtemporal.capture import example_of
+
+        model = load(options.model)
+        example = example_of(model, _inputs(options), None)
+        if example is None:
+            raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
+        module = model if isinstance(model, nn.Module) else model.module()
+        with (
+            _about(options.model),
+            tqdm(desc="bench", unit="step", disable=None, leave=False) as bar,
+        ):
+            found = bench(
+                module,
+                example[0],
+                options.engines,
+                seconds=options.seconds,
+                tick=bar.set_description_str,
+            )
+        if options.plot is not None:
+            found.plot(options.plot)
+    _print(json.dumps(found.to_dict(), indent=2) if options.json else str(found))
+    return FINE
 
 
 def _optimize(options: argparse.Namespace) -> int:
@@ -115,7 +161,7 @@ def _optimize(options: argparse.Namespace) -> int:
         _, example, fast = _optimized(options, _tune(options), options.freeze)
         with _about(options.model):
             save_exported(fast, *example, options.output)
-    _show(report_of(fast), options.json)
+    _print(_rendered(report_of(fast), "json" if options.json else "table"))
     _wrote(options.output, options.output.stat().st_size)
     return FINE
 
@@ -151,7 +197,8 @@ def _lower(options: argparse.Namespace) -> int:
                 **dict(options.option),
             )
     report = report_of(fast)
-    _show(replace(report, remarks=(*report.remarks, artifact.remark)), options.json)
+    report = replace(report, remarks=(*report.remarks, artifact.remark))
+    _print(_rendered(report, "json" if options.json else "table"))
     _wrote(options.output, artifact.detail["bytes"])
     return FINE
 
@@ -196,16 +243,17 @@ def _about(model: str) -> Iterator[None]:
 
 def _check_names(options: argparse.Namespace) -> None:
     """Refuse names of passes and reasons that do not exist, before anything is loaded."""
+    from fxtemporal.mistakes import Mistake
     from fxtemporal.passes import DEFAULT_PASSES
     from fxtemporal.rules import Code
 
     known = {
         "passes": [rule.name for rule in DEFAULT_PASSES],
-        "fail_on": [*STATUSES, *(str(code) for code in Code)],
+        "fail_on": [*STATUSES, *map(str, Code), *map(str, Mistake), "slower:PERCENT"],
     }
     for option, names in known.items():
         for name in getattr(options, option, None) or ():
-            if name not in names:
+            if name not in names and not (option == "fail_on" and _percent(name) is not None):
                 flag = f"--{option.replace('_', '-')}"
                 raise UsageError(
                     f"{flag}: nothing is called {name!r}{nearest(name, names)}; "
@@ -213,12 +261,40 @@ def _check_names(options: argparse.Namespace) -> None:
                 )
 
 
-def _check_output(path: Path, suffix: str) -> None:
+def _percent(name: str) -> float | None:
+    """P of ``slower:P``; None for another name."""
+    kind, colon, number = name.partition(":")
+    if kind != "slower" or not colon:
+        return None
+    try:
+        percent = float(number)
+    except ValueError:
+        return None
+    return percent if 0 <= percent < float("inf") else None
+
+
+def _check_output(path: Path, *suffixes: str, option: str = "--output") -> None:
     """What cannot be written, before minutes of work."""
-    if path.suffix != suffix:
-        raise UsageError(f"--output {path}: name it *{suffix}")
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(f"{option} {path}: name it {' or '.join(f'*{s}' for s in suffixes)}")
     if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--output {path}: give a file in a folder that exists")
+        raise UsageError(f"{option} {path}: give a file in a folder that exists")
+
+
+def _format(options: argparse.Namespace) -> str:
+    """The format of the report: as asked for, or as the name of the file says."""
+    asked = "json" if options.json else options.format
+    if options.output is None:
+        return str(asked or "table")
+    _check_output(options.output)
+    suffix = options.output.suffix
+    named = next((kind for kind, suffixes in FORMATS.items() if suffix in suffixes), None)
+    if asked is None and named is None:
+        raise UsageError(
+            f"--output {options.output}: give --format, or a name that ends in "
+            f"{', '.join(suffix for suffixes in FORMATS.values() for suffix in suffixes)}"
+        )
+    return str(asked or named)
 
 
 def _factorize(options: argparse.Namespace) -> Factorize | None:
@@ -285,20 +361,48 @@ def _tune_for(backend: str, options: argparse.Namespace) -> Tune | Literal["stat
 
 
 def _found(report: Report, names: Sequence[str]) -> int:
-    """1 if a remark has a status or a reason code of ``names``, and what it was."""
+    """1 if the report has what ``names`` name, and what it was."""
     counts = dict.fromkeys(names, 0)
-    for remark in report.remarks:
-        for name in {remark.status, *(str(reason.code) for reason in remark.reasons)}:
-            if name in counts:
-                counts[name] += 1
+    named = [{r.status, *(str(reason.code) for reason in r.reasons)} for r in report.remarks]
+    for entry in (*named, *({str(finding.code)} for finding in report.findings)):
+        for name in entry & counts.keys():
+            counts[name] += 1
     found = [f"{count} {name}" for name, count in counts.items() if count]
+    limits = [percent for name in names if (percent := _percent(name)) is not None]
+    if limits and report.gain is not None and 100 * (report.gain - 1) >= min(limits):
+        how = "measured" if report.timing is not None else "predicted"
+        found.append(f"{how} {100 * (report.gain - 1):.0f} % slower than it need be")
     if found:
         print(f"fxtemporal: --fail-on found {', '.join(found)}", file=sys.stderr)
     return FOUND if found else FINE
 
 
-def _show(report: Report, as_json: bool) -> None:
-    text = report.to_json() if as_json else _fitted(report)
+def _rendered(report: Report, kind: str) -> str:
+    match kind:
+        case "json":
+            return report.to_json()
+        case "markdown":
+            return report.to_markdown()
+        case "sarif":
+            return json.dumps(report.to_sarif(), indent=2)
+        case "html":
+            return report.to_html()
+    return _fitted(report)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(f"{text.rstrip()}\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"--output {path}: it cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
@@ -311,6 +415,8 @@ def _fitted(report: Report) -> str:
     if not sys.stdout.isatty():
         return str(report)
     width = shutil.get_terminal_size().columns
+    if report.mode == "audit":
+        return report.text(width)
     table, gap, sentences = report.text(width).rpartition("\n\n")
     lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in sentences.splitlines()]
     return table + gap + "\n".join(lines)

@@ -4,6 +4,7 @@
 
     FxTemporalError
     ├── CaptureError          the model could not be turned into a graph
+    │   └── ForwardError      because it fails on the example inputs
     ├── PassError             a pass was given settings that it cannot follow
     ├── VerificationError     a result did not equal the original, and could not be mended
     ├── SpecializationError   a module was called at a size that its trace had fixed
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 __all__ = [
     "CaptureError",
+    "ForwardError",
     "FxTemporalError",
     "LoweringError",
     "PassError",
@@ -31,6 +33,28 @@ class FxTemporalError(Exception):
 
 class CaptureError(FxTemporalError):
     """The model could not be captured: the message names the line, the cause and the cure."""
+
+
+class ForwardError(CaptureError):
+    """The forward raises on the example inputs.
+
+    ``text`` is what it raised, ``location`` the line of the user's code, ``module_path`` the module
+    that was called there, and ``shapes`` what that was given, as far as each is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        text: str = "",
+        location: str | None = None,
+        module_path: str = "",
+        shapes: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.text = text
+        self.location = location
+        self.module_path = module_path
+        self.shapes = shapes
 
 
 class PassError(FxTemporalError):

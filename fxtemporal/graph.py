@@ -11,7 +11,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -71,15 +71,26 @@ def rank(node: fx.Node) -> int | None:
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
-def run_node(gm: nn.Module, node: fx.Node, fake_mode: FakeTensorMode) -> Any:
+def run_node(
+    gm: nn.Module,
+    node: fx.Node,
+    fake_mode: FakeTensorMode,
+    inside: AbstractContextManager[Any] | None = None,
+    *,
+    again: bool = False,
+) -> Any:
     """The value of ``node``, computed on fake tensors from the values of its inputs.
 
-    Raises whatever the op raises on such inputs.
+    ``inside`` is entered last. ``again``: a module is called as a twin of itself, so that what its
+    hooks or its forward keep of this call is not kept. Raises whatever the op raises.
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
+    if again:
+        called = twin(called)
     quiet = unchanged(called)  # BatchNorm counts its calls in training
-    with quiet, _without_fast_attention(), fake_mode, torch.no_grad():
+    watched = nullcontext() if inside is None else inside
+    with quiet, _without_fast_attention(), fake_mode, torch.no_grad(), watched:
         match node.op:
             case "call_module":
                 return called(*args, **kwargs)

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import fx
+
+from fxtemporal.analysis.cost import Costs, SiteCost
 from fxtemporal.graph import Program
-from fxtemporal.rules import Code, Reason, Remark, Rule, Site, Status
+from fxtemporal.rules import Code, Reason, Remark, Rule, Status
 
 __all__ = ["Key", "Outcome", "Skip", "run_rules"]
 
@@ -49,18 +52,20 @@ def run_rules(
     rules: Iterable[Rule[Any]],
     skips: Mapping[Key, Skip] | None = None,
     only: frozenset[Key] | None = None,
+    costs: Costs | None = None,
 ) -> Outcome:
     """Rewrite a copy of ``captured`` by every rule in turn.
 
     ``skips`` are sites to leave, and what to say of them; with ``only``, all but those are left
-    and nothing is said. A rewrite that raises is undone, by starting again without it.
+    and nothing is said. A rewrite that raises is undone, by starting again without it. With
+    ``costs``, each remark says what its site costs.
     """
     skips = dict(skips or {})
     rules = tuple(rules)
     careful = False
     while True:
         try:
-            return _run_once(captured.copy(), rules, skips, only, careful)
+            return _run_once(captured.copy(), rules, skips, only, careful, costs)
         except _RewriteError as failure:
             text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
             skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))
@@ -83,10 +88,11 @@ def _run_once(
     skips: Mapping[Key, Skip],
     only: frozenset[Key] | None,
     careful: bool,
+    costs: Costs | None,
 ) -> Outcome:
     remarks: dict[Key, Remark] = {}
     for rule in rules:
-        while _sweep(program, rule, skips, only, careful, remarks):
+        while _sweep(program, rule, skips, only, careful, costs, remarks):
             pass
     if any(remark.status == "applied" for remark in remarks.values()):
         program.drop_unread()
@@ -101,6 +107,7 @@ def _sweep(
     skips: Mapping[Key, Skip],
     only: frozenset[Key] | None,
     careful: bool,
+    costs: Costs | None,
     remarks: dict[Key, Remark],
 ) -> bool:
     """One look at every candidate of ``rule``; True where a rewrite calls for another look.
@@ -113,13 +120,16 @@ def _sweep(
         if key in remarks and remarks[key].status != "missed":
             continue
         reasons = tuple(rule.preconditions(program, candidate))
-        if reasons:
-            remarks[key] = _remark(site, "missed", reasons, rule.detail(program, candidate))
-        elif key in skips:
-            skip = skips[key]
-            detail = {**rule.detail(program, candidate), **dict(skip.detail)}
-            remarks[key] = _remark(site, skip.status, (skip.reason,), detail)
-        elif only is None or key in only:
+        skip = skips.get(key)
+        applied = not reasons and skip is None and (only is None or key in only)
+        if not applied and not reasons and skip is None:
+            continue
+        words = rule.what(program, candidate), rule.becomes(program, candidate)
+        ledger = None if costs is None else _Ledger(costs, program, rule.nodes(program, candidate))
+        status: Status = "missed" if skip is None or reasons else skip.status
+        detail = dict(rule.detail(program, candidate))
+        if applied:
+            status = "applied"
             try:
                 detail = dict(rule.rewrite(program, candidate))
                 program.fill_in()
@@ -127,13 +137,26 @@ def _sweep(
                     program.graph.lint()
             except Exception as error:  # the graph may be half rewritten: start again
                 raise _RewriteError(key, error) from error
-            remarks[key] = _remark(site, "applied", (), detail)
-            if rule.moves_others:
-                return True
+        elif skip is not None and not reasons:
+            reasons = (skip.reason,)
+            detail |= dict(skip.detail)
+        cost = None if ledger is None else ledger.site(program)
+        remarks[key] = Remark(
+            site.rule, status, site.target, site.location, reasons, detail, *words, cost
+        )
+        if applied and rule.moves_others:
+            return True
     return False
 
 
-def _remark(
-    site: Site, status: Status, reasons: tuple[Reason, ...], detail: Mapping[str, Any]
-) -> Remark:
-    return Remark(site.rule, status, site.target, site.location, reasons, dict(detail))
+class _Ledger:
+    """What a site cost before it was rewritten, and what the whole program did."""
+
+    def __init__(self, costs: Costs, program: Program, nodes: Iterable[fx.Node]) -> None:
+        self.costs = costs
+        self.before = costs.of(program, nodes)
+        self.total = costs.total(program)
+
+    def site(self, program: Program) -> SiteCost:
+        """What it costs now is what the whole program costs more, or less, than before."""
+        return SiteCost(self.before, self.before + (self.costs.total(program) - self.total))

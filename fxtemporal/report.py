@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
+from fxtemporal.analysis.cost import Structure
 from fxtemporal.errors import FxTemporalError
 from fxtemporal.freezing import Memory
+from fxtemporal.mistakes.finding import Finding
 from fxtemporal.plotting import draw
+from fxtemporal.rendering.markdown import markdown
+from fxtemporal.rendering.page import fragment, page
+from fxtemporal.rendering.sarif import sarif
+from fxtemporal.rendering.text import audit_text
 from fxtemporal.rules import Remark
 from fxtemporal.specializations import Specialization
 from fxtemporal.tuning import Timing
@@ -30,6 +36,12 @@ class Report:
     where nothing was run, and ``memory`` where nothing was made. ``settings`` is what the choices
     were made with. ``curve`` has, of a factorization with a budget, what could be left of the
     budgeted quantity, as a share, and the error of the output that was predicted for each.
+
+    ``findings`` are usual mistakes, looked for in an audit. ``structure`` is what each module costs
+    before and after, None without shapes. ``stopped`` says why the forward failed, if it did, and
+    ``known`` counts what was left out because a baseline has it.
+
+    In a notebook a report shows itself as HTML.
     """
 
     mode: Literal["optimize", "audit"]
@@ -42,6 +54,27 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     memory: Memory | None = None
     curve: tuple[tuple[float, float], ...] = ()
+    findings: tuple[Finding, ...] = ()
+    structure: Structure | None = None
+    stopped: str | None = None
+    known: int = 0
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as fast the network is: measured if it was, else predicted."""
+        if self.timing is not None:
+            return self.timing.speedup
+        return None if self.structure is None else self.structure.speedup
+
+    @property
+    def timing_text(self) -> str:
+        """What was measured of the whole network."""
+        if self.timing is None:
+            return ""
+        return (
+            f"Network: {self.timing.before:.1f} ms → {self.timing.after:.1f} ms, "
+            f"{self.timing.speedup:.2f}× ({self.timing.low:.2f}–{self.timing.high:.2f})."
+        )
 
     @property
     def factorized(self) -> tuple[Remark, ...]:
@@ -113,27 +146,43 @@ class Report:
             "timing": None if self.timing is None else self.timing.to_dict(),
             "memory": None if self.memory is None else self.memory.to_dict(),
             "curve": [list(point) for point in self.curve],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "structure": None if self.structure is None else self.structure.to_dict(),
+            "stopped": self.stopped,
         }
 
     def to_json(self, indent: int | None = 2) -> str:
         return json.dumps(self.to_dict(), indent=indent, default=str)
+
+    def to_markdown(self) -> str:
+        """GitHub-flavoured Markdown, for a pull request."""
+        return markdown(self)
+
+    def to_sarif(self) -> dict[str, Any]:
+        """A SARIF 2.1.0 log as a plain dict: code hosts show it on the lines it is about."""
+        return sarif(self)
+
+    def to_html(self) -> str:
+        """One self-contained page, which needs no network."""
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        return fragment(self)
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, width: int = 160) -> str:
         """The table, no wider than ``width`` columns if its words allow, and what follows it."""
+        if self.mode == "audit":
+            return audit_text(self, width)
         lines = [self._table(width), ""]
         counts = ", ".join(
-            f"{len(self.by_status(status))} {self._word(status)}"
-            for status in ("applied", "missed", "failed")
+            f"{len(self.by_status(status))} {status}" for status in ("applied", "missed", "failed")
         )
         lines.append(f"{len(self.remarks)} sites: {counts}.")
         if self.timing is not None:
-            lines.append(
-                f"Network: {self.timing.before:.1f} ms → {self.timing.after:.1f} ms, "
-                f"{self.timing.speedup:.2f}× ({self.timing.low:.2f}–{self.timing.high:.2f})."
-            )
+            lines.append(self.timing_text)
         if self.comparison is not None:
             own = self.comparison.original_error
             beside = f" (the original's own: {own:.1e})" if own is not None else ""
@@ -149,9 +198,6 @@ class Report:
         lines += [f"Fixed by the trace: {fixed}." for fixed in self.specializations]
         return "\n".join(lines)
 
-    def _word(self, status: str) -> str:
-        return "would apply" if self.mode == "audit" and status == "applied" else status
-
     def _table(self, width: int) -> str:
         if not self.remarks:
             return "Nothing to do: no loop over frames and no Conv3d was found."
@@ -160,7 +206,7 @@ class Report:
                 remark.rule,
                 remark.target,
                 remark.location or "",
-                self._word(remark.status),
+                remark.status,
                 _say(remark),
             ]
             for remark in self.remarks

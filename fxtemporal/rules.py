@@ -23,6 +23,7 @@ from fxtemporal.twins import carries_hooks
 if TYPE_CHECKING:
     from torch import fx
 
+    from fxtemporal.analysis.cost import SiteCost
     from fxtemporal.graph import Program
 
 __all__ = ["Code", "Reason", "Remark", "Rule", "Site", "Status", "blocked_module"]
@@ -112,9 +113,12 @@ class Reason:
 
     code: Code
     text: str
+    location: str | None = None
+    """``file:line`` of what stands in the way, where that is not where the site is."""
 
     def to_dict(self) -> dict[str, str]:
-        return {"code": str(self.code), "text": self.text}
+        place = {} if self.location is None else {"location": self.location}
+        return {"code": str(self.code), "text": self.text, **place}
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class Remark:
 
     ``target`` is a module path or a node name, ``location`` is ``file:line`` in the user's code,
     ``detail`` a plain dict: what it became, frames folded, FLOPs and parameters, milliseconds.
+    ``what`` says what the site is, ``becomes`` what the rewrite makes of it, and ``cost`` what it
+    costs as it is and after; None where the shapes are not known.
     """
 
     rule: str
@@ -144,6 +150,15 @@ class Remark:
     location: str | None = None
     reasons: tuple[Reason, ...] = ()
     detail: Mapping[str, Any] = field(default_factory=dict)
+    what: str = ""
+    becomes: str = ""
+    cost: SiteCost | None = None
+
+    @property
+    def left(self) -> tuple[Reason, ...]:
+        """Of a site that was rewritten: why a part of it was not."""
+        entries = self.detail.get("left_because", ())
+        return tuple(Reason(Code(e["code"]), e["text"], e.get("location")) for e in entries)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -151,8 +166,11 @@ class Remark:
             "status": self.status,
             "target": self.target,
             "location": self.location,
+            "what": self.what,
+            "becomes": self.becomes,
             "reasons": [reason.to_dict() for reason in self.reasons],
             "detail": dict(self.detail),
+            "cost": None if self.cost is None else self.cost.to_dict(),
         }
 
 
@@ -209,3 +227,15 @@ class Rule(ABC, Generic[C]):
     def detail(self, program: Program, candidate: C) -> Mapping[str, Any]:
         """What a remark says of a site that is left alone."""
         return MappingProxyType({})
+
+    def nodes(self, program: Program, candidate: C) -> Iterable[fx.Node]:
+        """What the site is made of: its cost is theirs."""
+        return ()
+
+    def what(self, program: Program, candidate: C) -> str:
+        """What the site is, in a few words: ``"Conv3d with a 1×7×7 kernel"``."""
+        return ""
+
+    def becomes(self, program: Program, candidate: C) -> str:
+        """What the rewrite makes of it, in a few words: ``"2-D convolutions of its frames"``."""
+        return ""

@@ -6,8 +6,8 @@ skip, and why; which form each Conv3d is to get; in how many chunks folded frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from fxtemporal.analysis.cost import Costs, SiteCost, Structure
 from fxtemporal.analysis.liveness import peak
 from fxtemporal.cache import Cache, environment
 from fxtemporal.capture import Model, capture
@@ -69,6 +70,10 @@ class Run:
     def __post_init__(self) -> None:
         args, kwargs = self.example or (None, None)
         self.captured = capture(self.model, args, kwargs)
+        self.costs = None if self.example is None else Costs()
+        self.before = () if self.costs is None else self.costs.blocks(self.captured)
+        self.priced: dict[Key, SiteCost | None] = {}
+        self.measured: dict[Key, Timing] = {}
         self.lossy: tuple[tuple[Key, Remark], ...] = ()
         self.curve: tuple[tuple[float, float], ...] = ()
         self.changed = False  # by a lossy rule: what follows is compared with what it left
@@ -93,7 +98,7 @@ class Run:
             lossy = (*lossy, Factorize2Plus1d(planned))
         if lossy:
             self._check_capture()
-            outcome = run_rules(self.captured, lossy)
+            outcome = run_rules(self.captured, lossy, costs=self.costs)
             self.rules = tuple(rule for rule in self.rules if rule.exact)
             self.lossy, self.changed = outcome.remarks, bool(outcome.applied)
             if self.changed:
@@ -170,7 +175,8 @@ class Run:
 
     def verified(self, tick: Any) -> tuple[Outcome, Comparison | None]:
         """All rewrites, without those that change the numbers."""
-        outcome = run_rules(self.captured, self.rules, self.skips)
+        outcome = run_rules(self.captured, self.rules, self.skips, costs=self.costs)
+        self.priced = {key: remark.cost for key, remark in outcome.remarks}
         if self.verifier is None:
             return outcome, None
         tick("verifying")
@@ -261,8 +267,10 @@ class Run:
 
         compiled = races.tune.target != "eager"  # for each race anew, which takes long
         sure = frozenset(g for g in groups if compiled or g == Conv3dForms.name)
-        lost, timing = worth_keeping(list(groups), build, races, tick, sure)
+        verdict = worth_keeping(list(groups), build, races, tick, sure)
         races.cache.save()
+        lost, timing = verdict.lost, verdict.network
+        self.measured = {key: gain for name, gain in verdict.gains.items() for key in groups[name]}
         if not lost:
             return outcome, comparison, timing
         for name, slower in lost.items():
@@ -410,6 +418,7 @@ class Run:
         if self.changed and comparison is not None and self.example is not None:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
         folding = (TimeDistribute.name, OverlappingWindows.name)
+        outcome = Outcome(outcome.program, tuple(self._priced(outcome)))
         remarks = tuple(remark for _, remark in (*self.lossy, *outcome.remarks))
         rerolled = any(r.rule in folding and r.status == "applied" for r in remarks)
         assert isinstance(gm, OptimizedModule)
@@ -436,8 +445,21 @@ class Run:
             settings=settings,
             memory=used,
             curve=self.curve,
+            structure=None
+            if self.costs is None
+            else Structure(self.before, self.costs.blocks(outcome.program)),
         )
         return gm
+
+    def _priced(self, outcome: Outcome) -> Iterator[tuple[Key, Remark]]:
+        """The remarks, with what each site costs, and what it was measured to gain."""
+        for key, remark in outcome.remarks:
+            cost = self.priced.get(key)
+            detail = dict(remark.detail)
+            if remark.status == "applied" and (timing := self.measured.get(key)) is not None:
+                detail["network_milliseconds_before"] = round(timing.before, 4)
+                detail["network_milliseconds"] = round(timing.after, 4)
+            yield key, replace(remark, cost=cost, detail=detail)
 
 
 def _has_conv3d(program: Program) -> bool:

@@ -30,7 +30,16 @@ from fxtemporal.freezing import freeze
 from fxtemporal.sizes import in_bytes
 from fxtemporal.twins import unchanged
 
-__all__ = ["Races", "Timing", "Tune", "interleaved", "on_engine", "race", "worth_keeping"]
+__all__ = [
+    "Races",
+    "Timing",
+    "Tune",
+    "Verdict",
+    "interleaved",
+    "on_engine",
+    "race",
+    "worth_keeping",
+]
 
 
 @dataclass(frozen=True)
@@ -289,8 +298,10 @@ class Races:
         self.frozen = frozen and tune.target != "eager"
         self._made: dict[int, tuple[nn.Module, nn.Module]] = {}
 
-    def race(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
-        key = f"network {self._named(before)} {self._named(after)} {self.tune.target}"
+    def race(
+        self, before: nn.Module, after: nn.Module, seconds: float, key: str | None = None
+    ) -> Timing:
+        key = key or f"network {self._named(before)} {self._named(after)} {self.tune.target}"
         named = isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule)
         known = self.cache.get(key) if named else {}
         if known.keys() == _FIELDS:
@@ -299,6 +310,14 @@ class Races:
         if named:
             self.cache.put(key, vars(timing))
         return timing
+
+    def again(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
+        """Another race of the two, each compiled once more, the second of them first."""
+        once_more = Races(self.inputs, self.tune, self.cache, self.frozen)
+        for module in (after, before):
+            once_more._on_engine(module)
+        key = f"network again {self._named(before)} {self._named(after)} {self.tune.target}"
+        return once_more.race(before, after, seconds, key)
 
     def times(self, modules: Mapping[str, nn.Module], always: str) -> dict[str, float]:
         """Milliseconds of each, interleaved: see :func:`interleaved`."""
@@ -339,20 +358,32 @@ class Races:
 _FIELDS = {"before", "after", "speedup", "low", "high", "rounds"}
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What became of groups of rewrites: the final race of the ``network``, and races without a
+    group against with it: those that it ``lost``, and so is left out, and what others gain.
+    """
+
+    network: Timing
+    lost: Mapping[str, Timing]
+    gains: Mapping[str, Timing]
+
+
 def worth_keeping(
     groups: Sequence[str],
     build: Callable[[frozenset[str]], nn.Module],
     races: Races,
     tick: Callable[[str], None],
     sure: frozenset[str] = frozenset(),
-) -> tuple[dict[str, Timing], Timing]:
-    """The groups of rewrites that do not pay, each with the race it lost, and the final race.
+) -> Verdict:
+    """Which groups of rewrites do not pay, and what each gains or costs.
 
     ``build(groups)`` gives the module with just those groups applied. From all of them, each group
     is left out in turn and stays out where the network is faster without it; if what remains does
     not beat the original, nothing stays. Groups that are ``sure`` were measured before, site by
     site: they are left out only if the network turns out slower with them. What an engine compiles
-    twice runs faster once than the other time, so that there the network has to win by a margin.
+    twice runs faster once than the other time, so that there the network has to win by a margin,
+    and again when both are compiled anew.
     """
     tune = races.tune
     margin = 0.0 if tune.target == "eager" else tune.margin
@@ -360,6 +391,7 @@ def worth_keeping(
     share = tune.seconds / (2 * len(groups) + 2)
     kept = frozenset(groups)
     lost: dict[str, Timing] = {}
+    gains: dict[str, Timing] = {}
 
     original, current = build(frozenset()), build(kept)
 
@@ -374,6 +406,8 @@ def worth_keeping(
             if timing.speedup < 1 - tune.margin:
                 lost[group] = timing
                 kept, current = kept - {group}, without
+            else:
+                gains[group] = timing
 
     leave_out(group for group in groups if group not in sure)
     tick("measuring the network")
@@ -381,7 +415,12 @@ def worth_keeping(
     if not timing.wins(margin) and kept & sure:
         leave_out(group for group in groups if group in sure)
         timing = races.race(original, current, min(share, _LONGEST))
+    if kept and tune.target != "eager" and timing.wins(margin):
+        again = races.again(original, current, min(share, _LONGEST))
+        timing = min(timing, again, key=lambda race: race.speedup)
     if kept and not timing.wins(margin):
         lost.update(dict.fromkeys(kept, timing))
         kept = frozenset()
-    return lost, timing
+    if len(kept) == 1:
+        gains = dict.fromkeys(kept, timing)
+    return Verdict(timing, lost, {group: gain for group, gain in gains.items() if group in kept})

@@ -30,7 +30,7 @@ from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pieces import cut, joined, shaped
 from fxtemporal.pipeline import Outcome, run_rules
-from fxtemporal.tuning import Races, Timing
+from fxtemporal.tuning import Races, Timing, Verdict
 
 Forward = Callable[..., Any]
 
@@ -584,7 +584,7 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
         return {chunks: 1 / int(chunks) for chunks in modules}
 
     def all_pay(groups: Any, *_: Any) -> Any:
-        return {}, race(None, None)
+        return Verdict(race(None, None), {}, {})
 
     monkeypatch.setattr("fxtemporal.run.worth_keeping", all_pay)
     monkeypatch.setattr(Races, "times", times)
@@ -609,7 +609,7 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
         return {chunks: 2.0 if chunks == "1" else 1.0 for chunks in modules}
 
     def none_pays(groups: Any, *_: Any) -> Any:
-        return dict.fromkeys(groups, race(None, None)), race(None, None)
+        return Verdict(race(None, None), dict.fromkeys(groups, race(None, None)), {})
 
     monkeypatch.setattr("fxtemporal.run.worth_keeping", none_pays)
     monkeypatch.setattr(Races, "times", times)

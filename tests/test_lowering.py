@@ -312,6 +312,28 @@ def test_an_engine_that_computes_other_numbers_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+def test_sizes_that_an_engine_does_not_take_free_are_fixed_and_the_reason_is_told(
+    fast: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = BACKENDS["onnx"].module
+    real = module.build
+
+    def build(exported: Any, draft: Path) -> dict[str, Any]:
+        draft.with_suffix(".left").write_bytes(b"half")
+        if exported.program.range_constraints:
+            raise RuntimeError("no symbols here")
+        return real(exported, draft)
+
+    monkeypatch.setattr(module, "build", build)
+    artifact = fxtemporal.lower(fast, (clip(2),), "onnx", tmp_path / "model.onnx")
+    assert "no symbols here" in artifact.detail["sizes_fixed_because"]
+    torch.testing.assert_close(artifact(clip(2)), fast(clip(2)).detach(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(SpecializationError):
+        artifact(clip(3))
+    with pytest.raises(LoweringError, match="no symbols here"):
+        fxtemporal.lower(fast, (clip(2),), "onnx", tmp_path / "model.onnx", dynamic="batch")
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import fxtemporal
 from fxtemporal import choosing
 from fxtemporal.functional import FORMS, ConvGeometry
 from fxtemporal.prepared import Prepared
+from fxtemporal.tuning import Timing, Verdict
 
 WIDE = 176
 """Channels from which a 3×3 kernel is packed."""
@@ -94,7 +95,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Any:
         return False
 
     def keeps(groups: Any, *_: Any) -> Any:
-        return {}, fxtemporal.tuning.Timing(2.0, 1.0, 2.0, 2.0, 2.0, 5)
+        return Verdict(Timing(2.0, 1.0, 2.0, 2.0, 2.0, 5), {}, {})
 
     monkeypatch.setattr(choosing, "_timed", timed)
     monkeypatch.setattr("fxtemporal.run._wins", wins)

@@ -230,10 +230,13 @@ def keeping(costs: dict[str, float], base: float = 0.004, **settings: Any) -> se
         return Sleeps(max(0.0, base + sum(costs[group] for group in groups)))
 
     races = Races(((), {}), Tune(**({"seconds": 3.0} | settings)), Cache(None, {}))
-    lost, timing = worth_keeping(list(costs), build, races, lambda stage: None)
-    assert timing.rounds >= 3
-    assert all(isinstance(race, Timing) for race in lost.values())
-    return set(lost)
+    verdict = worth_keeping(list(costs), build, races, lambda stage: None)
+    assert verdict.network.rounds >= 3
+    assert all(
+        isinstance(race, Timing) for race in (*verdict.lost.values(), *verdict.gains.values())
+    )
+    assert not verdict.lost.keys() & verdict.gains.keys()
+    return set(verdict.lost)
 
 
 def test_groups_that_pay_are_kept() -> None:

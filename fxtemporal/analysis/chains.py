@@ -198,14 +198,14 @@ def _why_single(program: Program, single: list[Step]) -> tuple[Reason, ...]:
         source, state = step.op.args["input"], step.op.args["hx"]
         if source in depends or source in mine:
             text = f"{where}: its input depends on what an earlier step gave"
-            reasons[Reason(Code.RECURRENCE, text)] = None
+            reasons[Reason(Code.RECURRENCE, text, program.location(step.node))] = None
         elif step.before is None and step.node in depends:
             last, _ = _carried(program, state[0] if isinstance(state, tuple) else state)
             text = f"{where}: its state is not just what the step before left"
             if isinstance(last, fx.Node) and last not in mine:
                 line = program.location(last)
                 text += f": {_what(program, last)} made it" + (f" ({line})" if line else "")
-            reasons[Reason(Code.RECURRENCE, text)] = None
+            reasons[Reason(Code.RECURRENCE, text, program.location(step.node))] = None
     return tuple(reasons)
 
 

@@ -8,8 +8,8 @@ so do the families it reads, or there is a reason why not. Nothing is changed he
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -116,10 +116,10 @@ def _analyse(
         if any(o.family not in origins for o in family.lane_operands()):
             continue
         call = None if family.op is None else _call(program, family, origins)
-        found = list(_blockers(program, family, call, origins))
+        found = _placed(program, family, _blockers(program, family, call, origins))
         passed += [reason for reason in found if reason.code in allowed]
         if passed and call is not None:
-            found = list(_blockers(program, family, call, origins, allowed))
+            found = _placed(program, family, _blockers(program, family, call, origins, allowed))
         apart = bool(found) and call is not None and runs_apart(family, call, found)
         if not apart:
             reasons.update(dict.fromkeys(found))
@@ -183,6 +183,12 @@ def _only_moves_data(program: Program, families: Families, region: list[Family])
                 if op is not None and op.name in ("stack", "cat") and not family.source:
                     return True
     return False
+
+
+def _placed(program: Program, family: Family, reasons: Iterable[Reason]) -> list[Reason]:
+    """The same, with the line of ``family``, which they are about."""
+    location = program.location(family.first)
+    return [replace(reason, location=location) for reason in reasons]
 
 
 def _blockers(
@@ -308,7 +314,7 @@ class _LateWrites:
                     continue
                 where = self._program.called(writer)
                 text = f"{where}: the in-place write reaches {node.name}, which the loop reads"
-                return Reason(Code.VISIBLE_WRITE, text)
+                return Reason(Code.VISIBLE_WRITE, text, self._program.location(writer))
         return None
 
 
@@ -320,7 +326,7 @@ def _visible_write(program: Program, family: Family, aliasing: Aliasing) -> Reas
             if seen_by is not None:
                 where = program.called(node)
                 text = f"{where}: the in-place write reaches {seen_by}"
-                return Reason(Code.VISIBLE_WRITE, text)
+                return Reason(Code.VISIBLE_WRITE, text, program.location(node))
     return None
 
 
@@ -334,7 +340,7 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
         where = program.called(family.first)
         if family.op is not None and family.op.random:
             text = f"{where}: {family.op.name} draws random numbers for each frame"
-            yield Reason(Code.RANDOMNESS, text)
+            yield Reason(Code.RANDOMNESS, text, program.location(family.first))
             return
         lane = next(iter(family.lanes))
         before: dict[Any, tuple[int, int]] = {}
@@ -346,7 +352,8 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
         reach = (min(frames, default=lane), max(frames, default=lane))
         kind = _kind(program, family)
         if before.get(kind, reach) != reach:
-            yield Reason(Code.RECURRENCE, f"{where}: it reads a state that another frame left")
+            text = f"{where}: it reads a state that another frame left"
+            yield Reason(Code.RECURRENCE, text, program.location(family.first))
             return
         steps[family] = before | {kind: reach}
         read = [o for o in family.lane_operands() if len(o.family.lanes) > 1]
@@ -361,7 +368,9 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
     if not found:  # of one line, on their frames in other ways
         found = [members for group in lines.values() if (members := _on_several_frames(group))]
     for members in found:
-        yield from _difference(members, program.called(members[0].first))
+        yield from _placed(
+            program, members[0], _difference(members, program.called(members[0].first))
+        )
 
 
 def _on_several_frames(group: list[tuple[Family, tuple[int, ...]]]) -> tuple[Family, ...]:
@@ -394,7 +403,7 @@ def _left_apart(
         if alone and family.op is not None and family.op.static() in batched:
             where = program.called(family.first)
             text = f"{where}: a frame comes to {family.op.name} by another way than the others"
-            yield Reason(Code.UNEQUAL_FRAMES, text)
+            yield Reason(Code.UNEQUAL_FRAMES, text, program.location(family.first))
             return
 
 

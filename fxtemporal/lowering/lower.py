@@ -194,7 +194,8 @@ def lower(
             figures of both.
         **options: ``dynamic``, which sizes stay free as far as the graph allows: ``"none"``,
             ``"batch"``, ``"frames"`` (all but H and W) or ``"all"``; and those that ``build`` of
-            the backend's file documents.
+            the backend's file documents. Where nothing is said and the engine refuses the graph
+            with free sizes, they are fixed, and the detail says why.
 
     Returns:
         An :class:`Artifact`, which was compared with ``gm`` wherever its engine runs here.
@@ -205,7 +206,9 @@ def lower(
     """
     chosen = _backend(backend)
     target = None if path is None else checked(Path(path), chosen.suffix)
+    asked = not {"dynamic", "batch"}.isdisjoint(options)
     free, options = settings(chosen, options)
+    build = _built if asked else _built_somehow
     example: Example = (tuple(example_inputs), dict(example_kwargs or {}))
     folder = None
     if target is None:
@@ -213,11 +216,11 @@ def lower(
         target = Path(folder) / f"model{chosen.suffix}"
     try:
         with quiet(), staged(target) as draft:
-            manifest = _built(chosen, gm, example, free, draft, options)
+            manifest = build(chosen, gm, example, free, draft, options)
             if original is not None:
                 beside = draft.parent / "original" / draft.name
                 beside.parent.mkdir()
-                whole = _built(chosen, original, example, free, beside, options)
+                whole = build(chosen, original, example, free, beside, options)
                 shutil.rmtree(beside.parent)
                 manifest.detail["original"] = whole.detail
             write(draft, manifest)
@@ -258,6 +261,30 @@ def settings(backend: Backend, options: Mapping[str, Any]) -> tuple[Free, dict[s
         known = ", ".join(get_args(Free))
         raise LoweringError(f"{backend.name}: dynamic must be one of {known}, not {free!r}")
     return free, rest
+
+
+def _built_somehow(
+    backend: Backend,
+    model: nn.Module | ExportedProgram,
+    example: Example,
+    free: Free,
+    draft: Path,
+    options: Mapping[str, Any],
+) -> Manifest:
+    """The same as :func:`_built`; at the sizes of the example where the engine knows no others."""
+    try:
+        return _built(backend, model, example, free, draft, options)
+    except LoweringError as error:
+        if free == "none":
+            raise
+        for file in [path for path in draft.parent.iterdir() if path.is_file()]:
+            file.unlink()
+        try:
+            manifest = _built(backend, model, example, "none", draft, options)
+        except LoweringError:
+            raise error from None  # it has nothing to do with the sizes
+        manifest.detail["sizes_fixed_because"] = str(error)
+        return manifest
 
 
 def _built(

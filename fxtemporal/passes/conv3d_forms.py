@@ -54,6 +54,25 @@ _FUNCTIONS = {"conv3d_full_extent": conv3d_spanning}
 _ARGUMENTS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
+_TITLES = {
+    "conv3d_spatial": "2-D convolutions of its frames",
+    "conv3d_temporal": "a 2-D convolution over (T, H·W)",
+    "conv3d_pointwise": "a 1×1 convolution of its frames",
+    "conv3d_full_extent": "a 2-D convolution of all frames as channels",
+    "conv3d_patchify": "a matrix product of its patches",
+    "conv3d_channels_last_3d": "the same, in channels_last_3d",
+    "conv3d_taps": "a 2-D convolution a tap, added up",
+    "conv3d_stacked": "a 2-D convolution of its taps as channels",
+    "conv3d_spread": "a 2-D convolution that gives all taps at once",
+    "conv3d_toeplitz": "a 2-D convolution of the clip as channels",
+    "conv3d_winograd_2": "temporal Winograd F(2, k)",
+    "conv3d_winograd_3": "temporal Winograd F(3, k)",
+    "conv3d_winograd_4": "temporal Winograd F(4, k)",
+    "conv3d_low_rank": "a 2-D convolution and a temporal filter",
+}
+"""Each form in a few words."""
+
+
 @dataclass(frozen=True, eq=False)
 class Conv3dSite:
     """One call of a Conv3d. ``op`` is None for a module that is not exactly an ``nn.Conv3d``.
@@ -144,12 +163,25 @@ class Conv3dForms(Rule[Conv3dSite]):
                 text = f"no exact form of it was faster than {choice.before:.3g} ms"
                 yield Reason(Code.NOT_FASTER, text)
         elif candidate.form is None:
-            kernel = "×".join(map(str, geometry.kernel))
+            kernel = _sizes(geometry.kernel)
             if geometry.frames is None:
                 text = f"{kernel}: whether it reaches over all frames needs example inputs"
                 yield Reason(Code.SHAPES_UNKNOWN, text)
             text = f"the {kernel} kernel reaches over time and space"
             yield Reason(Code.DENSE_KERNEL, text)
+
+    def nodes(self, program: Program, candidate: Conv3dSite) -> Iterable[fx.Node]:
+        return (candidate.node,)
+
+    def what(self, program: Program, candidate: Conv3dSite) -> str:
+        if candidate.geometry is None:
+            return "Conv3d"
+        return f"Conv3d with a {_sizes(candidate.geometry.kernel)} kernel"
+
+    def becomes(self, program: Program, candidate: Conv3dSite) -> str:
+        choice = None if self.choices is None else self.choices.get(candidate.key)
+        form = candidate.form if choice is None else choice.form
+        return "" if form is None else _TITLES.get(form.partition(" of rank")[0], form)
 
     def rewrite(self, program: Program, candidate: Conv3dSite) -> Mapping[str, Any]:
         node = candidate.node
@@ -198,7 +230,7 @@ class Conv3dForms(Rule[Conv3dSite]):
         geometry = candidate.geometry
         if geometry is None:
             return {}
-        kernel = "×".join(map(str, geometry.kernel))
+        kernel = _sizes(geometry.kernel)
         choice = None if self.choices is None else self.choices.get(candidate.key)
         if choice is None:
             return {"form": candidate.form, "kernel": kernel, "frames": geometry.frames}
@@ -259,6 +291,10 @@ def _causal(program: Program, source: Any) -> tuple[fx.Node, tuple[int, int]] | 
     if any(type(size) is not int or size < 0 for size in pad) or any(pad[:4]):
         return None
     return padded, (pad[4], pad[5])
+
+
+def _sizes(kernel: tuple[int, ...]) -> str:
+    return "×".join(map(str, kernel))
 
 
 def _target(program: Program, op: Op | None, node: fx.Node) -> str:

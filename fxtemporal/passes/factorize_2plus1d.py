@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import fx
+
 from fxtemporal.factorization.layers import Layer, layers_of, put_in
 from fxtemporal.factorization.planning import Plan
 from fxtemporal.graph import Program
@@ -46,6 +48,16 @@ class Factorize2Plus1d(Rule[Layer]):
 
     def detail(self, program: Program, candidate: Layer) -> Mapping[str, Any]:
         return self.plan.layers[candidate.name].detail
+
+    def nodes(self, program: Program, candidate: Layer) -> Iterable[fx.Node]:
+        return candidate.nodes
+
+    def what(self, program: Program, candidate: Layer) -> str:
+        return "Conv3d" + (f" with a {candidate.kernel} kernel" if candidate.geometry else "")
+
+    def becomes(self, program: Program, candidate: Layer) -> str:
+        factors = self.plan.layers[candidate.name].factors
+        return "" if factors is None else "a spatial and a temporal convolution of lower rank"
 
     def rewrite(self, program: Program, candidate: Layer) -> Mapping[str, Any]:
         planned = self.plan.layers[candidate.name]

@@ -209,6 +209,20 @@ class FoldBatchNorm(Rule[Normalized]):
             dtypes = ", ".join(sorted(str(dtype) for dtype in {own, *others, *result}))
             yield Reason(Code.MIXED_DTYPES, f"their tensors are of {dtypes}")
 
+    def nodes(self, program: Program, candidate: Normalized) -> Iterable[fx.Node]:
+        return (candidate.node,)
+
+    def what(self, program: Program, candidate: Normalized) -> str:
+        kind = (
+            "linear"
+            if candidate.layer_op and candidate.layer_op.name == "linear"
+            else "convolution"
+        )
+        return f"BatchNorm behind a {kind}"
+
+    def becomes(self, program: Program, candidate: Normalized) -> str:
+        return "part of the weights before it"
+
     def rewrite(self, program: Program, candidate: Normalized) -> Mapping[str, Any]:
         op, layer_op, node, layer = (
             candidate.op,

@@ -59,6 +59,16 @@ class FoldInChunks(Rule[Region]):
         """A region is what may be cut: there are none."""
         yield from ()
 
+    def nodes(self, program: Program, candidate: Region) -> Iterable[fx.Node]:
+        return candidate.nodes
+
+    def what(self, program: Program, candidate: Region) -> str:
+        return f"{candidate.frames} folded frames"
+
+    def becomes(self, program: Program, candidate: Region) -> str:
+        count = self.chunks[candidate.key]
+        return "one piece" if count == 1 else f"{count} chunks, one after another"
+
     def rewrite(self, program: Program, candidate: Region) -> Mapping[str, Any]:
         before = peak(program).bytes
         _Chunked(program, candidate, self.chunks[candidate.key]).run()

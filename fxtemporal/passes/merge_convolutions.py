@@ -121,6 +121,15 @@ class MergeConvolutions(Rule[Branches]):
             text = f"{switch.name}, which stands between them, may switch a mode"
             yield Reason(Code.UNSUPPORTED_OP, text)
 
+    def nodes(self, program: Program, candidate: Branches) -> Iterable[fx.Node]:
+        return candidate.nodes
+
+    def what(self, program: Program, candidate: Branches) -> str:
+        return f"{len(candidate.nodes)} convolutions of one input"
+
+    def becomes(self, program: Program, candidate: Branches) -> str:
+        return "one convolution, and slices of its channels"
+
     def rewrite(self, program: Program, candidate: Branches) -> Mapping[str, Any]:
         detail = self.detail(program, candidate)
         first = candidate.nodes[0]

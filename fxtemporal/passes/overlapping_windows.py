@@ -59,6 +59,17 @@ class OverlappingWindows(Rule[Windows]):
             "ops": len(candidate.computing),
         }
 
+    def nodes(self, program: Program, candidate: Windows) -> Iterable[fx.Node]:
+        return candidate.body
+
+    def what(self, program: Program, candidate: Windows) -> str:
+        clips: int = candidate.unfold.meta["val"].shape[candidate.dim]
+        return f"{clips} overlapping clips of {candidate.length} frames"
+
+    def becomes(self, program: Program, candidate: Windows) -> str:
+        detail = self.detail(program, candidate)
+        return f"{detail['frames']} frames, each computed once, for {detail['frames_before']}"
+
     def rewrite(self, program: Program, candidate: Windows) -> Mapping[str, Any]:
         detail = self.detail(program, candidate)
         _Rewriter(program, candidate).run()

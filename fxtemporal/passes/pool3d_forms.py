@@ -92,6 +92,21 @@ class Pool3dForms(Rule[Pool3dSite]):
         if isinstance(val, Tensor) and not val.dtype.is_floating_point:
             yield Reason(Code.UNSUPPORTED_OP, f"it pools {val.dtype}")
 
+    def nodes(self, program: Program, candidate: Pool3dSite) -> Iterable[fx.Node]:
+        return (candidate.node,)
+
+    def what(self, program: Program, candidate: Pool3dSite) -> str:
+        if candidate.window is None:
+            return "3-D pooling"
+        goal = "to" if candidate.window.sizes else "over"
+        return f"3-D pooling {goal} {_said(candidate.window)}"
+
+    def becomes(self, program: Program, candidate: Pool3dSite) -> str:
+        form = candidate.form
+        if form is None:
+            return ""
+        return "a mean" if form.name.endswith("_mean") else "2-D pooling"
+
     def rewrite(self, program: Program, candidate: Pool3dSite) -> Mapping[str, Any]:
         op, form, node = candidate.op, candidate.form, candidate.node
         assert op is not None

@@ -68,6 +68,21 @@ class RecurrentCells(Rule[Chain]):
             return {"steps": len(candidate.nodes)}
         return {"kind": CELLS[candidate.steps[0].op.name], "steps": len(candidate.steps)}
 
+    def nodes(self, program: Program, candidate: Chain) -> Iterable[fx.Node]:
+        return candidate.nodes
+
+    def what(self, program: Program, candidate: Chain) -> str:
+        first = candidate.nodes[0]
+        kind = type(program.gm.get_submodule(str(first.target))).__name__
+        name = kind if first.op == "call_module" else "recurrent cell"
+        return f"{len(candidate.nodes)} calls of a {name}"
+
+    def becomes(self, program: Program, candidate: Chain) -> str:
+        if not candidate.steps:
+            return ""
+        kind = CELLS[candidate.steps[0].op.name].partition("_")[0].upper()
+        return f"one {kind} over {len(candidate.steps)} steps"
+
     def rewrite(self, program: Program, candidate: Chain) -> Mapping[str, Any]:
         detail = self.detail(program, candidate)
         Sequenced(program, candidate).run()

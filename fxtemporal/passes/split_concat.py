@@ -77,6 +77,15 @@ class SplitConcat(Rule[Cell]):
             "channels": ", ".join(map(str, channels)),
         }
 
+    def nodes(self, program: Program, candidate: Cell) -> Iterable[fx.Node]:
+        return [node for step in candidate.steps for node in (step.join, step.layer)]
+
+    def what(self, program: Program, candidate: Cell) -> str:
+        return f"{len(candidate.steps)} steps of a layer that reads a frame and a state as one"
+
+    def becomes(self, program: Program, candidate: Cell) -> str:
+        return "one call for all frames, and a smaller layer a step for the state"
+
     def rewrite(self, program: Program, candidate: Cell) -> Mapping[str, Any]:
         detail = self.detail(program, candidate)
         _Splitter(program, candidate).run()

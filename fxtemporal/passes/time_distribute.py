@@ -97,6 +97,24 @@ class TimeDistribute(Rule[Loop]):
             "ops_left": sum(len(f.lanes) for f in left if computes(f)),
         }
 
+    def nodes(self, program: Program, candidate: Loop) -> Iterable[fx.Node]:
+        return [node for f in candidate.families if not f.source for node in f.nodes]
+
+    def what(self, program: Program, candidate: Loop) -> str:
+        body = [f for f in candidate.families if not f.source and not f.uniform]
+        path = _body_path(body)
+        kind = type(program.gm.get_submodule(path)).__name__ if path in _modules(program) else ""
+        source = candidate.frames.source
+        assert source is not None
+        unit = "windows" if (source.length or 1) > 1 else "frames" if source.dim else "samples"
+        over = f" over {kind}" if kind else ""
+        return f"loop of {len(candidate.frames.lanes)} {unit}{over}"
+
+    def becomes(self, program: Program, candidate: Loop) -> str:
+        detail = self.detail(program, candidate)
+        done, left = detail["ops_batched"], detail["ops_left"]
+        return f"one call over all frames for {done} ops" + (f", {left} calls stay" if left else "")
+
     def rewrite(self, program: Program, candidate: Loop) -> Mapping[str, Any]:
         detail = dict(self.detail(program, candidate))
         if candidate.allowed:
@@ -105,6 +123,10 @@ class TimeDistribute(Rule[Loop]):
             detail["left_because"] = [reason.to_dict() for reason in candidate.reasons]
         _Rewriter(program, candidate).run()
         return detail
+
+
+def _modules(program: Program) -> frozenset[str]:
+    return frozenset(path for path, _ in program.gm.named_modules() if path)
 
 
 def _body_path(body: list[Family]) -> str:

@@ -10,11 +10,11 @@ __all__ = ["GradientModeError", "OpError", "StatefulError"]
 class OpError(Exception):
     """An op raised on the example inputs: ``__cause__`` says why, ``location`` where."""
 
-    def __init__(self, location: str | None, module_path: str, operand_ranks: str) -> None:
+    def __init__(self, location: str | None, module_path: str, operand_shapes: str) -> None:
         super().__init__(f"{module_path or 'an op'} at {location}")
         self.location = location
         self.module_path = module_path
-        self.operand_ranks = operand_ranks
+        self.operand_shapes = operand_shapes
 
 
 class StatefulError(Exception):

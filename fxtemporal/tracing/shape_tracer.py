@@ -387,12 +387,12 @@ class ShapeTracer(RecordingTracer):
             return  # its size depends on the data
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             path = str(node.target) if node.op == "call_module" else self.scope.module_path
-            ranks = ", ".join(
+            shapes = ", ".join(
                 str(list(source.meta["val"].shape))
                 for source in node.all_input_nodes
                 if isinstance(source.meta["val"], torch.Tensor) and source.op != "get_attr"
             )
-            raise OpError(node.meta.get("location"), path, ranks) from error
+            raise OpError(node.meta.get("location"), path, shapes) from error
         finally:
             self._inside_leaf = was
 

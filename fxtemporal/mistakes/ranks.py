@@ -1,0 +1,135 @@
+"""Layers that meet an input of another kind, and compute something all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from fxtemporal.analysis.batching import RECURRENT
+from fxtemporal.graph import Program, shape
+from fxtemporal.mistakes.finding import Finding, Mistake
+from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, made_from, place
+from fxtemporal.ops import Attr
+
+__all__ = ["linear_on_map", "map_into_recurrence", "missing_time_axis"]
+
+_CHANNELS_FIRST = frozenset(
+    f"{name}{n}d"
+    for n in (2, 3)
+    for name in ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool")
+)
+"""Ops whose result is (B, C, ..., H, W)."""
+
+_HEAVY = 1 << 20
+"""Weights that a map costs a recurrent layer, from which on pooling it is worth a word."""
+
+_PIXELS = 16
+"""The least H·W of a map that is one."""
+
+
+def linear_on_map(program: Program) -> Iterator[Finding]:
+    """A Linear that runs along the width of a map, because nothing was flattened before it."""
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is None or op.name != "linear":
+            continue
+        source = op.args["input"]
+        sizes = shape(source) if isinstance(source, fx.Node) else None
+        if sizes is None or len(sizes) < 4:
+            continue
+        *_, origin = made_from(program, source, KEEPS_AXES)
+        made = program.op(origin) if origin.op.startswith("call") else None
+        of_a_layer = made is not None and made.name in _CHANNELS_FIRST
+        if of_a_layer or (origin.op == "placeholder" and len(sizes) == 5):
+            yield Finding(
+                Mistake.FRAME_LAYER_ON_CLIP,
+                *place(program, node),
+                f"a Linear is given {_said(sizes)} and runs along its last axis, the width: each "
+                "row of pixels by itself",
+                f"flatten the map of each frame first, x.flatten({len(sizes) - 3}), or average it, "
+                "x.mean((-2, -1))",
+            )
+
+
+def missing_time_axis(program: Program) -> Iterator[Finding]:
+    """A Conv3d that reads (B, C, H, W) as one clip, an LSTM that reads (B, features) as one."""
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        source = None if op is None else op.args.get("input")
+        sizes = shape(source) if isinstance(source, fx.Node) else None
+        if op is None or sizes is None:
+            continue
+        if op.name == "conv3d" and len(sizes) == 4:
+            yield Finding(
+                Mistake.MISSING_TIME_AXIS,
+                *place(program, node),
+                f"a Conv3d reads {_said(sizes)} as one clip (C, T, H, W) without a batch: if "
+                f"{sizes[0]} is the batch, there is no time axis",
+                "give it (B, C, T, H, W): x.unsqueeze(2) for single frames, x.unsqueeze(0) for one "
+                "clip",
+            )
+        if op.name in RECURRENT and len(sizes) == 2:
+            yield Finding(
+                Mistake.MISSING_TIME_AXIS,
+                *place(program, node),
+                f"{_layer(op.name)} reads {_said(sizes)} as one sequence of {sizes[0]} steps "
+                f"without a batch: if {sizes[0]} is the batch, there is no time axis",
+                "give it (B, T, features): x.unsqueeze(1) for one step, x.unsqueeze(0) for one "
+                "sequence",
+            )
+
+
+def map_into_recurrence(program: Program) -> Iterator[Finding]:
+    """A recurrent layer that reads a flattened map, with a weight for each of its pixels."""
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is None or op.name not in RECURRENT:
+            continue
+        source = op.args["input"]
+        sizes = shape(source) if isinstance(source, fx.Node) else None
+        heavy = sizes is not None and _weights(program, node, sizes[-1]) >= _HEAVY
+        if not isinstance(source, fx.Node) or sizes is None or not heavy:
+            continue
+        for origin in made_from(program, source, KEEPS_AXES | MOVES_AXES):
+            made = program.op(origin) if origin.op.startswith("call") else None
+            pixels = shape(origin)
+            if made is None or made.name not in _CHANNELS_FIRST or pixels is None:
+                continue
+            if pixels[-1] * pixels[-2] < _PIXELS or sizes[-1] % (pixels[-1] * pixels[-2]):
+                break
+            channels, area = sizes[-1] // (pixels[-1] * pixels[-2]), pixels[-1] * pixels[-2]
+            yield Finding(
+                Mistake.MAP_INTO_RECURRENCE,
+                *place(program, node),
+                f"{_layer(op.name)} reads maps of {pixels[-2]}×{pixels[-1]} pixels, flattened to "
+                f"{sizes[-1]:,} features: {_weights(program, node, sizes[-1]) / 1e6:.1f} M weights "
+                f"read them, {area} for each channel's one",
+                f"average each map first, x.mean((-2, -1)), which leaves {channels:,} features; or "
+                "keep the map, with a ConvLSTM",
+            )
+            break
+
+
+def _weights(program: Program, node: fx.Node, features: int) -> int:
+    """The entries of the weights of a recurrent layer that read its input."""
+    tensors: list[torch.Tensor] = []
+    if node.op == "call_module":
+        tensors = list(program.gm.get_submodule(str(node.target)).parameters())
+    op = program.op(node)
+    for value in op.args.values() if op is not None else ():
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, Attr):
+                tensors.append(program.tensor(entry.name))
+    unique = {id(t): t for t in tensors}.values()
+    return max((t.numel() for t in unique if t.dim() == 2 and t.shape[1] == features), default=0)
+
+
+def _layer(name: str) -> str:
+    kind = name.partition("_")[0].upper()
+    return f"an {kind}" if kind == "LSTM" or kind == "RNN" else f"a {kind}"
+
+
+def _said(sizes: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, sizes))})"
