@@ -24,7 +24,7 @@ def markdown(records: Sequence[Record], environment: dict[str, Any], about: str)
     parts.append(f"A run a model:\n\n{dates}\n")
     parts.append(f"## Milliseconds a call\n\n{_grid(_times(records))}\n")
     parts += [f"{line}\n" for line in _means(records)]
-    if notes := [note for record in records for note in record["notes"]]:
+    if notes := [note for record in records for note in (*record["notes"], *_unchanged(record))]:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     for title, table in (
         ("Errors, seconds of optimize, and what was applied", _details(records)),
@@ -32,6 +32,15 @@ def markdown(records: Sequence[Record], environment: dict[str, Any], about: str)
     ):
         parts.append(f"## {title}\n\n{_grid(table)}\n")
     return "\n".join(parts)
+
+
+def _unchanged(record: Record) -> list[str]:
+    return [
+        f"{record['name']}, {engine}: nothing was applied: the ratio is that of one graph, compiled "
+        "twice"
+        for engine in _engines(record)
+        if engine != "eager" and not record["forms"].get(engine)
+    ]
 
 
 def _grid(table: Table) -> str:
