@@ -101,7 +101,7 @@ class Result:
 def broken(record: dict[str, Any]) -> list[str]:
     """What is wrong with a record, a sentence each.
 
-    Where nothing was applied, the ratio is that of one graph compiled twice, and counts for nothing.
+    Where nothing was applied, the ratio is that of one graph compiled twice: it counts for nothing.
     """
     found = []
     for engine, ratio in record["speedup"].items():

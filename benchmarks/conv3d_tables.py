@@ -36,8 +36,8 @@ def markdown(records: Sequence[Record], environment: dict[str, Any], about: str)
 
 def _unchanged(record: Record) -> list[str]:
     return [
-        f"{record['name']}, {engine}: nothing was applied: the ratio is that of one graph, compiled "
-        "twice"
+        f"{record['name']}, {engine}: nothing was applied: the ratio is that of one graph, "
+        "compiled twice"
         for engine in _engines(record)
         if engine != "eager" and not record["forms"].get(engine)
     ]
