@@ -5,15 +5,17 @@ Each node runs once on fake tensors, and each ATen op in it is metered: FLOPs by
 The time of an op is predicted by the roofline model (Williams, Waterman and Patterson, *Roofline*,
 2009), with what a call takes on top::
 
-    milliseconds = call + max(flops / rate, bytes / bandwidth)
+    milliseconds = call + max(flops / rate, bytes / bandwidth)      # of memory, or of the cache
 
 That explains most of what re-rolling a loop gains: T calls read the weights T times. The constants
-are those of the machine of ``benchmarks/results``; ratios hold elsewhere better than milliseconds,
-and what was measured on the machine at hand is better than either.
+fit what ``benchmarks.predictions`` measured on one machine; ratios hold elsewhere better than
+milliseconds, and what was measured on the machine at hand is better than either. Two convolutions
+of the same work are predicted to take as long, whatever kernels they run on.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,12 +32,18 @@ from fxtemporal.prepared import is_prepared
 
 __all__ = ["Block", "Cost", "Costs", "SiteCost", "Structure"]
 
-_RATE = 2.0e8
+_RATE = 2.5e8
 """FLOPs a millisecond, of large convolutions and products on the machine of the benchmarks."""
 _BANDWIDTH = 8.0e6
 """Bytes a millisecond, between the cores and memory."""
-_CALL = 0.008
+_CACHED = 1.6e7
+"""Bytes a millisecond, of an op whose tensors fit into the cache."""
+_CACHE = 2 << 20
+"""Bytes that do."""
+_CALL = 0.012
 """Milliseconds that PyTorch takes to call an op."""
+_STEP = 0.012
+"""Milliseconds of one step of a recurrent layer, on top of its work: one waits for the other."""
 _VIEW = 0.002
 """Milliseconds of an op that computes strides alone."""
 
@@ -146,7 +154,7 @@ class Costs:
     def blocks(self, program: Program, depth: int = 2) -> tuple[Block, ...]:
         """The cost of each module, named to ``depth`` levels, in the order of their first calls.
 
-        A module is called as often as the op of it that is called most often.
+        A module is called as often as most of the layers in it are.
         """
         costs: dict[str, Cost] = {}
         calls: dict[str, dict[str, int]] = {}
@@ -161,7 +169,7 @@ class Costs:
                 seen = calls.setdefault(name, {})
                 seen[path] = seen.get(path, 0) + 1
         return tuple(
-            Block(name, max(calls.get(name, {"": 1}).values()), cost)
+            Block(name, statistics.mode(calls.get(name, {"": 1}).values()), cost)
             for name, cost in costs.items()
         )
 
@@ -235,7 +243,9 @@ def _op_cost(
     written = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
     size = sum(t.numel() * t.element_size() for t in (*read.values(), *written))
     flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
-    return Cost(flops, 1, _CALL + max(flops / _RATE, size / _BANDWIDTH))
+    moved = size / (_CACHED if size <= _CACHE else _BANDWIDTH)
+    steps = args[0].shape[0] * _STEP if func.overloadpacket in _STEPPING else 0.0
+    return Cost(flops, 1, _CALL + steps + max(flops / _RATE, moved))
 
 
 def _recurrent(input: Tensor, weights: Iterable[Tensor]) -> int:
@@ -258,6 +268,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
 
 
 _aten = torch.ops.aten
+_STEPPING = frozenset((_aten.mkldnn_rnn_layer, _aten._cudnn_rnn))
 _FORMULAS: Mapping[Any, Callable[..., int]] = {
     **flop_registry,
     _aten.mkldnn_rnn_layer: _onednn_layer,

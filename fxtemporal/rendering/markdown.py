@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from fxtemporal.rendering.words import (
-    by_cost,
     cures,
     flops,
     left_by_cost,
@@ -15,6 +14,7 @@ from fxtemporal.rendering.words import (
     measured,
     place,
     predicted,
+    rows_by_cost,
     share,
     summary,
 )
@@ -28,7 +28,7 @@ __all__ = ["markdown"]
 def markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
     parts = ["## fxtemporal", _escaped(summary(report))]
-    if applied := by_cost(report.by_status("applied")):
+    if applied := rows_by_cost(report):
         becomes = "would become" if report.mode == "audit" else "became"
         headers = ["what", "where", becomes, "FLOPs", "share", "predicted", "measured"]
         rows = [

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from fxtemporal.rendering.pictures import bars, blocks, curve
 from fxtemporal.rendering.words import (
-    by_cost,
     cures,
     flops,
     left_by_cost,
@@ -24,6 +23,7 @@ from fxtemporal.rendering.words import (
     milliseconds,
     place,
     predicted,
+    rows_by_cost,
     share,
     summary,
 )
@@ -161,7 +161,7 @@ def _pictures(report: Report) -> str:
 
 
 def _rewrites(report: Report) -> str:
-    applied = by_cost(report.by_status("applied"))
+    applied = rows_by_cost(report)
     if not applied:
         return ""
     heading = "What would be rewritten" if report.mode == "audit" else "What was rewritten"
@@ -192,7 +192,8 @@ def _times(remark: Remark) -> tuple[float, float]:
         return times
     if remark.cost is None:
         return 0.0, 0.0
-    return remark.cost.before.milliseconds, max(remark.cost.after.milliseconds, 0.0)
+    before, after = remark.cost.before.milliseconds, remark.cost.after.milliseconds
+    return before, after if after > before * 1e-6 else 0.0
 
 
 def _mistakes(report: Report) -> str:

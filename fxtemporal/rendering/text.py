@@ -5,17 +5,13 @@ On a terminal too narrow for the table each row becomes a short paragraph.
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from fxtemporal.analysis.cost import Cost, SiteCost
 from fxtemporal.rendering.words import (
-    by_cost,
     cures,
     flops,
     left_by_cost,
@@ -23,6 +19,7 @@ from fxtemporal.rendering.words import (
     measured,
     place,
     predicted,
+    rows_by_cost,
     share,
     summary,
 )
@@ -35,15 +32,13 @@ __all__ = ["audit_text"]
 
 _NARROW = 110
 """Columns below which a table would only wrap."""
-_MANY = 3
-"""Alike sites without FLOPs, from so many on, stand in one row."""
 _HEADERS = ("what", "where", "would become", "FLOPs", "share", "predicted", "measured")
 
 
 def audit_text(report: Report, width: int = 160) -> str:
     """The audit, no wider than ``width`` columns where its words allow."""
     parts = [_filled(summary(report), width)]
-    if applied := _grouped(by_cost(report.by_status("applied"))):
+    if applied := rows_by_cost(report):
         table = _table(report, applied, width)
         parts.append(table if width >= _NARROW and table else _list(report, applied, width))
     if report.findings:
@@ -62,30 +57,6 @@ def audit_text(report: Report, width: int = 160) -> str:
     if notes:
         parts.append("\n".join(_filled(note, width) for note in notes))
     return "\n\n".join(parts)
-
-
-def _grouped(applied: list[Remark]) -> list[Remark]:
-    """The same, with the sites that have no FLOPs and differ in their place alone as one."""
-    groups: dict[object, list[Remark]] = {}
-    for remark in applied:
-        alike = remark.cost is not None and not remark.cost.before.flops and not remark.left
-        key = (remark.rule, remark.what, remark.becomes) if alike else id(remark)
-        groups.setdefault(key, []).append(remark)
-    rows = (group if len(group) < _MANY else [_together(group)] for group in groups.values())
-    return by_cost(itertools.chain.from_iterable(rows))
-
-
-def _together(group: list[Remark]) -> Remark:
-    first = group[0]
-    costs = [remark.cost for remark in group if remark.cost is not None]
-    before = sum((cost.before for cost in costs), Cost())
-    after = sum((cost.after for cost in costs), Cost())
-    return replace(
-        first,
-        what=f"{len(group)} × {first.what or first.rule}",
-        target=f"{first.target}, and {len(group) - 1} more",
-        cost=SiteCost(before, after),
-    )
 
 
 def _cells(report: Report, remark: Remark) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fxtemporal.analysis.cost import Cost, SiteCost
 from fxtemporal.cures import CURES
 from fxtemporal.rules import Remark
 
@@ -24,11 +27,14 @@ __all__ = [
     "place",
     "plural",
     "predicted",
+    "rows_by_cost",
     "share",
     "summary",
 ]
 
 
+_MANY = 3
+"""Alike sites without FLOPs, from so many on, stand in one row."""
 _GONE = 50
 """So many times as fast, next to nothing is left of a site."""
 
@@ -105,6 +111,30 @@ def place(remark: Remark) -> str:
     if remark.location is None:
         return remark.target
     return f"{line_of(remark.location)} ({remark.target})"
+
+
+def rows_by_cost(report: Report) -> list[Remark]:
+    """What was applied, by cost; sites without FLOPs that differ in place alone are one row."""
+    groups: dict[object, list[Remark]] = {}
+    for remark in by_cost(report.by_status("applied")):
+        alike = remark.cost is not None and not remark.cost.before.flops and not remark.left
+        key = (remark.rule, remark.what, remark.becomes) if alike else id(remark)
+        groups.setdefault(key, []).append(remark)
+    rows = (group if len(group) < _MANY else [_together(group)] for group in groups.values())
+    return by_cost(itertools.chain.from_iterable(rows))
+
+
+def _together(group: list[Remark]) -> Remark:
+    first = group[0]
+    costs = [remark.cost for remark in group if remark.cost is not None]
+    before = sum((cost.before for cost in costs), Cost())
+    after = sum((cost.after for cost in costs), Cost())
+    return replace(
+        first,
+        what=f"{len(group)} × {first.what or first.rule}",
+        target=f"{first.target}, and {len(group) - 1} more",
+        cost=SiteCost(before, after),
+    )
 
 
 def left_by_cost(report: Report) -> list[Remark]:
