@@ -42,7 +42,7 @@ _CACHE = 2 << 20
 """Bytes that do."""
 _CALL = 0.012
 """Milliseconds that PyTorch takes to call an op."""
-_STEP = 0.012
+_STEP = 0.02
 """Milliseconds of one step of a recurrent layer, on top of its work: one waits for the other."""
 _VIEW = 0.002
 """Milliseconds of an op that computes strides alone."""
