@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,11 @@ class Built:
     error: float | None = None
     note: str = ""
 
+    speedup: tuple[float, float, float] | None = None
+
     def to_dict(self) -> dict[str, Any]:
         timing = None if self.timing is None else self.timing.to_dict()
-        return {**vars(self), "timing": timing}
+        return {**vars(self), "timing": timing, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}"}
 
 
 def _optimized(
@@ -125,6 +128,8 @@ def _build(way: Way, module: nn.Module, inputs: Any, folder: Path, built: Built)
     built.engine_seconds = artifact.detail.get("engine_seconds")
     built.megabytes = artifact.detail["bytes"] / 1e6
     built.layers = artifact.detail.get("layers")
+    if "sizes_fixed_because" in artifact.detail:
+        built.note = f"sizes fixed: {artifact.detail['sizes_fixed_because']}"
     if "not_compared" in artifact.detail:
         built.note = artifact.detail["not_compared"]
         return None
@@ -175,50 +180,46 @@ def run_model(
         timings = interleaved(calls, rounds=40, budget=budget)
         for built in found:
             built.timing = timings.get(f"{built.way} {built.variant}")
+        for before, after in zip(found[::2], found[1::2], strict=True):
+            if before.timing is not None and after.timing is not None:
+                after.speedup = speedup(before.timing, after.timing)
     return found
 
 
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _rows(found: Sequence[Built]) -> list[list[str]]:
-    timings = {(b.model, b.way, b.variant): b.timing for b in found}
-    rows = []
-    for built in found:
-        before = timings[built.model, built.way, BEFORE]
-        rows.append(
-            [
-                built.model,
-                built.way,
-                built.variant,
-                _number(built.build_seconds, ".1f"),
-                _number(built.engine_seconds, ".2f"),
-                _number(built.megabytes, ".1f"),
-                _number(built.layers, "d"),
-                _milliseconds(built.timing),
-                _ratio(before, built),
-                _number(built.error, ".1e"),
-            ]
-        )
-    return rows
+Record = Mapping[str, Any]
+
+
+def _row(record: Record) -> list[str]:
+    return [
+        record["model"],
+        record["way"],
+        record["variant"],
+        _number(record["build_seconds"], ".1f"),
+        _number(record["engine_seconds"], ".2f"),
+        _number(record["megabytes"], ".1f"),
+        _number(record["layers"], "d"),
+        _milliseconds(record["timing"]),
+        _ratio(record["speedup"]),
+        _number(record["error"], ".1e"),
+    ]
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _milliseconds(timing: Timing | None) -> str:
+def _milliseconds(timing: Record | None) -> str:
     if timing is None:
         return "not measured"
-    low, high = timing.spread
-    return f"{timing.median:.1f} ({low:.1f}–{high:.1f})"
+    low, high = timing["spread"]
+    return f"{timing['median']:.1f} ({low:.1f}–{high:.1f})"
 
 
-def _ratio(before: Timing | None, built: Built) -> str:
-    if before is None or built.timing is None or built.variant == BEFORE:
-        return ""
-    low, middle, high = speedup(before, built.timing)
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+def _ratio(ratio: Sequence[float] | None) -> str:
+    return "" if ratio is None else f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f})"
 
 
 HEADERS = [
@@ -235,14 +236,17 @@ HEADERS = [
 ]
 
 
-def _markdown(found: Sequence[Built], environment: Mapping[str, Any]) -> str:
+def _markdown(records: Sequence[Record], environment: Mapping[str, Any]) -> str:
     about = __doc__.split("\n\n")[1]
     parts = ["# Artifacts\n", about + "\n"]
     parts.append("\n".join(f"- {key}: {value}" for key, value in environment.items()) + "\n")
-    parts.append(tabulate(_rows(found), HEADERS, tablefmt="github", disable_numparse=True) + "\n")
-    notes = dict.fromkeys(f"{b.model}, {b.way}, {b.variant}: {b.note}" for b in found if b.note)
+    dates = dict.fromkeys(f"- {r['model']}, {r['way']}: {r['date']}" for r in records)
+    parts.append("Measured:\n\n" + "\n".join(dates) + "\n")
+    rows = [_row(record) for record in records]
+    parts.append(tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n")
+    notes = [f"{r['model']}, {r['way']}, {r['variant']}: {r['note']}" for r in records if r["note"]]
     if notes:
-        parts.append("## Not measured\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
+        parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     return "\n".join(parts)
 
 
@@ -252,21 +256,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--budget", type=float, default=40.0, help="seconds to time each model")
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="with --save: what benchmarks/results has of other models and ways stays",
+    )
     options = parser.parse_args(arguments)
     environment = {**machine(), **versions(["openvino", "onnxruntime"])}
     environment["device with a GPU"] = "not measured"
-    found: list[Built] = []
-    with tqdm(options.only or list(MODELS), disable=None, leave=False) as bar:
+    path = RESULTS / f"deploy-{machine_slug(environment)}.json"
+    names = options.only or list(MODELS)
+    found = _kept(path, names, options.ways) if options.keep else []
+    with tqdm(names, disable=None, leave=False) as bar:
         for name in bar:
             tick = partial(_describe, bar, name)
-            found += run_model(name, options.ways, options.budget, tick)
+            found += [b.to_dict() for b in run_model(name, options.ways, options.budget, tick)]
+            found.sort(key=_place)
             if options.save:  # after each model: all of them take half an hour
-                path = RESULTS / f"deploy-{machine_slug(environment)}.json"
-                content = {"environment": environment, "artifacts": [b.to_dict() for b in found]}
+                content = {"environment": environment, "artifacts": found}
                 path.write_text(json.dumps(content, indent=1) + "\n")
                 path.with_suffix(".md").write_text(_markdown(found, environment))
     print(_markdown(found, environment))
     return 0
+
+
+def _kept(path: Path, names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
+    """What was measured before, and is not measured again."""
+    records = json.loads(path.read_text())["artifacts"] if path.exists() else []
+    return [r for r in records if r["model"] not in names or r["way"] not in ways]
+
+
+def _place(record: Record) -> tuple[int, int, int]:
+    variant = (BEFORE, AFTER).index(record["variant"])
+    return list(MODELS).index(record["model"]), list(WAYS).index(record["way"]), variant
 
 
 def _describe(bar: tqdm[Any], name: str, stage: str) -> None:
