@@ -63,7 +63,8 @@ def _identities(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _remark(remark: Mapping[str, Any]) -> tuple[str, ...]:
-    codes = sorted(reason["code"] for reason in remark["reasons"])
+    reasons = (*remark["reasons"], *remark["detail"].get("left_because", ()))
+    codes = sorted(reason["code"] for reason in reasons)
     return remark["rule"], remark["status"], remark["target"], *codes
 
 

@@ -363,7 +363,7 @@ def _tune_for(backend: str, options: argparse.Namespace) -> Tune | Literal["stat
 def _found(report: Report, names: Sequence[str]) -> int:
     """1 if the report has what ``names`` name, and what it was."""
     counts = dict.fromkeys(names, 0)
-    named = [{r.status, *(str(reason.code) for reason in r.reasons)} for r in report.remarks]
+    named = [{r.status, *(str(why.code) for why in (*r.reasons, *r.left))} for r in report.remarks]
     for entry in (*named, *({str(finding.code)} for finding in report.findings)):
         for name in entry & counts.keys():
             counts[name] += 1

@@ -18,6 +18,7 @@ from fxtemporal.rendering.markdown import markdown
 from fxtemporal.rendering.page import fragment, page
 from fxtemporal.rendering.sarif import sarif
 from fxtemporal.rendering.text import audit_text
+from fxtemporal.rendering.words import plural
 from fxtemporal.rules import Remark
 from fxtemporal.specializations import Specialization
 from fxtemporal.tuning import Timing
@@ -180,7 +181,7 @@ class Report:
         counts = ", ".join(
             f"{len(self.by_status(status))} {status}" for status in ("applied", "missed", "failed")
         )
-        lines.append(f"{len(self.remarks)} sites: {counts}.")
+        lines.append(f"{plural(len(self.remarks), 'site')}: {counts}.")
         if self.timing is not None:
             lines.append(self.timing_text)
         if self.comparison is not None:

@@ -39,6 +39,23 @@ class Nothing(nn.Module):
     def forward(self, clip):
         return torch.relu(clip)
 """
+TRACKER = """
+import torch
+from torch import nn
+
+
+class Tracker(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frame = nn.Conv2d(3, 8, 3)
+        self.update = nn.Linear(8, 8)
+
+    def forward(self, clip):
+        state = clip.new_zeros(clip.size(0), 8)
+        for t in range(clip.size(1)):
+            state = torch.tanh(self.update(state) + self.frame(clip[:, t]).mean((-2, -1)))
+        return state
+"""
 CLIP = ("--input", "2x4x3x8x8")
 
 
@@ -112,6 +129,17 @@ def test_what_fails_an_audit(
 ) -> None:
     assert cli.main(["audit", f"{model}:Frames", *CLIP, "--fail-on", names]) == status
     assert ("--fail-on found" in capsys.readouterr().err) == bool(status)
+
+
+def test_what_is_left_of_a_loop_fails_an_audit_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tracker.py"
+    path.write_text(TRACKER)
+    arguments = ["audit", f"{path}:Tracker", *CLIP]
+    assert cli.main([*arguments, "--fail-on", "missed"]) == 0
+    assert "1 rewritten in part" in capsys.readouterr().out
+    assert cli.main([*arguments, "--fail-on", "recurrence"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,24 @@ def test_an_engine_that_computes_other_numbers_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("free", ["batch", "frames", "all"])
+def test_where_not_all_sizes_can_be_free_fewer_are(fast: fx.GraphModule, free: str) -> None:
+    class Frames3(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            frames = [self.conv(x[:, t]).mean((-2, -1)) for t in range(x.size(1))]
+            return torch.stack(frames, 1).mean(1)
+
+    x = torch.randn(2, 6, 3, 8, 8)
+    result = fxtemporal.optimize(Frames3().eval(), (x,), tune="static")
+    (given,) = fxtemporal.lower(result, (x,), "onnx", dynamic=free).manifest.inputs
+    assert given["shape"][0] == "batch"
+    assert isinstance(given["shape"][1], str) == (free != "batch")
+
+
 def test_sizes_that_an_engine_does_not_take_free_are_fixed_and_the_reason_is_told(
     fast: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

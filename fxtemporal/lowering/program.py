@@ -29,6 +29,9 @@ Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 Free: TypeAlias = Literal["none", "batch", "frames", "all"]
 """Which sizes may be free: the first one; all but H and W, the last two of four or more; all."""
 
+_FEWER: tuple[Free, ...] = ("all", "frames", "batch", "none")
+"""Each frees less than the one before it: what is tried where that fails."""
+
 Place: TypeAlias = tuple[int, int]
 """The number of a leaf among the arguments, and one of its dimensions."""
 
@@ -77,8 +80,8 @@ def export(
     # torch.export takes a size of 1 for a constant: a batch of one is tried as a batch of two.
     wide: Example = pytree.tree_map_only(Tensor, _two_samples, example)
     failure: Exception | None = None
-    attempts: list[tuple[Example, Free]] = [(wide, free), (example, free), (example, "none")]
-    for given, freed in attempts[2:] if free == "none" else attempts:
+    fewer = _FEWER[_FEWER.index(free) :]
+    for given, freed in [(e, f) for f in fewer[:-1] for e in (wide, example)] + [(example, "none")]:
         try:
             found = _freed(module, given, example, freed)
         except Exception as error:  # torch.export raises its own tree, and whatever the graph does

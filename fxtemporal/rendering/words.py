@@ -180,6 +180,8 @@ def summary(report: Report) -> str:
         parts.append(plural(len(report.findings), "usual mistake"))
     if missed := len(report.by_status("missed")):
         parts.append(f"{plural(missed, 'site')} left as {'it is' if missed == 1 else 'they are'}")
+    if some := sum(bool(remark.left) for remark in report.by_status("applied")):
+        parts.append(f"{some} rewritten in part")
     if failed := len(report.by_status("failed")):
         parts.append(f"{plural(failed, 'rewrite')} failed and undone")
     return "; ".join(parts) + "."
