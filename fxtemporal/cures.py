@@ -43,8 +43,8 @@ CURES: Mapping[Code, str] = MappingProxyType(
         "around it",
         Code.BATCH_STATISTICS: "build it with track_running_stats=True, or normalize by samples "
         "(GroupNorm)",
-        Code.OUTPUT_SHARED: "read what comes behind instead, or nothing, if the value in between is "
-        "needed",
+        Code.OUTPUT_SHARED: "read what comes behind instead, or nothing, if the value in between "
+        "is needed",
         Code.COMPUTED_WEIGHT: "compute the weight once, and keep it as a parameter or a buffer",
         Code.OTHER_AXIS: "nothing, if the axis is meant; else put the channels into dimension 1",
         Code.MIXED_DTYPES: "convert the whole model to one dtype: model.to(torch.float32)",
