@@ -162,6 +162,43 @@ class FramesByView(nn.Module):
         return self.conv(y)
 
 
+class FramesBackByView(nn.Module):
+    """(B·T, C, H, W) read as (B, C, T, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x.flatten(0, 1))
+        return y.view(x.shape[0], 8, x.shape[1], 8, 8)  # wrong
+
+
+class PixelsByView(nn.Module):
+    """(B, C, T, H, W) read as (B·H·W, C, T), which a temporal Conv1d takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temporal = nn.Conv1d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, t, h, w = x.shape
+        y = x.contiguous().view(b * h * w, c, t)  # wrong
+        return self.temporal(y)
+
+
+class LastStates(nn.Module):
+    """The states of both directions, (2, B, H), read as (B, 2·H)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 16, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (h, _) = self.lstm(x)
+        return h.view(x.shape[0], -1)  # wrong
+
+
 class FlattenedBlock(nn.Module):
     """A (2+1)D block by hand."""
 
@@ -210,6 +247,9 @@ WRONG: dict[str, tuple[Mistake, Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: FramesByView(8),
         (2, 8, 4, 8, 8),
     ),
+    "frames back by view": (Mistake.AXES_MIXED, FramesBackByView, CLIP),
+    "pixels by view": (Mistake.AXES_MIXED, PixelsByView, (2, 4, 8, 8, 8)),
+    "both directions by view": (Mistake.AXES_MIXED, LastStates, (4, 5, 6)),
     "a (2+1)D block by hand": (Mistake.FLATTENED_2PLUS1D, FlattenedBlock, (2, 3, 4, 8, 8)),
     "one frame left": (Mistake.SQUEEZED_CONV3D, Collapsing, (2, 3, 4, 8, 8)),
 }
@@ -340,6 +380,25 @@ class HeadsByView(nn.Module):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 16)
 
 
+class Windows(nn.Module):
+    """Windows as Swin cuts them: each axis taken apart, then a permutation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, h, w, c = x.shape
+        y = x.view(b, t // 2, 2, h // 4, 4, w // 4, 4, c)
+        return y.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 32, c)
+
+
+class BothDirections(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 16, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (h, _) = self.lstm(x)
+        return h.transpose(0, 1).reshape(x.shape[0], -1)
+
+
 class Shuffle(nn.Module):
     """A channel shuffle is a view, a transposition and a view."""
 
@@ -359,6 +418,8 @@ CLEAN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "a LayerNorm over channels": (ChannelsLastNorm, (2, 3, 4, 8, 8)),
     "channels_last": (ChannelsLastConv, (2, 3, 8, 8, 8)),
     "attention": (HeadsByView, (2, 9, 16)),
+    "windows": (Windows, (2, 4, 8, 8, 8)),
+    "states of both directions": (BothDirections, (4, 5, 6)),
     "a channel shuffle": (Shuffle, (2, 6, 8, 8)),
     "an LSTM on pooled maps": (lambda: LSTMOnFlattenedMap(pooled=True), CLIP),
     "a batch of one": (FoldedByHand, (1, *CLIP[1:])),

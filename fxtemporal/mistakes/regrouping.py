@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 from collections.abc import Iterator
 
 from torch import fx
@@ -20,9 +22,9 @@ _VIEWS = frozenset(("view", "reshape"))
 def axes_mixed(program: Program) -> Iterator[Finding]:
     """A view that cuts across axes: (B, C, T, H, W) as (B·T, C, H, W) without a permutation.
 
-    Where each axis of one side is made of whole neighbours of the other, a view regroups. Where it
-    is not, each row of the result holds parts of several rows, unless the two only differ in where
-    they cut one axis in two.
+    A view may put neighbours together, and take an axis apart. Where its sizes are those of whole
+    axes in another order, as here B·T and C, or cannot come from neighbours at all, each row of the
+    result holds parts of several rows.
     """
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
@@ -31,38 +33,56 @@ def axes_mixed(program: Program) -> Iterator[Finding]:
         source = op.args["input"]
         given = shape(source) if isinstance(source, fx.Node) else None
         made = shape(node)
-        if given is None or made is None or 0 in given or max(len(given), len(made)) < 4:
+        if given is None or made is None or 0 in given or max(len(given), len(made)) < 3:
             continue
-        if len(made) < 2 or _aligned(given, made):
+        if len(made) < 2 or _regroups_neighbours(_wide(given), _wide(made)):
             continue
         yield Finding(
             Mistake.AXES_MIXED,
             *place(program, node),
             f"{_said(given)} is read as {_said(made)} without moving an axis: what it calls one "
-            "frame is made of parts of several",
+            "row is made of parts of several",
             "bring the axes together first: x.transpose(1, 2).flatten(0, 1) folds the frames of "
             "(B, C, T, H, W), x.unflatten(0, (B, T)).transpose(1, 2) takes them apart",
         )
 
 
-def _aligned(given: tuple[int, ...], made: tuple[int, ...]) -> bool:
-    """Whether ``made`` regroups whole neighbours of ``given``, or splits of them."""
-    if _swapped(given, made) or _swapped(made, given):
-        return False
+def _wide(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Without the axes of one entry, which may stand anywhere."""
+    return tuple(size for size in sizes if size != 1)
+
+
+def _regroups_neighbours(given: tuple[int, ...], made: tuple[int, ...]) -> bool:
+    for parts, wholes in ((given, made), (made, given)):
+        if _in_order(parts, wholes):
+            return True
+        if _in_any_order(parts, wholes):
+            return False
     ends = sorted({*_ends(given), *_ends(made)})
     return all(b % a == 0 for a, b in itertools.pairwise(ends))
 
 
+def _in_order(parts: tuple[int, ...], wholes: tuple[int, ...]) -> bool:
+    """Whether each of ``wholes`` is a product of neighbours: (2, 3, 4) gives (6, 4)."""
+    return set(_ends(wholes)) <= set(_ends(parts))
+
+
+def _in_any_order(parts: tuple[int, ...], wholes: tuple[int, ...]) -> bool:
+    """Whether each of ``wholes`` is a product of some ``parts``, each used once."""
+    if not wholes:
+        return not parts
+    for count in range(1, len(parts) + 1):
+        for chosen in itertools.combinations(range(len(parts)), count):
+            if math.prod(parts[k] for k in chosen) == wholes[0]:
+                rest = tuple(size for k, size in enumerate(parts) if k not in chosen)
+                if _in_any_order(rest, wholes[1:]):
+                    return True
+    return False
+
+
 def _ends(sizes: tuple[int, ...]) -> list[int]:
     """How many entries lie before the end of each axis, slowest first: (2, 3, 4) → 2, 6, 24."""
-    return list(itertools.accumulate(sizes, lambda a, b: a * b))
-
-
-def _swapped(five: tuple[int, ...], four: tuple[int, ...]) -> bool:
-    """Whether ``four`` is (B·T, C, H, W), and ``five`` (B, C, T, H, W): powers of two hide it."""
-    if len(five) != 5 or len(four) != 4 or five[1] == five[2] or 1 in five[:3]:
-        return False
-    return four == (five[0] * five[2], five[1], *five[3:])
+    return list(itertools.accumulate(sizes, operator.mul))
 
 
 def flattened_2plus1d(program: Program) -> Iterator[Finding]:
