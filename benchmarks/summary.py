@@ -26,6 +26,7 @@ MACHINE = "amd-epyc"
 """Whose results the README shows."""
 
 Row = Mapping[str, str]
+_UNCHANGED = re.compile(r"^- (\w+), (\w+): nothing was applied", re.MULTILINE)
 _BLOCK = re.compile(r"(<!-- benchmarks: (\w+) -->\n)(.*?)(<!-- /benchmarks -->)", re.DOTALL)
 
 
@@ -68,8 +69,13 @@ def _loops(folder: Path, machine: str) -> Pairs:
 
 
 def _conv3d(folder: Path, machine: str) -> Pairs:
-    tables = read_tables(folder / f"conv3d-{machine}.md")
-    return _pairs(tables["Milliseconds a call"], ("as it is", "optimized", "speed-up"))
+    path = folder / f"conv3d-{machine}.md"
+    rows = read_tables(path)["Milliseconds a call"]
+    pairs = _pairs(rows, ("as it is", "optimized", "speed-up"))
+    for model, engine in _UNCHANGED.findall(path.read_text(encoding="utf-8")):
+        before, _, _ = pairs[model][engine]
+        pairs[model][engine] = before, before, 1.0
+    return pairs
 
 
 def _pairs(rows: Sequence[Row], names: tuple[str, str, str]) -> Pairs:
@@ -88,6 +94,8 @@ def _peers(pairs: Pairs) -> str:
         if engine not in pairs[model]:
             return "not measured"
         before, after, ratio = pairs[model][engine]
+        if before == after:
+            return f"{_milliseconds(before)}, nothing applied"
         return f"{_milliseconds(before)} → {_milliseconds(after)}, {ratio:.2f}×"
 
     rows = [[model, *(cell(model, engine) for engine in ENGINES)] for model in pairs]
