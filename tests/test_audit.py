@@ -47,7 +47,13 @@ def agree(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert remark.cost is not None
 
 
-@pytest.mark.parametrize("kind", RUNS, ids=lambda kind: kind.__name__)
+def _of_the_zoo(number: int, kind: type[Awkward]) -> Any:
+    """Every third model in each run; all of them in the longest profile."""
+    marks = [pytest.mark.long] if number % 3 else []
+    return pytest.param(kind, marks=marks, id=kind.__name__)
+
+
+@pytest.mark.parametrize("kind", [_of_the_zoo(*entry) for entry in enumerate(RUNS)])
 def test_the_zoo_of_awkward_models(kind: type[Awkward]) -> None:
     model = kind.build()
     agree(model, model.example())

@@ -474,9 +474,15 @@ def test_a_branch_on_a_size_bounds_it() -> None:
         artifact(torch.randn(3, 9, 3))
 
 
-def test_sizes_that_a_branch_compares_are_fixed() -> None:
+def test_of_sizes_that_a_branch_compares_one_is_fixed_and_bounds_the_other() -> None:
     exported = export(Compares(), ((torch.randn(2, 4, 3),), {}))
-    assert exported.shapes == {0: (2, 4, 3)}
+    assert exported.shapes == {0: ("batch", 4, 3)}
+    assert exported.ranges["batch"][1] == 4 + 3
+    artifact = fxtemporal.lower(Compares(), (torch.randn(2, 4, 3),), "onnx")
+    x = torch.randn(7, 4, 3)
+    torch.testing.assert_close(artifact(x), Compares()(x))
+    with pytest.raises(SpecializationError, match="7"):
+        artifact(torch.randn(8, 4, 3))
     guarded = export(Compares(), ((torch.randn(2, 4, 3),), {}), guarded=True)
     assert guarded.shapes[0][0] == "batch"
 

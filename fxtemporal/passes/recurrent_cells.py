@@ -72,9 +72,9 @@ class RecurrentCells(Rule[Chain]):
         return candidate.nodes
 
     def what(self, program: Program, candidate: Chain) -> str:
-        first = candidate.nodes[0]
-        kind = type(program.gm.get_submodule(str(first.target))).__name__
-        name = kind if first.op == "call_module" else "recurrent cell"
+        first, name = candidate.nodes[0], "recurrent cell"
+        if first.op == "call_module":
+            name = type(program.gm.get_submodule(str(first.target))).__name__
         return f"{len(candidate.nodes)} calls of a {name}"
 
     def becomes(self, program: Program, candidate: Chain) -> str:
