@@ -21,7 +21,8 @@ from fxtemporal import Report
 from fxtemporal.baseline import new_since, read_baseline
 
 CASES = {**MODELS, **LOOPS, **CONV3D}
-LARGE = {name for name in CASES if name in CONV3D or "resnet" in name or "64" in name}
+SLOW = ("nested_crops", "sliding_windows", "two_stream")
+LARGE = {name for name in CASES if name in (*CONV3D, *SLOW) or "resnet" in name or "64" in name}
 RUNS = [cls for cls in ZOO if cls.fails is None]
 
 
