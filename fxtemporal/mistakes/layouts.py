@@ -10,7 +10,7 @@ from torch import fx
 from fxtemporal.analysis.batching import ELEMENTWISE
 from fxtemporal.graph import Program, rank
 from fxtemporal.mistakes.finding import Finding, Mistake
-from fxtemporal.mistakes.reading import KEEPS_AXES, made_from, place, tensor
+from fxtemporal.mistakes.reading import KEEPS_AXES, calls, made_from, place, tensor
 from fxtemporal.ops import Op
 
 __all__ = ["layout_destroyed", "permutes_undone"]
@@ -84,10 +84,7 @@ def _permuted(op: Op, dims: int) -> tuple[int, ...] | None:
 
 def layout_destroyed(program: Program) -> Iterator[Finding]:
     """``contiguous()`` on a channels_last tensor, in front of a convolution or a pooling."""
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name != "contiguous":
-            continue
+    for node, op in calls(program, ("contiguous",)):
         given, made = tensor(op.args["input"]), tensor(node)
         if given is None or made is None or given.dim() not in _FORMATS:
             continue

@@ -10,7 +10,7 @@ from torch import fx
 from fxtemporal.analysis.batching import RECURRENT
 from fxtemporal.graph import Program, shape
 from fxtemporal.mistakes.finding import Finding, Mistake
-from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, made_from, place
+from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, calls, made_from, place
 from fxtemporal.ops import Attr
 
 __all__ = ["linear_on_map", "map_into_recurrence", "missing_time_axis"]
@@ -31,10 +31,7 @@ _PIXELS = 16
 
 def linear_on_map(program: Program) -> Iterator[Finding]:
     """A Linear that runs along the width of a map, because nothing was flattened before it."""
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name != "linear":
-            continue
+    for node, op in calls(program, ("linear",)):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
         if sizes is None or len(sizes) < 4:
@@ -55,11 +52,10 @@ def linear_on_map(program: Program) -> Iterator[Finding]:
 
 def missing_time_axis(program: Program) -> Iterator[Finding]:
     """A Conv3d that reads (B, C, H, W) as one clip, an LSTM that reads (B, features) as one."""
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        source = None if op is None else op.args.get("input")
+    for node, op in calls(program, {"conv3d", *RECURRENT}):
+        source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
-        if op is None or sizes is None:
+        if sizes is None:
             continue
         if op.name == "conv3d" and len(sizes) == 4:
             yield Finding(
@@ -83,10 +79,7 @@ def missing_time_axis(program: Program) -> Iterator[Finding]:
 
 def map_into_recurrence(program: Program) -> Iterator[Finding]:
     """A recurrent layer that reads a flattened map, with a weight for each of its pixels."""
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name not in RECURRENT:
-            continue
+    for node, op in calls(program, RECURRENT):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
         heavy = sizes is not None and _weights(program, node, sizes[-1]) >= _HEAVY

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import fx
 
 from fxtemporal.analysis.batching import ELEMENTWISE
 from fxtemporal.graph import Program
+from fxtemporal.ops import Op
 
-__all__ = ["KEEPS_AXES", "MOVES_AXES", "before", "made_from", "place", "tensor"]
+__all__ = ["KEEPS_AXES", "MOVES_AXES", "before", "calls", "made_from", "place", "tensor"]
 
 KEEPS_AXES = ELEMENTWISE | frozenset(
     "batch_norm group_norm instance_norm layer_norm rms_norm".split()
@@ -28,6 +29,14 @@ def tensor(node: object) -> torch.Tensor | None:
     """The value of ``node`` where that is a tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, torch.Tensor) else None
+
+
+def calls(program: Program, names: Collection[str]) -> Iterator[tuple[fx.Node, Op]]:
+    """Every call of one of these ops, in graph order."""
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is not None and op.name in names:
+            yield node, op
 
 
 def before(program: Program, node: fx.Node) -> fx.Node | None:

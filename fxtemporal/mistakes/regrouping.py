@@ -11,7 +11,7 @@ from torch import fx
 
 from fxtemporal.graph import Program, shape
 from fxtemporal.mistakes.finding import Finding, Mistake
-from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, made_from, place
+from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, calls, made_from, place
 from fxtemporal.ops import Op
 
 __all__ = ["axes_mixed", "flattened_2plus1d", "squeezed_conv3d"]
@@ -26,10 +26,7 @@ def axes_mixed(program: Program) -> Iterator[Finding]:
     axes in another order, as here B·T and C, or cannot come from neighbours at all, each row of the
     result holds parts of several rows.
     """
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name not in _VIEWS:
-            continue
+    for node, op in calls(program, _VIEWS):
         source = op.args["input"]
         given = shape(source) if isinstance(source, fx.Node) else None
         made = shape(node)
@@ -87,11 +84,8 @@ def _ends(sizes: tuple[int, ...]) -> list[int]:
 
 def flattened_2plus1d(program: Program) -> Iterator[Finding]:
     """A Conv1d over time behind a Conv2d over space, with permutations between them."""
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name != "conv1d" or not isinstance(op.args["input"], fx.Node):
-            continue
-        if not _kernel(program, op) > 1:
+    for node, op in calls(program, ("conv1d",)):
+        if not isinstance(op.args["input"], fx.Node) or not _kernel(program, op) > 1:
             continue
         way = list(made_from(program, op.args["input"], KEEPS_AXES | MOVES_AXES))
         spatial = program.op(way[-1]) if way[-1].op.startswith("call") else None
@@ -123,10 +117,7 @@ def _permutes(program: Program, node: fx.Node) -> bool:
 
 def squeezed_conv3d(program: Program) -> Iterator[Finding]:
     """A Conv3d that leaves one frame of several, which is dropped."""
-    for node in program.graph.nodes:
-        op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name != "conv3d":
-            continue
+    for node, op in calls(program, ("conv3d",)):
         source = op.args["input"]
         given = shape(source) if isinstance(source, fx.Node) else None
         made = shape(node)
