@@ -16,7 +16,6 @@ import inspect
 import keyword
 import logging
 import operator
-import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from torch.fx._pytree import tree_flatten_spec
 
 from fxtemporal.errors import CaptureError, ForwardError
 from fxtemporal.graph import Program, is_user_file, run_node, short_location
+from fxtemporal.mistakes.failing import failing
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import WHOLE, Op
 from fxtemporal.quiet import quiet
@@ -350,10 +350,10 @@ def _raise_if_model_fails(
         with unchanged(model), torch.no_grad(), torch.random.fork_rng():
             twin(model)(*args, **kwargs)
     except Exception as own:  # whatever the model raises, the message passes it on
-        raise _forward_error(own, error) from own
+        raise _forward_error(model, own, error) from own
 
 
-def _forward_error(own: Exception, traced: Exception) -> ForwardError:
+def _forward_error(model: nn.Module, own: Exception, traced: Exception) -> ForwardError:
     """Why the model fails on the example inputs, where, and the usual cure."""
     message = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
     frames = [
@@ -367,27 +367,16 @@ def _forward_error(own: Exception, traced: Exception) -> ForwardError:
     said = f" in module '{module}'" if module else ""
     said += f" at {where}" if where else ""
     said += f" on {shapes}" if shapes else ""
-    text = f"the model fails on the example inputs{said}: {message}{_cure(message + shapes)}"
-    return ForwardError(text, message, where, module, shapes)
+    text = f"the model fails on the example inputs{said}: {message}"
+    return _with_cure(model, ForwardError(text, message, where, module, shapes))
 
 
-_PER_FRAME = (
-    ". This layer takes one frame, (B, C, H, W): wrap it in fxtemporal.nn.TimeDistributed, or fold "
-    "time into the batch with x.flatten(0, 1)"
-)
-_PER_STEP = (
-    ". A recurrent layer takes (B, T, features): flatten the map of each frame with x.flatten(2), "
-    "or pool it with x.mean((-2, -1))"
-)
-
-
-def _cure(message: str) -> str:
-    """Advice for the usual mistakes, told by what PyTorch says of them."""
-    text = message.lower().replace("-", "")
-    if "2d or 3d" in text and any(name in text for name in ("lstm", "rnn", "gru")):
-        return _PER_STEP
-    five = "5d" in text or re.search(r"\[\d+(, \d+){4}\]", text)
-    return _PER_FRAME if five and ("4d" in text or "2d" in text) else ""
+def _with_cure(model: nn.Module, error: ForwardError) -> ForwardError:
+    """The same, with what to do about it where it is a usual mistake."""
+    mistake = failing(model, error)
+    if mistake is not None:
+        error.args = (f"{error}. To mend it: {mistake.cure}",)
+    return error
 
 
 def _reason(error: Exception) -> str:
@@ -614,8 +603,10 @@ def _fill_in_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
             continue  # its size depends on the data: it stays without a value
         except Exception as error:  # any op of the user's graph may refuse these inputs
             text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            where = program.location(node) or f"node {node.name}"
-            raise CaptureError(
-                f"the graph fails on the example inputs at {where} "
-                f"({node.op} {node.target}): {text}{_cure(text)}"
-            ) from error
+            where = program.location(node)
+            message = (
+                f"the graph fails on the example inputs at {where or f'node {node.name}'} "
+                f"({node.op} {node.target}): {text}"
+            )
+            failed = ForwardError(message, text, where, program.module_path(node))
+            raise _with_cure(program.gm, failed) from error
