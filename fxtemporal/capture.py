@@ -35,18 +35,21 @@ from torch.fx import _symbolic_trace
 from torch.fx._pytree import tree_flatten_spec
 
 from fxtemporal.errors import CaptureError, ForwardError
-from fxtemporal.graph import Program, is_user_file, run_node, short_location
+from fxtemporal.graph import Program, run_node
 from fxtemporal.mistakes.failing import failing
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import WHOLE, Op
 from fxtemporal.quiet import quiet
+from fxtemporal.shared_state import RandomStates
+from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import expect
+from fxtemporal.stand_in import StandIn, stand_in
 from fxtemporal.tracing.answers import modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer
 from fxtemporal.tracing.shape_tracer import ShapeTracer
-from fxtemporal.tracing.state import ModuleState
-from fxtemporal.twins import twin, unchanged
+from fxtemporal.tracing.state import settle
+from fxtemporal.twins import twin
 
 __all__ = ["Model", "bind_example", "capture", "check_arguments", "example_of"]
 
@@ -152,42 +155,69 @@ def _from_module(
     wrapped: bool = False,
 ) -> Program:
     """Trace: through what a library put under ``torch.fx.wrap``, or, if that fails, ``wrapped``."""
-    bound = None if example is None else bind_example(model, *_behind_pre_hooks(model, *example))
-    root = twin(model)
+    with stand_in(model, share_parameters=True) as other:
+        try:
+            return _traced(model, other, example, wrapped)
+        except CaptureError:
+            raise
+        except StatefulError as error:
+            if error.exportable and example is not None:
+                return _from_export(model, *example, why=str(error))
+            raise CaptureError(
+                f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
+            ) from error
+        except Exception as error:  # the user's forward ran on proxies: it may raise anything
+            if not wrapped and _symbolic_trace._wrapped_fns_to_patch:
+                return _from_module(model, example, wrapped=True)
+            if example is None:
+                raise CaptureError(
+                    f"{type(model).__name__} cannot be traced without shapes: {_reason(error)}. "
+                    "Give example inputs."
+                ) from error
+            _raise_if_model_fails(model, example, error)
+            program = _from_export(model, *example, why=_reason(error))
+            if isinstance(error, GradientModeError):
+                program.doubt = str(error)
+            return program
+
+
+def _traced(
+    model: nn.Module,
+    other: StandIn,
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    wrapped: bool,
+) -> Program:
+    """A trace of the stand-in, over the parameters and modules of ``model`` itself."""
+    bound = None
+    if example is not None:
+        given = pytree.tree_map_only(torch.Tensor, torch.clone, example)
+        bound = bind_example(model, *_behind_pre_hooks(other.module, *given))
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
-    state = ModuleState(root)
-    try:
-        with _without_logs():  # of an op that refuses its input: the error says it
-            graph = tracer.trace(root)
-        note = state.settle(model, example)
-    except CaptureError:
-        raise
-    except StatefulError as error:
-        if error.exportable and example is not None:
-            return _from_export(model, *example, why=str(error))
-        raise CaptureError(
-            f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
-        ) from error
-    except Exception as error:  # the user's forward ran on proxies: it may raise anything
-        if not wrapped and _symbolic_trace._wrapped_fns_to_patch:
-            return _from_module(model, example, wrapped=True)
-        if example is None:
-            raise CaptureError(
-                f"{type(model).__name__} cannot be traced without shapes: {_reason(error)}. "
-                "Give example inputs."
-            ) from error
-        _raise_if_model_fails(model, example, error)
-        program = _from_export(model, *example, why=_reason(error))
-        if isinstance(error, GradientModeError):
-            program.doubt = str(error)
-        return program
+    states = RandomStates()
+    with _without_logs():  # of an op that refuses its input: the error says it
+        graph = tracer.trace(other.module)
+    note = settle(model, other, states, example)
+    root = twin(model)
+    _use_originals(graph, other, root)
     _refuse_names(graph)
     gm = _graph_module(root, graph, type(model).__name__)
     program = Program(gm, fake_mode, "fx", note)
     program.modes = tracer.modes
     _normalize(program)
     return program
+
+
+def _use_originals(graph: fx.Graph, other: StandIn, root: nn.Module) -> None:
+    """Put what the model holds in place of the copies that ``graph`` was traced from."""
+    for name, value in vars(other.module).items():
+        if name.startswith("_tensor_constant"):
+            vars(root)[name] = other.original(value)
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, other.original)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, other.original)
+        if callable(node.target):
+            node.target = other.original(node.target)
 
 
 @contextmanager
@@ -347,8 +377,8 @@ def _raise_if_model_fails(
     """Tell a wrong input from a forward that the tracer cannot follow."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, example)
     try:
-        with unchanged(model), torch.no_grad(), torch.random.fork_rng():
-            twin(model)(*args, **kwargs)
+        with stand_in(model) as other, torch.no_grad():
+            other.module(*args, **kwargs)
     except Exception as own:  # whatever the model raises, the message passes it on
         raise _forward_error(model, own, error) from own
 
@@ -406,16 +436,24 @@ def _from_export(
     errors = []
     for a, k, dynamic in attempts:
         try:
-            root = twin(model)
-            with quiet(), modes_read(root) as modes:
-                exported = torch.export.export(root, a, k, dynamic_shapes=dynamic, strict=False)
+            with stand_in(model, share_parameters=True) as other:
+                states = RandomStates()
+                with quiet(), modes_read(other.module) as modes:
+                    exported = torch.export.export(
+                        other.module, a, k, dynamic_shapes=dynamic, strict=False
+                    )
+                if not hasattr(model, "constants"):
+                    vars(other.module).pop("constants", None)  # torch.export leaves it there
+                settle(model, other, states, (args, kwargs))
+        except StatefulError as error:
+            raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
         except Exception as error:  # torch.export raises its own tree, and the model's errors
             errors.append(error)
             continue
-        _refuse_frozen_parameters(exported, model)
+        _refuse_frozen_parameters(exported, other.module)
         program = _from_exported(exported, args, kwargs)
         program.frontend, program.note = "export", why
-        _share_tensors(program.gm, model)
+        _share_tensors(program.gm, model, other)
         _set_training_as(program.gm, model)
         known = dict(program.gm.named_modules())
         program.modes = {path if path in known else "": fixed for path, fixed in modes.items()}
@@ -477,8 +515,8 @@ def _set_training_as(gm: fx.GraphModule, model: nn.Module) -> None:
         module.training = modes.get(path, model.training)
 
 
-def _share_tensors(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Put the model's own parameter and buffer objects in place of torch.export's."""
+def _share_tensors(gm: fx.GraphModule, model: nn.Module, other: StandIn) -> None:
+    """Put the model's own tensors in place of torch.export's, and of the stand-in's."""
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -489,6 +527,9 @@ def _share_tensors(gm: fx.GraphModule, model: nn.Module) -> None:
                 full = f"{path}.{name}" if path else name
                 if full in tensors:
                     getattr(module, kind)[name] = tensors[full]
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor):
+                    vars(module)[name] = other.original(value)
 
 
 def _from_exported(

@@ -7,9 +7,7 @@ change them through this class; :meth:`Program.refresh` ends each rewrite.
 
 from __future__ import annotations
 
-import os
 import re
-import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MappingProxyType
@@ -25,16 +23,14 @@ from torch._subclasses.fake_tensor import (
 
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import Attr, Describer, Op
+from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import Specialization, expect, length, specializations
-from fxtemporal.twins import twin, unchanged
+from fxtemporal.stand_in import StandIn
+from fxtemporal.twins import carries_hooks, twin, unchanged
 
-__all__ = ["Program", "rank", "run_node", "shape", "short_location"]
+__all__ = ["Program", "rank", "run_node", "shape"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, "<")
-_STANDARD = sysconfig.get_path("stdlib") + os.sep
-
 
 _FREE_OF_EFFECTS = frozenset(
     """
@@ -44,19 +40,6 @@ _FREE_OF_EFFECTS = frozenset(
     """.split()
 )
 """Ops that a call without a reader may be left out of."""
-
-
-def is_user_file(filename: str) -> bool:
-    """Whether ``filename`` is code of the user, or of a library of models that the user calls."""
-    if filename.startswith(_LIBRARIES) or f"{os.sep}einops{os.sep}" in filename:
-        return False
-    return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
-
-
-def short_location(filename: str, line: int) -> str:
-    """``file:line``, relative to the working directory where it lies below it."""
-    below = os.getcwd() + os.sep
-    return f"{filename.removeprefix(below)}:{line}"
 
 
 def shape(node: fx.Node) -> tuple[int, ...] | None:
@@ -81,13 +64,13 @@ def run_node(
 ) -> Any:
     """The value of ``node``, computed on fake tensors from the values of its inputs.
 
-    ``inside`` is entered last. ``again``: a module is called as a twin of itself, so that what its
-    hooks or its forward keep of this call is not kept. Raises whatever the op raises.
+    ``inside`` is entered last. ``again``: a module is called as a copy of itself, so that what its
+    forward keeps of this call is not kept; one with hooks always is. Raises whatever the op raises.
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-    if again:
-        called = twin(called)
+    if again or any(map(carries_hooks, called.modules())):
+        called = StandIn(called, share_parameters=True).module
     quiet = unchanged(called)  # BatchNorm counts its calls in training
     watched = nullcontext() if inside is None else inside
     with quiet, _without_fast_attention(), fake_mode, torch.no_grad(), watched:

@@ -57,6 +57,8 @@ class Prepared(nn.Module):
         **options: plain values, handed to it by name.
     """
 
+    _derived = ("_kept",)
+
     def __init__(
         self,
         function: Callable[..., Any],

@@ -9,7 +9,6 @@ original cannot run in float64, the two are compared with each other.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
@@ -21,11 +20,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import nn
 
 from fxtemporal.errors import SpecializationError
 from fxtemporal.quiet import quiet
-from fxtemporal.twins import twin, unchanged
+from fxtemporal.stand_in import StandIn, stand_in
 
 __all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits", "resized"]
 
@@ -228,17 +227,14 @@ class Verifier:
     def _outcome(self, model: nn.Module, inputs: Example) -> Any:
         """All that a call leaves: the outputs, the inputs, in training mode the buffers.
 
-        A module is called as a twin of itself, so that what its forward keeps is not kept.
+        A stand-in is called, so that what the forward writes stays there.
         """
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
-        callee = model if isinstance(model, fx.GraphModule) else twin(model)
-        grad_mode = torch.set_grad_enabled(self._gradients)
-        with unchanged(model), grad_mode, torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with stand_in(model) as other, torch.set_grad_enabled(self._gradients), quiet():
             torch.manual_seed(0)
-            outputs = callee(*args, **kwargs)
-            buffers = dict(model.named_buffers()) if self._training else {}
-            return outputs, args, kwargs, {name: b.clone() for name, b in buffers.items()}
+            outputs = other.module(*args, **kwargs)
+            buffers = dict(other.module.named_buffers()) if self._training else {}
+            return outputs, args, kwargs, buffers
 
     def _reference(self, model: nn.Module, inputs: Example, outcome: Any) -> Any:
         """The same in float64; None where the model cannot run so, or is in float64 itself."""
@@ -248,7 +244,7 @@ class Verifier:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                double = copy.deepcopy(model).double()
+                double = StandIn(model).module.double()
             wide = self._outcome(double, pytree.tree_map_only(torch.Tensor, _double, inputs))
         except Exception:  # a model may insist on its dtype in any way
             return None

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.fx.proxy import TraceError
 
-from fxtemporal.graph import is_user_file, short_location
+from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import Specialization
 from fxtemporal.tracing.errors import GradientModeError
 from fxtemporal.tracing.proxy import ShapeProxy

@@ -15,7 +15,7 @@ import einops
 import torch
 from torch import fx, nn
 
-from fxtemporal.graph import is_user_file
+from fxtemporal.source import is_user_file
 
 __all__ = ["RecordingTracer", "namespaces", "swap", "swap_item"]
 

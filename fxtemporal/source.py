@@ -1,0 +1,27 @@
+"""Which code is the user's, and how a line of it is named."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+
+import torch
+
+__all__ = ["is_user_file", "short_location"]
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, "<")
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether ``filename`` is code of the user, or of a library of models that the user calls."""
+    if filename.startswith(_LIBRARIES) or f"{os.sep}einops{os.sep}" in filename:
+        return False
+    return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
+
+
+def short_location(filename: str, line: int) -> str:
+    """``file:line``, relative to the working directory where it lies below it."""
+    below = os.getcwd() + os.sep
+    return f"{filename.removeprefix(below)}:{line}"
