@@ -43,6 +43,7 @@ def optimize(
     tune: Tune | Literal["measure", "static"] | None = None,
     verify: bool = True,
     freeze: bool = False,
+    frames: tuple[int, int] | None = None,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
@@ -68,6 +69,9 @@ def optimize(
             what nothing reads any more: for a result that is only to be run. Its state dict is
             another one. By default both are kept, and ``report(result).memory`` says what that
             costs.
+        frames: numbers of frames to admit now, from and to: ``(1, 64)``. Each takes a trace of the
+            model; another number is traced at its first call, and refused if the forward does
+            something else there. An artifact is free within the numbers around the example's.
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
@@ -98,7 +102,8 @@ def optimize(
             found = outcome, comparison, timing
             outcome, comparison, timing = run.in_chunks(*found, races, start, tick)
         tick("freeing the number of frames")
-        outcome, comparison = run.freed(outcome, comparison)
+        wanted = () if frames is None else range(frames[0], frames[1] + 1)
+        outcome, comparison = run.freed(outcome, comparison, wanted)
     settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}
     if factorize is not None:
         settings["factorize"] = factorize.to_dict()

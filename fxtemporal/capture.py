@@ -62,11 +62,12 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     frontend: str | None = None,
+    only: str | None = None,
 ) -> Program:
     """Capture ``model`` as it runs on ``model(*args, **kwargs)``.
 
     Without example inputs only what needs no shapes is known. ``frontend="export"`` skips the
-    tracer.
+    tracer; ``only="fx"`` does not turn to it where the tracer fails.
 
     Raises:
         CaptureError: the model cannot be captured, or does not run on the example inputs.
@@ -84,7 +85,7 @@ def capture(
         if example is None:
             raise CaptureError(f"{why}: give example inputs")
         return _from_export(model, *example, why=why)
-    return _from_module(model, example)
+    return _from_module(model, example, fall_back=only is None)
 
 
 def example_of(
@@ -153,6 +154,7 @@ def _from_module(
     example: tuple[tuple[Any, ...], dict[str, Any]] | None,
     *,
     wrapped: bool = False,
+    fall_back: bool = True,
 ) -> Program:
     """Trace: through what a library put under ``torch.fx.wrap``, or, if that fails, ``wrapped``."""
     with stand_in(model, share_parameters=True) as other:
@@ -161,19 +163,21 @@ def _from_module(
         except CaptureError:
             raise
         except StatefulError as error:
-            if error.exportable and example is not None:
+            if error.exportable and example is not None and fall_back:
                 return _from_export(model, *example, why=str(error))
             raise CaptureError(
                 f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
             ) from error
         except Exception as error:  # the user's forward ran on proxies: it may raise anything
             if not wrapped and _symbolic_trace._wrapped_fns_to_patch:
-                return _from_module(model, example, wrapped=True)
+                return _from_module(model, example, wrapped=True, fall_back=fall_back)
             if example is None:
                 raise CaptureError(
                     f"{type(model).__name__} cannot be traced without shapes: {_reason(error)}. "
                     "Give example inputs."
                 ) from error
+            if not fall_back:
+                raise CaptureError(_reason(error)) from error
             _raise_if_model_fails(model, example, error)
             program = _from_export(model, *example, why=_reason(error))
             if isinstance(error, GradientModeError):

@@ -4,18 +4,23 @@ A Python loop over ``range(x.size(1))`` fixed T while it was traced. Once it is 
 left of T are numbers in the graph: ``unflatten(0, (-1, 16))``. The model is traced and rewritten
 again with other numbers of frames. Where the graphs are the same but for such numbers, and each of
 them is a size of a tensor that stands before it, or a multiple of T and a constant, it is computed
-from the input's shape instead, and the checks of T go.
+from the input's shape instead.
+
+Graphs that are the same at a few T say nothing of the rest: the forward may do something else from
+40 frames on. So the check of T gives way to one that admits those that were tried, and tries others
+when they come: :class:`fxtemporal.admitted.AdmittedFrames`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxtemporal.admitted import AdmittedFrames
 from fxtemporal.analysis.families import is_input
 from fxtemporal.graph import Program, attribute, rank, shape
 from fxtemporal.specializations import TRIP_COUNT, expect
@@ -30,9 +35,6 @@ _STRANGE = 3
 
 _RESIZING = frozenset(("conv3d", "max_pool3d", "avg_pool3d", "interpolate"))
 """Ops whose result may be shorter or longer, along the same dimension."""
-
-_MANY = 128
-"""Up to so many frames, twice as many are tried too: a branch may do other things with many."""
 
 
 def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
@@ -80,16 +82,21 @@ def _counts_laps(check: fx.Node) -> bool:
 
 def freed(
     program: Program,
+    dim: int,
     frames: int,
     again: Callable[[int], Program],
     agrees: Callable[[Program, int], bool],
+    wanted: Iterable[int] = (),
 ) -> Program | None:
-    """A copy of ``program`` that is right for every number of frames; None where none was found.
+    """A copy of ``program`` that is right for every number of frames that it admits.
+
+    None where there is none.
 
     Args:
-        program: rewritten, with ``frames`` frames.
+        program: rewritten, with ``frames`` frames in dimension ``dim`` of its inputs.
         again: gives the program, rewritten in the same way, for another number of frames.
         agrees: whether a program gives the numbers of the model with so many frames.
+        wanted: numbers of frames to try beside those that are needed.
     """
     alike, strange = [(frames, program)], []
     for other in _OTHERS:
@@ -110,10 +117,59 @@ def freed(
             return None
     if len(alike) < 3:
         return None
-    loose = _Unifier(alike).run()
-    more = (2 * frames + 1,) if frames <= _MANY else ()
-    tested = {1, *strange, *(other for other, _ in alike), *more}
-    return loose if loose is not None and all(agrees(loose, t) for t in tested) else None
+    unifier = _Unifier(alike)
+    loose = unifier.run()
+    if loose is None:
+        return None
+    code = _code(loose)
+    checks = unifier.check_frames(dim)
+
+    def same_graph(other: int) -> bool:
+        try:
+            more = _Unifier([*alike, (other, again(other))]).run()
+        except Exception:  # the model may not take so many frames, or the graphs have other lengths
+            return False
+        return more is not None and _code(more) == code
+
+    if not all(agrees(loose, t) for t, _ in alike):
+        return None
+    checks._same_graph = same_graph
+    for other in sorted({1, *strange, *wanted} - checks.counts):
+        # A loop of one trip is no loop to re-roll: there, the numbers are compared.
+        if same_graph(other) or (
+            other in (1, *strange) and _is_right(loose, checks, other, agrees)
+        ):
+            checks.counts |= {other}
+    return loose
+
+
+def _is_right(
+    loose: Program,
+    checks: AdmittedFrames,
+    frames: int,
+    agrees: Callable[[Program, int], bool],
+) -> bool:
+    before = checks.counts
+    checks.counts = before | {frames}
+    try:
+        return agrees(loose, frames)
+    finally:
+        checks.counts = before
+
+
+def _code(program: Program) -> list[tuple[Any, ...]]:
+    """The graph, node by node, without the texts of its checks."""
+    position = {node: index for index, node in enumerate(program.graph.nodes)}
+    return [
+        (node.op, node.target, repr(fx.node.map_arg((args, node.kwargs), position.__getitem__)))
+        for node in program.graph.nodes
+        for args in [node.args[:2] if node.target is expect else node.args]
+    ]
+
+
+def _sizes(column: Sequence[fx.Node], dim: int) -> tuple[int, ...] | None:
+    shapes = [shape(node) or () for node in column]
+    return tuple(s[dim] for s in shapes) if all(len(s) > dim for s in shapes) else None
 
 
 def _skeleton(program: Program) -> list[tuple[str, Any]]:
@@ -150,6 +206,26 @@ class _Unifier:
         self.program.drop_unread()
         self.program.refresh()
         return self.program
+
+    def check_frames(self, dim: int) -> AdmittedFrames:
+        """Check the number of frames, and that all inputs that had it have one."""
+        sizes = [
+            (node, f"{node.target if node.op == 'placeholder' else node.name}.size({dim})")
+            for node, column in zip(self.nodes, self.columns, strict=True)
+            if is_input(node) and _sizes(column, dim) == self.frames
+        ]
+        last = max(node for node, _ in sizes)
+        checks = AdmittedFrames(sizes[0][1], self.frames)
+        number = 0
+        while hasattr(self.program.gm, path := f"_frames_{number}"):
+            number += 1
+        self.program.gm.add_module(path, checks)
+        with self.graph.inserting_after(last):
+            call = self.graph.call_module(path, ())
+        with self.graph.inserting_before(call):
+            call.args = tuple(self.graph.call_method("size", (node, dim)) for node, _ in sizes)
+        self.program.refresh()
+        return checks
 
     def _unify(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
         if node.op == "get_attr":

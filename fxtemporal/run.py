@@ -6,7 +6,7 @@ skip, and why; which form each Conv3d is to get; in how many chunks folded frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -42,6 +42,7 @@ from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
+from fxtemporal.stand_in import StandIn
 from fxtemporal.tuning import Races, Timing, Tune, worth_keeping
 from fxtemporal.verify import Comparison, Verifier, culprits, resized
 
@@ -207,26 +208,27 @@ class Run:
         return outcome, comparison
 
     def freed(
-        self, outcome: Outcome, comparison: Comparison | None
+        self, outcome: Outcome, comparison: Comparison | None, wanted: Iterable[int] = ()
     ) -> tuple[Outcome, Comparison | None]:
         """The same, without the checks of a number of frames that nothing depends on any more.
 
-        What a lossy rule left runs at one number of frames alone: there is no telling what it
-        would have computed at another, so the checks stay.
+        ``wanted`` are numbers to admit beforehand. What a lossy rule left runs at one number of
+        frames alone: there is no telling what it would have computed at another.
         """
         example = self.example
         fixed = self.changed or self.captured.frontend != "fx"
         if example is None or self.verifier is None or fixed:
             return outcome, comparison
         verifier = self.verifier
+        model = StandIn(self.original, share_parameters=True).module
+        shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), example)
 
         def again(dim: int, frames: int, other: int) -> Program:
-            change = {dim: (frames, other)}
             with quiet():
                 try:
-                    program = capture(self.model, *resized(example, change))
+                    program = capture(model, *_empty(shapes, dim, frames, other, 3), only="fx")
                 except CaptureError:  # a mask (B, T) has to change too
-                    program = capture(self.model, *resized(example, change, least_rank=2))
+                    program = capture(model, *_empty(shapes, dim, frames, other, 2), only="fx")
                 return run_rules(program, self.rules, self.skips).program
 
         def agrees(dim: int, frames: int, tried: Program, other: int) -> bool:
@@ -236,9 +238,9 @@ class Run:
                 for least_rank in (3, 2)
             )
 
-        for dim, frames in list(trip_counts(self.captured)):
-            at = dim, frames
-            loose = freed(outcome.program, frames, partial(again, *at), partial(agrees, *at))
+        for dim, frames in dict.fromkeys(trip_counts(self.captured)):
+            tries = partial(again, dim, frames), partial(agrees, dim, frames)
+            loose = freed(outcome.program, dim, frames, *tries, wanted)
             compared = None if loose is None else verifier.compare(loose.gm)
             if loose is not None and compared is not None and compared.equal:
                 outcome, comparison = Outcome(loose, outcome.remarks), compared
@@ -460,6 +462,21 @@ class Run:
                 detail["network_milliseconds_before"] = round(timing.before, 4)
                 detail["network_milliseconds"] = round(timing.after, 4)
             yield key, replace(remark, cost=cost, detail=detail)
+
+
+def _empty(shapes: Any, dim: int, old: int, new: int, least_rank: int) -> Any:
+    """Inputs of such shapes, without values, where dimension ``dim`` is ``new`` instead of ``old``.
+
+    A number of frames is tried at a call, long after the example inputs are gone.
+    """
+
+    def empty(like: Tensor) -> Tensor:
+        sizes = list(like.shape)
+        if len(sizes) >= least_rank and dim < len(sizes) and sizes[dim] == old:
+            sizes[dim] = new
+        return like.new_zeros(sizes)
+
+    return pytree.tree_map_only(Tensor, empty, shapes)
 
 
 def _has_conv3d(program: Program) -> bool:

@@ -33,6 +33,7 @@ from torch.fx.proxy import Proxy, TraceError
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from fxtemporal.admitted import AdmittedFrames
 from fxtemporal.errors import CaptureError
 from fxtemporal.graph import run_node
 from fxtemporal.prepared import Prepared
@@ -73,7 +74,7 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether ``module`` is called as it is, not traced through."""
     library = module.__module__.startswith(("torch.nn", "torch.ao.nn", "einops.layers"))
     container = isinstance(module, nn.Sequential)
-    whole = isinstance(module, ScriptModule | Prepared)
+    whole = isinstance(module, ScriptModule | Prepared | AdmittedFrames)
     return (library and not container) or whole or carries_hooks(module)
 
 
