@@ -43,6 +43,7 @@ class AdmittedFrames(nn.Module):
         super().__init__()
         self.expression = expression
         self.counts = frozenset(counts)
+        self.example = max(self.counts)
         self._same_graph = same_graph
 
     def forward(self, frames: Any, *others: Any) -> None:
@@ -83,6 +84,11 @@ class AdmittedFrames(nn.Module):
             return True
         return False
 
+    def admit_around(self) -> None:
+        """Try every number up to twice the example's: what an artifact is to be free within."""
+        for frames in range(1, 2 * self.example + 1):
+            self.admit(frames)
+
     def _bound(self, frames: Any) -> None:
         """Keep a symbolic size, of an export, within the admitted numbers around its example."""
         low = high = int(frames.node.hint)
@@ -100,7 +106,9 @@ class AdmittedFrames(nn.Module):
         return ", ".join(map(str, sorted(self.counts)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdmittedFrames:
-        return AdmittedFrames(self.expression, self.counts, self._same_graph)
+        copy = AdmittedFrames(self.expression, self.counts, self._same_graph)
+        copy.example = self.example
+        return copy
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_same_graph": None}

@@ -46,7 +46,7 @@ from fxtemporal.specializations import expect
 from fxtemporal.stand_in import StandIn, stand_in
 from fxtemporal.tracing.answers import modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
-from fxtemporal.tracing.recording import RecordingTracer
+from fxtemporal.tracing.recording import RecordingTracer, one_capture
 from fxtemporal.tracing.shape_tracer import ShapeTracer
 from fxtemporal.tracing.state import settle
 from fxtemporal.twins import twin
@@ -73,6 +73,17 @@ def capture(
         CaptureError: the model cannot be captured, or does not run on the example inputs.
     """
     check_arguments(model, args, kwargs)
+    with one_capture:
+        return _captured(model, args, kwargs, frontend, only)
+
+
+def _captured(
+    model: Model,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any] | None,
+    frontend: str | None,
+    only: str | None,
+) -> Program:
     if isinstance(model, ExportedProgram):
         return _from_exported(model, *(example_of(model, args, kwargs) or ((), {})))
     example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))

@@ -216,6 +216,7 @@ class _Unifier:
         ]
         last = max(node for node, _ in sizes)
         checks = AdmittedFrames(sizes[0][1], self.frames)
+        checks.example = self.frames[0]
         number = 0
         while hasattr(self.program.gm, path := f"_frames_{number}"):
             number += 1

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
+from fxtemporal.admitted import AdmittedFrames
 from fxtemporal.errors import LoweringError
 from fxtemporal.twins import unchanged
 from fxtemporal.verify import Tolerance
@@ -77,6 +78,10 @@ def export(
     Raises:
         LoweringError: torch.export refuses the module, or its program gives other numbers.
     """
+    if free in ("frames", "all"):
+        for part in module.modules():
+            if isinstance(part, AdmittedFrames):
+                part.admit_around()
     # torch.export takes a size of 1 for a constant: a batch of one is tried as a batch of two.
     wide: Example = pytree.tree_map_only(Tensor, _two_samples, example)
     failure: Exception | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -90,8 +91,10 @@ def _concrete(tracer: ShapeTracer, function: Callable[..., Any]) -> Callable[...
 
 
 def _refusing_users(is_grad_enabled: Callable[[], bool]) -> Callable[[], bool]:
+    owner = threading.get_ident()
+
     def wrapper() -> bool:
-        if is_user_file(sys._getframe(1).f_code.co_filename):
+        if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
             raise GradientModeError("the forward asks whether gradients are recorded")
         return is_grad_enabled()
 

@@ -6,6 +6,7 @@ It also records buffers, tensor factories (``torch.zeros``) and einops.
 from __future__ import annotations
 
 import inspect
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,10 +15,11 @@ from typing import Any
 import einops
 import torch
 from torch import fx, nn
+from torch.fx import _symbolic_trace
 
 from fxtemporal.source import is_user_file
 
-__all__ = ["RecordingTracer", "namespaces", "swap", "swap_item"]
+__all__ = ["RecordingTracer", "namespaces", "one_capture", "swap", "swap_item"]
 
 _FACTORIES = """
     arange bartlett_window blackman_window empty eye full hamming_window hann_window linspace
@@ -25,6 +27,49 @@ _FACTORIES = """
     zeros
 """.split()
 _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
+
+
+one_capture = threading.RLock()
+"""Two captures wait for each other: what they patch is the process's."""
+
+
+@contextmanager
+def in_this_thread_alone() -> Iterator[None]:
+    """Have what torch.fx patches act in this thread, and leave all others as they are.
+
+    ``Tracer.trace`` puts functions of its own in place of ``nn.Module.__call__`` and
+    ``__getattr__``, and sets a flag. Its patcher is given functions that ask which thread calls.
+    """
+    owner = threading.get_ident()
+
+    class Patcher(_symbolic_trace._Patcher):
+        def __init__(self) -> None:
+            super().__init__()
+            _symbolic_trace._is_fx_tracing_flag = _InThread(owner)  # type: ignore[assignment]
+
+        def patch_method(
+            self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True
+        ) -> None:
+            original = getattr(cls, name)
+
+            def here(*args: Any, **kwargs: Any) -> Any:
+                function = new_fn if threading.get_ident() == owner else original
+                return function(*args, **kwargs)
+
+            super().patch_method(cls, name, here, deduplicate)
+
+    with swap(_symbolic_trace, "_new_patcher", Patcher):
+        yield
+
+
+class _InThread:
+    """True in one thread alone."""
+
+    def __init__(self, owner: int) -> None:
+        self._owner = owner
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self._owner
 
 
 class RecordingTracer(fx.Tracer):
@@ -42,7 +87,7 @@ class RecordingTracer(fx.Tracer):
     def trace(  # type: ignore[override]
         self, root: nn.Module, concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
-        with self._patched(root):
+        with one_capture, self._patched(root), in_this_thread_alone():
             return super().trace(root, concrete_args)
 
     @contextmanager
@@ -63,8 +108,11 @@ class RecordingTracer(fx.Tracer):
             yield
 
     def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        owner = threading.get_ident()
+
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if self._inside_leaf or not hasattr(self, "graph"):
+            elsewhere = threading.get_ident() != owner
+            if elsewhere or self._inside_leaf or not hasattr(self, "graph"):
                 return function(*args, **kwargs)
             return self.create_proxy("call_function", function, args, kwargs)
 
