@@ -457,9 +457,8 @@ def _from_export(
                     exported = torch.export.export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
-                if not hasattr(model, "constants"):
-                    vars(other.module).pop("constants", None)  # torch.export leaves it there
-                settle(model, other, states, (args, kwargs))
+                if (generator := states.drawn()) is not None:
+                    raise StatefulError(f"the forward draws from {generator}")
         except StatefulError as error:
             raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
         except Exception as error:  # torch.export raises its own tree, and the model's errors
