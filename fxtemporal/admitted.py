@@ -99,8 +99,8 @@ class AdmittedFrames(nn.Module):
         if low == high:
             int(frames)  # fixes it
         else:
-            torch._check(frames >= low)
-            torch._check(frames <= high)
+            torch._check(frames >= low)  # type: ignore[no-untyped-call]
+            torch._check(frames <= high)  # type: ignore[no-untyped-call]
 
     def _said(self) -> str:
         return ", ".join(map(str, sorted(self.counts)))

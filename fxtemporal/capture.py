@@ -51,7 +51,7 @@ from fxtemporal.tracing.shape_tracer import ShapeTracer
 from fxtemporal.tracing.state import settle
 from fxtemporal.twins import twin
 
-__all__ = ["Model", "bind_example", "capture", "check_arguments", "example_of"]
+__all__ = ["Model", "behind_pre_hooks", "bind_example", "capture", "check_arguments", "example_of"]
 
 Model = nn.Module | fx.GraphModule | ExportedProgram
 
@@ -206,7 +206,7 @@ def _traced(
     bound = None
     if example is not None:
         given = pytree.tree_map_only(torch.Tensor, torch.clone, example)
-        bound = bind_example(model, *_behind_pre_hooks(other.module, *given))
+        bound = bind_example(model, *behind_pre_hooks(other.module, *given))
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
     states = RandomStates()
@@ -272,7 +272,7 @@ def _graph_module(root: nn.Module, graph: fx.Graph, name: str) -> OptimizedModul
     return gm
 
 
-def _behind_pre_hooks(model: nn.Module, args: Any, kwargs: Any) -> Any:
+def behind_pre_hooks(model: nn.Module, args: Any, kwargs: Any) -> Any:
     """What the forward gets: the result keeps the model's hooks, and they run before its graph."""
     for number, hook in model._forward_pre_hooks.items():
         if number in model._forward_pre_hooks_with_kwargs:

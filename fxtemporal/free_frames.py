@@ -123,6 +123,8 @@ def freed(
         return None
     code = _code(loose)
     checks = unifier.check_frames(dim)
+    if checks is None:
+        return None
 
     def same_graph(other: int) -> bool:
         try:
@@ -207,13 +209,18 @@ class _Unifier:
         self.program.refresh()
         return self.program
 
-    def check_frames(self, dim: int) -> AdmittedFrames:
-        """Check the number of frames, and that all inputs that had it have one."""
+    def check_frames(self, dim: int) -> AdmittedFrames | None:
+        """Check the number of frames, and that all inputs that had it have one.
+
+        None where no input has it.
+        """
         sizes = [
             (node, f"{node.target if node.op == 'placeholder' else node.name}.size({dim})")
             for node, column in zip(self.nodes, self.columns, strict=True)
             if is_input(node) and _sizes(column, dim) == self.frames
         ]
+        if not sizes:
+            return None
         last = max(node for node, _ in sizes)
         checks = AdmittedFrames(sizes[0][1], self.frames)
         checks.example = self.frames[0]

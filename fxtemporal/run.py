@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from fxtemporal.analysis.cost import Costs, SiteCost, Structure
 from fxtemporal.analysis.liveness import peak
 from fxtemporal.cache import Cache, environment
-from fxtemporal.capture import Model, capture
+from fxtemporal.capture import Model, behind_pre_hooks, capture
 from fxtemporal.choosing import FormChooser
 from fxtemporal.chunking import Choice, Chooser, sized
 from fxtemporal.errors import CaptureError, VerificationError
@@ -221,7 +221,9 @@ class Run:
             return outcome, comparison
         verifier = self.verifier
         model = StandIn(self.original, share_parameters=True).module
-        shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), example)
+        given = behind_pre_hooks(model, *pytree.tree_map_only(Tensor, torch.clone, example))
+        model._forward_pre_hooks.clear()  # the result runs them before its graph, as the model does
+        shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), given)
 
         def again(dim: int, frames: int, other: int) -> Program:
             with quiet():

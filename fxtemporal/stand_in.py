@@ -147,7 +147,8 @@ class StandIn:
             parts = [self._copy(part, name) for part in value]
             if all(mine is part for mine, part in zip(parts, value, strict=True)):
                 return value
-            return kind._make(parts) if hasattr(kind, "_make") else kind(parts)
+            make: Any = getattr(kind, "_make", kind)
+            return make(parts)
         if isinstance(value, random.Random) or kind.__module__.split(".")[0] == "numpy":
             return _generator_or_array(value)
         if isinstance(value, torch.Generator):
@@ -172,10 +173,12 @@ class StandIn:
             self._fill_object(value, copy, name)
         if isinstance(value, dict):
             of_modules = name.endswith("._modules")
+            ordered = isinstance(value, collections.OrderedDict)
+            put = collections.OrderedDict.__setitem__ if ordered else dict.__setitem__
             for key, entry in list(value.items()):
                 mine = self._copy(key, name) if _by_identity(key) else key
                 inner = f"{name[:-9]}.{key}" if of_modules else f"{name}[{key!r:.40}]"
-                dict.__setitem__(copy, mine, self._copy(entry, inner))
+                put(copy, mine, self._copy(entry, inner))
         elif isinstance(value, set):
             copy.update(self._copy(e, name) if _by_identity(e) else e for e in value)
         else:
@@ -208,9 +211,8 @@ class StandIn:
 
     def _partial(self, value: Any, name: str) -> Any:
         parts = [self._copy(part, name) for part in (value.func, *value.args)]
-        return functools.partial(
-            *parts, **{key: self._copy(v, name) for key, v in value.keywords.items()}
-        )
+        keywords = {key: self._copy(entry, name) for key, entry in value.keywords.items()}
+        return functools.partial(parts[0], *parts[1:], **keywords)
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy that shares memory with the copies of what ``tensor`` shares memory with."""
@@ -226,7 +228,8 @@ class StandIn:
         else:
             storage = tensor.untyped_storage()
             if (own := self._storages.get(storage._cdata)) is None:
-                own = self._storages[storage._cdata] = storage.clone()
+                own = storage.clone()  # type: ignore[no-untyped-call]
+                self._storages[storage._cdata] = own
                 self._kept.append(storage)
             copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             copy.set_(own, tensor.storage_offset(), tensor.size(), tensor.stride())
@@ -260,12 +263,16 @@ def _empty_like(value: Any) -> Any:
         return type(value)(maxlen=value.maxlen)
     if isinstance(value, collections.defaultdict):
         return type(value)(value.default_factory)
-    return type(value).__new__(type(value))
+    kind: Any = type(value)
+    return kind.__new__(kind)
 
 
 def _by_identity(value: Any) -> bool:
     """Whether ``value`` is found in a dict by what it is, so that its copy is to be found too."""
-    return isinstance(value, nn.Module | torch.Tensor) or type(value).__hash__ is object.__hash__
+    return (
+        isinstance(value, nn.Module | torch.Tensor)
+        or getattr(type(value), "__hash__", None) is object.__hash__
+    )
 
 
 def _is_plain_object(value: Any) -> bool:
