@@ -102,7 +102,9 @@ class Cache:
 
     @staticmethod
     def _read(path: Path) -> dict[str, dict[str, float]]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ):
             found = json.loads(path.read_text())["milliseconds"]
             return {
                 str(key): {str(name): float(ms) for name, ms in figures.items()}

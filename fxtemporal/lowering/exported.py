@@ -32,6 +32,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fxtemporal.errors import CaptureError, FxTemporalError, LoweringError
+from fxtemporal.lowering.archive_names import bad_entry, bad_name
 from fxtemporal.lowering.artifact import checked
 from fxtemporal.lowering.program import export, first_line, leaves_of, same
 
@@ -144,6 +145,8 @@ def _check_archive(file: Path, stream: io.BufferedReader) -> None:
         raise CaptureError(f"{file}: not a .pt2: write one with torch.export.save")
     try:
         archive = zipfile.ZipFile(stream)
+        if (wrong := bad_entry(archive)) is not None:
+            raise CaptureError(f"{file}: refused: it holds {wrong}")
         broken = archive.testzip()
         # In what is left of a file, zipfile finds the end of an archive that lay inside it.
         whole = any(entry.header_offset == 0 for entry in archive.filelist)
@@ -201,6 +204,8 @@ def _check_program(file: Path, program: Any) -> None:
             _refuse(file, f"a call of {value!r}")
         if key == "expr_str" and _NO_SIZE.search(value):
             _refuse(file, f"the size {value!r}")
+    if (name := bad_name(program)) is not None:
+        _refuse(file, f"the name {name}")
 
 
 def _strings(value: Any) -> Iterator[tuple[str, str]]:
