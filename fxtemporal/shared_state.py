@@ -110,9 +110,10 @@ class SharedState:
             self._remember(base, base.__qualname__, data)
             for value in held.values():
                 for function in _functions(value):
-                    self._code(function)
+                    self.code(function)
 
-    def _code(self, function: types.FunctionType) -> None:
+    def code(self, function: types.FunctionType) -> None:
+        """Remember the global variables that ``function`` uses, and the functions it calls."""
         function = inspect.unwrap(function)
         if function in self._seen or not isinstance(function, types.FunctionType):
             return
@@ -123,8 +124,8 @@ class SharedState:
         used = {n: namespace[n] for n in _names(function.__code__) if n in namespace}
         for value in used.values():
             if isinstance(value, types.FunctionType):
-                self._code(value)
-            elif isinstance(value, type) and not issubclass(value, nn.Module):
+                self.code(value)
+            elif isinstance(value, type):
                 self._class(value)
         data = {n: v for n, v in used.items() if not isinstance(v, (*_CODE, type))}
         if not data:

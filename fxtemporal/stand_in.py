@@ -186,6 +186,7 @@ class StandIn:
 
     def _function(self, function: types.FunctionType, name: str) -> Any:
         """A function with variables of its own in place of those that it closes over."""
+        self._shared.code(function)
         if not function.__closure__:
             return function
         cells = tuple(types.CellType() for _ in function.__closure__)
