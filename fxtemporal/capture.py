@@ -44,7 +44,7 @@ from fxtemporal.shared_state import RandomStates
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import expect
 from fxtemporal.stand_in import StandIn, stand_in
-from fxtemporal.tracing.answers import modes_read
+from fxtemporal.tracing.answers import custom_functions, modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer, one_capture
 from fxtemporal.tracing.shape_tracer import ShapeTracer
@@ -73,8 +73,12 @@ def capture(
         CaptureError: the model cannot be captured, or does not run on the example inputs.
     """
     check_arguments(model, args, kwargs)
-    with one_capture:
-        return _captured(model, args, kwargs, frontend, only)
+    with one_capture, custom_functions() as functions:
+        program = _captured(model, args, kwargs, frontend, only)
+    if functions:
+        named = ", ".join(dict.fromkeys(functions))
+        program.gradients = f"a graph does not hold the backward of {named}"
+    return program
 
 
 def _captured(
@@ -392,7 +396,7 @@ def _raise_if_model_fails(
     """Tell a wrong input from a forward that the tracer cannot follow."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, example)
     try:
-        with stand_in(model) as other, torch.no_grad():
+        with stand_in(model) as other, torch.no_grad(), quiet():
             other.module(*args, **kwargs)
     except Exception as own:  # whatever the model raises, the message passes it on
         raise _forward_error(model, own, error) from own

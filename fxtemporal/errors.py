@@ -7,6 +7,7 @@
     │   └── ForwardError      because it fails on the example inputs
     ├── PassError             a pass was given settings that it cannot follow
     ├── VerificationError     a result did not equal the original, and could not be mended
+    ├── GradientError         a result is asked for gradients that are not the model's
     ├── SpecializationError   a module was called at a size that its trace had fixed
     └── LoweringError         a backend could not build or load an artifact
 
@@ -20,6 +21,7 @@ __all__ = [
     "CaptureError",
     "ForwardError",
     "FxTemporalError",
+    "GradientError",
     "LoweringError",
     "PassError",
     "SpecializationError",
@@ -67,6 +69,10 @@ class VerificationError(FxTemporalError):
 
 class SpecializationError(FxTemporalError):
     """The module was called with a size or value other than the one its trace fixed."""
+
+
+class GradientError(FxTemporalError):
+    """A result whose gradients are not the model's was asked for them: train the model itself."""
 
 
 class LoweringError(FxTemporalError):

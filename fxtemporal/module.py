@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._ops import HigherOrderOperator
 
-from fxtemporal.errors import SpecializationError
+from fxtemporal.errors import GradientError, SpecializationError
 from fxtemporal.specializations import Specialization
 
 __all__ = ["OptimizedModule"]
 
 _MODES = "fxtemporal_modes"
+_GRADIENTS = "fxtemporal_gradients"
 _CONTENTS = ("_modules", "_parameters", "_buffers")
 _KEPT = (
     *_CONTENTS,
@@ -39,6 +41,20 @@ _KEPT = (
     "training",
     "meta",
 )
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, source: torch.Tensor, why: str) -> torch.Tensor:
+        ctx.why = why
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise GradientError(
+            f"this result gives the model's numbers, but not its gradients: {ctx.why}. Train the "
+            "model itself, and use the result under torch.no_grad()"
+        )
 
 
 class OptimizedModule(fx.GraphModule):
@@ -69,11 +85,34 @@ class OptimizedModule(fx.GraphModule):
         watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
         vars(self)["_held_modes"] = watched
 
+    def refuse_gradients(self, why: str) -> None:
+        """Let no gradient flow back: those of this graph are not the model's."""
+        self.meta[_GRADIENTS] = why
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for module, fixed in vars(self).get("_held_modes", ()):
             if module.training != fixed.value:
                 raise SpecializationError(_other_mode(fixed))
-        return super().__call__(*args, **kwargs)
+        outputs = super().__call__(*args, **kwargs)
+        if _GRADIENTS in self.meta and torch.is_grad_enabled():
+            return self._without_gradients(outputs, (args, kwargs))
+        return outputs
+
+    def _without_gradients(self, outputs: Any, inputs: Any) -> Any:
+        """``outputs`` through which a backward raises, where the model's would have gradients."""
+        given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+        source = next((t for t in (*self.parameters(), *given) if t.requires_grad), None)
+        if source is None:
+            return outputs
+        why = self.meta[_GRADIENTS]
+
+        def refusing(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            refused: torch.Tensor = _Refused.apply(tensor, source, why)  # type: ignore[no-untyped-call]
+            return refused
+
+        return pytree.tree_map_only(torch.Tensor, refusing, outputs)
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Switch modes as ``nn.Module.train`` does, where the result is right in both.

@@ -33,10 +33,11 @@ class Report:
 
     ``mode`` is ``"optimize"`` or ``"audit"``: in an audit, ``"applied"`` means that the rewrite
     would be. ``frontend`` says what captured the model (``"fx"``, ``"export"``, ``"given"``) and
-    ``note`` why the tracer did not. ``comparison`` and ``timing`` (of the whole network) are None
-    where nothing was run, and ``memory`` where nothing was made. ``settings`` is what the choices
-    were made with. ``curve`` has, of a factorization with a budget, what could be left of the
-    budgeted quantity, as a share, and the error of the output that was predicted for each.
+    ``note`` why the tracer did not. ``gradients`` says why the result refuses to be trained.
+    ``comparison`` and ``timing`` (of the whole network) are None where nothing was run, and
+    ``memory`` where nothing was made. ``settings`` is what the choices were made with. ``curve``
+    has, of a factorization with a budget, what could be left of the budgeted quantity, as a share,
+    and the error of the output that was predicted for each.
 
     ``findings`` are usual mistakes, looked for in an audit. ``structure`` is what each module costs
     before and after, None without shapes. ``stopped`` says why the forward failed, if it did, and
@@ -52,6 +53,7 @@ class Report:
     timing: Timing | None = None
     frontend: str = "fx"
     note: str | None = None
+    gradients: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     memory: Memory | None = None
     curve: tuple[tuple[float, float], ...] = ()
@@ -140,6 +142,7 @@ class Report:
             "mode": self.mode,
             "frontend": self.frontend,
             "note": self.note,
+            "gradients": self.gradients,
             "settings": dict(self.settings),
             "remarks": [remark.to_dict() for remark in self.remarks],
             "specializations": [fixed.to_dict() for fixed in self.specializations],
@@ -196,6 +199,8 @@ class Report:
             lines.append(f"Captured by torch.export, because the tracer stopped: {self.note}.")
         elif self.note:
             lines.append(f"Note: {self.note}.")
+        if self.gradients:
+            lines.append(f"Not for training: {self.gradients}.")
         lines += [f"Fixed by the trace: {fixed}." for fixed in self.specializations]
         return "\n".join(lines)
 

@@ -27,6 +27,7 @@ from fxtemporal.factorization.planning import plan
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.free_frames import freed, trip_counts
 from fxtemporal.freezing import freeze, memory
+from fxtemporal.gradients import other_gradients
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.passes.conv3d_forms import Conv3dForms
@@ -434,6 +435,9 @@ class Run:
                 **outcome.program.modes,
             }
         )
+        gradients = None if settings.get("freeze") or self.changed else self._other_gradients(gm)
+        if gradients is not None:
+            gm.refuse_gradients(gradients)
         used = memory(self.original, gm)
         if settings.get("freeze"):
             freeze(gm)
@@ -446,6 +450,7 @@ class Run:
             timing=timing,
             frontend=self.captured.frontend,
             note=self.captured.note,
+            gradients=gradients,
             settings=settings,
             memory=used,
             curve=self.curve,
@@ -454,6 +459,15 @@ class Run:
             else Structure(self.before, self.costs.blocks(outcome.program)),
         )
         return gm
+
+    def _other_gradients(self, gm: nn.Module) -> str | None:
+        """Why the gradients of ``gm`` are not the model's, as far as was verified."""
+        if self.verifier is None or self.example is None:
+            return self.captured.gradients
+        thorough = self.verifier.cheap
+        found = other_gradients(self.original, gm, self.example, thorough=thorough)
+        known = self.captured.gradients
+        return found if found is None or known is None else f"{found} ({known})"
 
     def _priced(self, outcome: Outcome) -> Iterator[tuple[Key, Remark]]:
         """The remarks, with what each site costs, and what it was measured to gain."""

@@ -162,6 +162,11 @@ class Verifier:
                 samples.append(self._compared(run, candidate, outputs, error))
         return Comparison(tuple(samples), exact)
 
+    @property
+    def cheap(self) -> bool:
+        """Whether the model runs in no time, so that more can be tried on it."""
+        return self._cheap
+
     def _run(self, name: str) -> _Run | None:
         """The original on fresh inputs, once it is needed; None where it does not take them."""
         if name not in self._runs:

@@ -126,6 +126,7 @@ def test_the_dict_is_plain_and_complete() -> None:
         "mode",
         "frontend",
         "note",
+        "gradients",
         "settings",
         "remarks",
         "specializations",

@@ -136,6 +136,8 @@ def _network(report: Report) -> str:
         lines.append(f"Captured by torch.export, because the tracer stopped: {report.note}.")
     elif report.note:
         lines.append(f"Note: {report.note}.")
+    if report.gradients:
+        lines.append(f"Not for training: {report.gradients}.")
     return f"<p class=soft>{_text(' '.join(lines))}</p>" if lines else ""
 
 

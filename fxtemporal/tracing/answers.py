@@ -29,7 +29,7 @@ from fxtemporal.tracing.recording import namespaces, swap, swap_item
 if TYPE_CHECKING:
     from fxtemporal.tracing.shape_tracer import ShapeTracer
 
-__all__ = ["answering", "modes_read", "user_location"]
+__all__ = ["answering", "custom_functions", "modes_read", "user_location"]
 
 _OUTSIDE = "fxtemporal.capture"
 """The module that traces: what is further out on the stack is not the forward's."""
@@ -131,6 +131,24 @@ def modes_read(
         yield found
     finally:
         del nn.Module.training
+
+
+@contextmanager
+def custom_functions() -> Iterator[list[str]]:
+    """Collect the ``torch.autograd.Function``s that this thread calls: a graph has no backward."""
+    owner, called = threading.get_ident(), []
+    original = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == owner:
+            called.append(cls.__name__)
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+    try:
+        yield called
+    finally:
+        setattr(torch.autograd.Function, "apply", original)  # noqa: B010
 
 
 def _frames() -> Iterator[types.FrameType]:

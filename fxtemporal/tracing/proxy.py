@@ -27,6 +27,10 @@ _CUTS = frozenset(
 """What gives as many pieces as the size says."""
 
 
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
+_OF_GRADIENTS = ("requires_grad", "grad", "grad_fn", "is_leaf", *_HOOKS)
+
+
 class ShapeProxy(Proxy):
     """A proxy with a value: ``proxy.node.meta["val"]``."""
 
@@ -44,11 +48,11 @@ class ShapeProxy(Proxy):
         if not self.known:
             return _UnknownAttribute(self, name)
         value = getattr(self.val, name)  # AttributeError as the real object would raise it
-        if callable(value):
+        if callable(value) and name not in _HOOKS:
             return Attribute(self, name)
         if name == "ndim":
             return self.dim()
-        if name in ("requires_grad", "grad", "grad_fn", "is_leaf"):
+        if name in _OF_GRADIENTS:
             raise GradientModeError(f"the forward reads {name}, which only a real tensor has")
         if isinstance(self.val, torch.Tensor) and self.node.op == "get_attr" and name == "shape":
             return value

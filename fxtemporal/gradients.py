@@ -1,0 +1,133 @@
+"""Are the gradients of a result those of the model?
+
+A graph holds the numbers of a forward, not what a user's code does to gradients on their way back:
+the backward of a custom ``torch.autograd.Function``, a hook on a tensor, a reentrant checkpoint. So
+both run on the example inputs, gradients flow back from the same random numbers, and those of every
+input and parameter are compared; those of parameters once more with a bad first and last frame, for
+a frame that the model never read must not spoil them. A result of other gradients is refused for
+training: see :meth:`fxtemporal.module.OptimizedModule.refuse_gradients`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from fxtemporal.quiet import quiet
+from fxtemporal.stand_in import stand_in
+
+__all__ = ["other_gradients"]
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+Gradients = Mapping[str, Tensor | None]
+
+
+def other_gradients(
+    original: nn.Module, result: nn.Module, example: Example, *, thorough: bool
+) -> str | None:
+    """Which gradient of ``result`` is not that of ``original``; None if all are.
+
+    ``thorough``: in float64 where the model runs so, and with bad frames too.
+    """
+    for double in (True, False) if thorough else (False,):
+        expected = _gradients(original, example, double)
+        if expected is None:
+            continue
+        actual = _gradients(result, example, double)
+        if actual is None:
+            return "it cannot be differentiated"
+        for name, mine in expected.items():
+            if (problem := _difference(mine, actual.get(name))) is not None:
+                return f"the gradient of {name} {problem}"
+        break
+    for frame in (0, -1) if thorough else ():
+        bad = pytree.tree_map_only(Tensor, partial(_with_bad_frame, frame=frame), example)
+        if (expected := _gradients(original, bad, False)) is None:
+            continue
+        actual = _gradients(result, bad, False) or {}
+        for name, mine in expected.items():
+            theirs = actual.get(name)
+            finite = mine is not None and bool(mine.isfinite().all())
+            if finite and theirs is not None and not bool(theirs.isfinite().all()):
+                return (
+                    f"where a frame that the model does not read holds NaN, so does that of {name}"
+                )
+    return None
+
+
+def _gradients(model: nn.Module, example: Example, double: bool) -> Gradients | None:
+    """The gradients of inputs and parameters; None where there are none to be had."""
+    for inputs_too in (True, False):  # a forward may write into its input
+        try:
+            with stand_in(model) as other, torch.enable_grad(), quiet():
+                return _backward(other.module, example, double, inputs_too)
+        except Exception:  # a model may fail in any way
+            continue
+    return None
+
+
+def _backward(
+    module: nn.Module, example: Example, double: bool, inputs_too: bool
+) -> Gradients | None:
+    if double:
+        module.double()
+    convert: Callable[[Tensor], Tensor] = lambda t: (  # noqa: E731
+        t.detach().to(torch.float64 if double and t.is_floating_point() else t.dtype, copy=True)
+    )
+    args, kwargs = pytree.tree_map_only(Tensor, convert, example)
+    given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if inputs_too:
+        for tensor in given:
+            if tensor.is_floating_point():
+                tensor.requires_grad_()
+    torch.manual_seed(0)
+    outputs = _floats(module(*args, **kwargs))
+    torch.manual_seed(1)
+    ends = [(t, torch.randn_like(t)) for t in outputs]
+    ends = [(t, cotangent) for t, cotangent in ends if t.requires_grad]
+    if not ends:
+        return None
+    torch.autograd.backward([t for t, _ in ends], [cotangent for _, cotangent in ends])
+    return {
+        **{f"input {number}": tensor.grad for number, tensor in enumerate(given)},
+        **{name: parameter.grad for name, parameter in module.named_parameters()},
+    }
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    """The tensors of ``outputs`` that gradients can flow back from, those of dataclasses too."""
+    found = []
+    for leaf in pytree.tree_leaves(outputs):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            found += _floats([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
+        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
+            found.append(leaf)
+    return found
+
+
+def _difference(mine: Tensor | None, theirs: Tensor | None) -> str | None:
+    if mine is None or theirs is None:
+        if mine is theirs:
+            return None
+        given = mine if theirs is None else theirs
+        if given is not None and not bool(given.any()):
+            return None  # zero, and none at all
+        return "is missing" if theirs is None else "is there, where the model gives none"
+    scale = float(mine.abs().nan_to_num(posinf=0.0).max()) if mine.numel() else 0.0
+    bound = torch.finfo(mine.dtype).eps ** 0.5 * (scale or 1.0)
+    close = torch.allclose(theirs, mine, rtol=0.0, atol=bound, equal_nan=True)
+    return None if close else "is another one"
+
+
+def _with_bad_frame(tensor: Tensor, frame: int) -> Tensor:
+    if tensor.dim() < 3 or not tensor.is_floating_point() or tensor.shape[1] < 2:
+        return tensor
+    bad = tensor.clone()
+    bad[:, frame] = float("nan")
+    return bad

@@ -1,0 +1,158 @@
+"""The gradients of a result are the model's, or it refuses to be trained and says why."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fxtemporal
+from fxtemporal.errors import GradientError
+from tests.models import noise
+
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.stack([self.layer(x[:, t]).mean((2, 3)) for t in range(x.size(1))], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+class Reversed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(Reverse.apply(self.features(x)))
+
+
+class Quantized(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(StraightThrough.apply(self.features(x) * 8))
+
+
+class InTheLoop(Base):
+    def features(self, x: Tensor) -> Tensor:
+        out = [Reverse.apply(self.layer(x[:, t])).mean((2, 3)) for t in range(x.size(1))]
+        return torch.stack(out, 1)
+
+
+class Checkpointed(Base):
+    def features(self, x: Tensor) -> Tensor:
+        frames = [
+            checkpoint(self.layer, x[:, t], use_reentrant=True).mean((2, 3))
+            for t in range(x.size(1))
+        ]
+        return torch.stack(frames, 1)
+
+
+class Hooked(Base):
+    def features(self, x: Tensor) -> Tensor:
+        out = []
+        for t in range(x.size(1)):
+            y = self.layer(x[:, t])
+            if y.requires_grad:
+                y.register_hook(lambda g: g * 0.5)
+            out.append(y.mean((2, 3)))
+        return torch.stack(out, 1)
+
+
+class HookedAtTheEnd(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.features(x))
+        if y.requires_grad:
+            y.register_hook(lambda g: g.clamp(-0.1, 0.1))
+        return y
+
+
+REFUSED = [Reversed, Quantized, InTheLoop, Checkpointed, Hooked, HookedAtTheEnd]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs", "ignore:`isinstance")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_gradients_are_refused(kind: type[Base]) -> None:
+    model, x = kind(), noise(2, 4, 3, 8, 8)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    report = fxtemporal.report(result)
+    assert report.gradients
+    assert "Not for training" in str(report)
+    assert report.to_dict()["gradients"] == report.gradients
+    with torch.no_grad():
+        torch.testing.assert_close(result(x), model(x))
+    others = [result, copy.deepcopy(result)]
+    if report.frontend == "fx":
+        others.append(pickle.loads(pickle.dumps(result)))
+    for other in others:
+        y = other(x.clone().requires_grad_())
+        assert y.requires_grad
+        with pytest.raises(GradientError, match="not its gradients"):
+            y.sum().backward()
+
+
+class Frozen(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer.requires_grad_(False)
+
+
+class Detached(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).detach())
+
+
+class WithoutGradients(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.features(x)
+        return self.head(features)
+
+
+class Recomputed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.features, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("kind", [Base, Frozen, Detached, WithoutGradients, Recomputed])
+def test_the_same_gradients_are_not(kind: type[Base]) -> None:
+    model, x = kind(), noise(2, 4, 3, 8, 8)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    assert fxtemporal.report(result).gradients is None
+    got = []
+    for module in (model, result):
+        module.zero_grad()
+        module(x).square().sum().backward()
+        got.append([p.grad for p in module.parameters()])
+        got[-1] = [None if g is None else g.clone() for g in got[-1]]
+    for one, other in zip(*got, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(other, one)
