@@ -14,12 +14,13 @@ with warnings.catch_warnings():  # torch warns where NumPy is not installed; not
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     import torch as _torch  # noqa: F401
 
-from fxtemporal.api import audit, optimize, report
+from fxtemporal.api import audit, optimize, refresh, report
 from fxtemporal.converting import convert_to_2plus1d, from_torchvision_r2plus1d
 from fxtemporal.errors import (
     CaptureError,
     ForwardError,
     FxTemporalError,
+    GradientError,
     LoweringError,
     PassError,
     SpecializationError,
@@ -46,6 +47,7 @@ __all__ = [
     "Finding",
     "ForwardError",
     "FxTemporalError",
+    "GradientError",
     "LoweringError",
     "Memory",
     "Mistake",
@@ -64,5 +66,6 @@ __all__ = [
     "load",
     "lower",
     "optimize",
+    "refresh",
     "report",
 ]

@@ -25,12 +25,13 @@ from fxtemporal.factorization.settings import Factorize
 from fxtemporal.mistakes import failing, find
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.pipeline import run_rules
+from fxtemporal.prepared import Prepared
 from fxtemporal.report import Report
 from fxtemporal.rules import Rule
 from fxtemporal.run import META, Example, Run
 from fxtemporal.tuning import Tune
 
-__all__ = ["audit", "optimize", "report"]
+__all__ = ["audit", "optimize", "refresh", "report"]
 
 
 def optimize(
@@ -182,6 +183,22 @@ def report(gm: nn.Module) -> Report:
             f"this {type(gm).__name__} carries no report: give what fxtemporal.optimize returned"
         )
     return found
+
+
+def refresh(module: nn.Module) -> None:
+    """Compute what was prepared from the parameters of ``module`` anew, at its next call.
+
+    ``module`` is what :func:`optimize` returned, or holds it. Folded weights follow their sources
+    by themselves wherever PyTorch counts a write, and are checked for others on the CPU
+    (:mod:`fxtemporal.prepared`). Call this after a write past PyTorch on another device, or where
+    the very next call has to see it::
+
+        model.conv.weight.data[3] = 0.0        on a GPU, or through NumPy in a tight loop
+        fxtemporal.refresh(fast)
+    """
+    for part in module.modules():
+        if isinstance(part, Prepared):
+            part.forget()
 
 
 def _rules(passes: Sequence[str | Rule[Any]] | None) -> tuple[Rule[Any], ...]:

@@ -19,6 +19,7 @@ from torch._ops import HigherOrderOperator
 
 from fxtemporal.errors import GradientError, SpecializationError
 from fxtemporal.specializations import Specialization
+from fxtemporal.watching import Watch, warn_of_late_hooks
 
 __all__ = ["OptimizedModule"]
 
@@ -45,7 +46,7 @@ _KEPT = (
 
 class _Refused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, source: torch.Tensor, why: str) -> torch.Tensor:
+    def forward(ctx: Any, tensor: torch.Tensor, source: Any, why: str) -> torch.Tensor:
         ctx.why = why
         return tensor.view_as(tensor)
 
@@ -59,6 +60,8 @@ class _Refused(torch.autograd.Function):
 
 class OptimizedModule(fx.GraphModule):
     """A graph module that holds all of ``root``, and keeps it through copies and pickles."""
+
+    _derived = ("_watch",)  # a stand-in needs none
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
@@ -85,6 +88,14 @@ class OptimizedModule(fx.GraphModule):
         watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
         vars(self)["_held_modes"] = watched
 
+    def watch(self, model: nn.Module, captured: fx.Graph) -> None:
+        """Follow the tensors of ``model``, and warn of hooks that would not be called.
+
+        ``captured`` is the graph before it was rewritten. A copy, or a pickle, follows no model.
+        """
+        vars(self)["_watch"] = Watch(model, self, captured)
+        warn_of_late_hooks(self, captured)
+
     def refuse_gradients(self, why: str) -> None:
         """Let no gradient flow back: those of this graph are not the model's."""
         self.meta[_GRADIENTS] = why
@@ -93,6 +104,9 @@ class OptimizedModule(fx.GraphModule):
         for module, fixed in vars(self).get("_held_modes", ()):
             if module.training != fixed.value:
                 raise SpecializationError(_other_mode(fixed))
+        watch = vars(self).get("_watch")
+        if watch is not None and not torch.compiler.is_compiling():
+            watch.look()
         outputs = super().__call__(*args, **kwargs)
         if _GRADIENTS in self.meta and torch.is_grad_enabled():
             return self._without_gradients(outputs, (args, kwargs))
@@ -101,13 +115,12 @@ class OptimizedModule(fx.GraphModule):
     def _without_gradients(self, outputs: Any, inputs: Any) -> Any:
         """``outputs`` through which a backward raises, where the model's would have gradients."""
         given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-        source = next((t for t in (*self.parameters(), *given) if t.requires_grad), None)
-        if source is None:
-            return outputs
+        source = next((t for t in given if t.requires_grad), None)
         why = self.meta[_GRADIENTS]
 
         def refusing(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.is_floating_point():
+            asked = tensor.requires_grad or source is not None
+            if not asked or not tensor.is_floating_point():
                 return tensor
             refused: torch.Tensor = _Refused.apply(tensor, source, why)  # type: ignore[no-untyped-call]
             return refused
@@ -140,7 +153,12 @@ class OptimizedModule(fx.GraphModule):
                     f"this graph calls {node.target}, which fx cannot build again from a pickle: "
                     "save the module with torch.export.save(torch.export.export(module, inputs))"
                 )
-        rebuild, state = super().__reduce__()
+        watch = vars(self).pop("_watch", None)  # a pickle follows no model
+        try:
+            rebuild, state = super().__reduce__()
+        finally:
+            if watch is not None:
+                vars(self)["_watch"] = watch
         return _rebuild, (rebuild, state, _contents(self))
 
 

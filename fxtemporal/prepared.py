@@ -15,8 +15,9 @@ would round it a second time); it is not copied, saved or moved with the module,
 
 It is also computed again as soon as a source is another tensor, lies elsewhere, or was written: by
 an optimizer, ``load_state_dict``, ``.to(...)``, ``.data = ...``. Writes that PyTorch does not count
-(``weight.data.mul_(2)``, NumPy) are found on the CPU by comparing a sample of the entries, all of
-them in a small tensor; call :meth:`Prepared.forget` after such a write that may be missed.
+(``weight.data[3] = 9``, NumPy) are found on the CPU: by a sample of the entries at each call, and
+by a checksum of them all at the first calls, after a switch between training and eval, and then as
+often as takes 1 % of the time. On other devices call :func:`fxtemporal.refresh` after such a write.
 
 While a gradient is to reach a source, and under ``torch.compile``, ``torch.export``,
 ``torch.jit.trace``, ``torch.func``, fake tensors and the like, nothing is kept: the function
@@ -37,12 +38,15 @@ from torch.autograd import forward_ad
 
 from fxtemporal.graph import Program
 from fxtemporal.ops import Attr
+from fxtemporal.watching import Schedule
 
 __all__ = ["Prepared", "derivation", "is_prepared", "origin", "prepare"]
 
 _SMALL = 1024
 """Up to so many entries are compared one by one; of more, about ``_SAMPLE``."""
 _SAMPLE = 64
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an entry in bytes."""
 
 
 class Prepared(nn.Module):
@@ -85,12 +89,18 @@ class Prepared(nn.Module):
                 value = self.keep(value, **self.options)
         if any(source is not None and source.is_cuda for source in sources):
             torch.cuda.current_stream().synchronize()
-        self._kept = _Kept(marks, samples, value)
+        self._kept = _Kept(marks, samples, _Checksums.of(sources), value)
         return value
 
     def forget(self) -> None:
         """Compute it anew at the next call."""
         self._kept = None
+
+    def train(self, mode: bool = True) -> Prepared:
+        """Look at the sources anew at the next call: they may have been written meanwhile."""
+        if (kept := self._kept) is not None:
+            kept.checksums.schedule = Schedule()
+        return super().train(mode)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Prepared:
         self.forget()
@@ -143,10 +153,43 @@ class _Sample:
         return torch.equal(torch.cat(self.views), self.held)
 
 
+@dataclass
+class _Checksums:
+    """The sources' entries as integers, and their sums: one changed entry changes a sum."""
+
+    views: tuple[Tensor, ...]
+    held: tuple[int, ...]
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, sources: Sequence[Tensor | None]) -> _Checksums:
+        views = tuple(
+            source.detach().view(_INTEGERS[source.element_size()])
+            for source in sources
+            if source is not None
+            and source.device.type == "cpu"
+            and source.numel() > _SMALL
+            and source.element_size() in _INTEGERS
+        )
+        return cls(views, tuple(map(_sum, views)), Schedule())
+
+    def still_hold(self) -> bool:
+        return not self.views or self.schedule.due(
+            lambda: all(
+                _sum(view) == held for view, held in zip(self.views, self.held, strict=True)
+            )
+        )
+
+
+def _sum(view: Tensor) -> int:
+    return int(view.sum(dtype=view.dtype))  # it wraps around, which loses nothing
+
+
 @dataclass(frozen=True)
 class _Kept:
     marks: tuple[_Mark, ...]
     samples: tuple[_Sample, ...]
+    checksums: _Checksums
     value: Any
 
     def holds_for(self, sources: Sequence[Tensor | None]) -> bool:
@@ -154,6 +197,7 @@ class _Kept:
             len(sources) == len(self.marks)
             and all(map(_Mark.is_of, self.marks, sources))
             and all(sample.still_holds() for sample in self.samples)
+            and self.checksums.still_hold()
         )
 
 

@@ -442,6 +442,8 @@ class Run:
         if settings.get("freeze"):
             freeze(gm)
             used = memory(self.original, gm)
+        else:
+            gm.watch(self.original, self.captured.graph)
         gm.meta[META] = Report(
             mode="optimize",
             remarks=remarks,
