@@ -211,6 +211,7 @@ def _traced(
     if example is not None:
         given = pytree.tree_map_only(torch.Tensor, torch.clone, example)
         bound = bind_example(model, *behind_pre_hooks(other.module, *given))
+        other.forget_changes()  # the result has these hooks too
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
     states = RandomStates()

@@ -82,6 +82,10 @@ class StandIn:
                     yield Change(owner, name, _called(name, entry), old, new)
         yield from self._shared.changes()
 
+    def forget_changes(self) -> None:
+        """Take what is there now for what was there before."""
+        self._before = self._contents()
+
     def close(self) -> None:
         """Put back what is shared with the model."""
         self._shared.restore()
