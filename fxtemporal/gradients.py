@@ -25,6 +25,8 @@ from fxtemporal.stand_in import stand_in
 __all__ = ["other_gradients"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+_ROUNDING = 2**12
+"""Units in the last place of the largest gradient, which every sum over many pixels may be off."""
 Gradients = Mapping[str, Tensor | None]
 
 
@@ -64,8 +66,9 @@ def _compared(
     actual = _gradients(result, example, double)
     if actual is None:
         return "it cannot be differentiated"
+    largest = max((_largest(g) for g in expected.values() if g is not None), default=0.0)
     for name, mine in expected.items():
-        if (problem := _difference(mine, actual.get(name))) is not None:
+        if (problem := _difference(mine, actual.get(name), largest)) is not None:
             return f"the gradient of {name} {problem}"
     return None
 
@@ -121,7 +124,12 @@ def _floats(outputs: Any) -> list[Tensor]:
     return found
 
 
-def _difference(mine: Tensor | None, theirs: Tensor | None) -> str | None:
+def _largest(gradient: Tensor) -> float:
+    return float(gradient.abs().nan_to_num(posinf=0.0).max()) if gradient.numel() else 0.0
+
+
+def _difference(mine: Tensor | None, theirs: Tensor | None, largest: float) -> str | None:
+    """``largest``: of all gradients, whose rounding one that is zero in exact numbers has."""
     if mine is None or theirs is None:
         if mine is theirs:
             return None
@@ -129,8 +137,8 @@ def _difference(mine: Tensor | None, theirs: Tensor | None) -> str | None:
         if given is not None and not bool(given.any()):
             return None  # zero, and none at all
         return "is missing" if theirs is None else "is there, where the model gives none"
-    scale = float(mine.abs().nan_to_num(posinf=0.0).max()) if mine.numel() else 0.0
-    bound = torch.finfo(mine.dtype).eps ** 0.5 * (scale or 1.0)
+    eps = torch.finfo(mine.dtype).eps
+    bound = eps**0.5 * _largest(mine) + _ROUNDING * eps * (largest or 1.0)
     close = torch.allclose(theirs, mine, rtol=0.0, atol=bound, equal_nan=True)
     return None if close else "is another one"
 

@@ -15,6 +15,7 @@ from torch import fx
 
 from fxtemporal.analysis.cost import Costs, SiteCost
 from fxtemporal.graph import Program
+from fxtemporal.output_layouts import keep_output_layouts
 from fxtemporal.rules import Code, Reason, Remark, Rule, Status
 
 __all__ = ["Key", "Outcome", "Skip", "run_rules"]
@@ -65,7 +66,11 @@ def run_rules(
     careful = False
     while True:
         try:
-            return _run_once(captured.copy(), rules, skips, only, careful, costs)
+            outcome = _run_once(captured.copy(), rules, skips, only, careful, costs)
+            if outcome.applied:
+                keep_output_layouts(outcome.program, captured)
+                outcome.program.refresh()
+            return outcome
         except _RewriteError as failure:
             text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
             skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))

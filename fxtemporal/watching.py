@@ -123,18 +123,15 @@ def _now(module: Any, own: nn.Module, kind: str, name: str, known: Any) -> Any:
 
 
 def _take_over(own: nn.Module, kind: str, name: str, known: Any, now: Any) -> None:
-    same = isinstance(known, torch.Tensor) and isinstance(now, torch.Tensor)
-    if (
-        not same
-        or known.shape != now.shape
-        or (known.is_floating_point() and known.dtype != now.dtype)
-    ):
+    if getattr(own, kind).get(name) is not known:
+        return  # the result was given another one itself
+    tensors = isinstance(known, torch.Tensor) and isinstance(now, torch.Tensor)
+    if not tensors or known.shape != now.shape:
         raise SpecializationError(
-            f"the model has another {name} than when it was optimized, of another shape or dtype: "
-            "call fxtemporal.optimize again"
+            f"the model has another {name} than when it was optimized, of another shape: call "
+            "fxtemporal.optimize again"
         )
-    if getattr(own, kind).get(name) is known:
-        getattr(own, kind)[name] = now
+    getattr(own, kind)[name] = now
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
