@@ -136,7 +136,7 @@ def freed(
     if not all(agrees(loose, t) for t, _ in alike):
         return None
     checks._same_graph = same_graph
-    for other in sorted({1, *strange, *wanted} - checks.counts):
+    for other in sorted({1, frames + 1, *strange, *wanted} - checks.counts):
         # A loop of one trip is no loop to re-roll: there, the numbers are compared.
         if same_graph(other) or (
             other in (1, *strange) and _is_right(loose, checks, other, agrees)

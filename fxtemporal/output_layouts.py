@@ -24,7 +24,8 @@ __all__ = ["keep_output_layouts", "laid_out"]
 
 
 _MAPS = 4
-"""Of so many dimensions, a layer may choose the layout when it runs, unlike its fake."""
+"""The least dimensions of a map, which may lie in memory with its channels last."""
+_FORMS = ("fxtemporal.functional", "fxtemporal.pooling")
 
 
 @opaque
@@ -56,6 +57,7 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     if not maps:
         return
     given = maps[0], _order(maps[0].meta["val"])
+    unsure = any(map(_chooses, program.graph.nodes))
     (end,) = (node for node in program.graph.nodes if node.op == "output")
     for old, new in zip(before, after, strict=True):
         if not isinstance(old, fx.Node) or not isinstance(new, fx.Node):
@@ -64,12 +66,17 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
         if wanted is None or new.target is laid_out:
             continue
         known = found == wanted or _holds(new.meta.get("val"), wanted)
-        if known and len(wanted) < _MAPS:
+        if known and not (unsure and len(wanted) >= _MAPS):
             continue
         with program.graph.inserting_before(end):
             put_back = program.graph.call_function(laid_out, (new, wanted, *given))
         put_back.meta.update({k: v for k, v in new.meta.items() if k != "val"})
         end.replace_input_with(new, put_back)
+
+
+def _chooses(node: fx.Node) -> bool:
+    """Whether a node is a form that chooses its layout when it runs, unlike its fake."""
+    return str(getattr(node.target, "__module__", "")).startswith(_FORMS)
 
 
 def _outputs(program: Program) -> list[Any]:

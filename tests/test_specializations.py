@@ -133,6 +133,7 @@ def test_other_branches_and_sizes_that_agree_are_free() -> None:
         result(noise(2, 3, 5))
 
 
+@pytest.mark.filterwarnings("ignore:the optimized graph does not call")
 def test_nothing_is_computed_before_the_check_fails() -> None:
     model = ShapeBranch.build()
     result = fxtemporal.optimize(model, model.example(2, 6), tune="static")
