@@ -40,7 +40,10 @@ _CLOSE = 1.25
 
 @dataclass(frozen=True, eq=False)
 class ToChoose:
-    """One Conv3d that is to get a form: all that decides how long each takes."""
+    """One Conv3d that is to get a form: all that decides how long each takes.
+
+    ``confined``: only forms that spread no NaN are among those to choose from.
+    """
 
     key: str
     node: fx.Node
@@ -48,6 +51,7 @@ class ToChoose:
     weight: Tensor
     bias: bool
     batch: int
+    confined: bool = False
 
     def described(self, layout: str) -> str:
         g = self.geometry
@@ -67,7 +71,8 @@ class ToChoose:
         return tuple(
             name
             for name, form in FORMS.items()
-            if not any(form.blockers(self.geometry))
+            if (form.confined or not self.confined)
+            and not any(form.blockers(self.geometry))
             and not any(form.weight_blockers(self.weight, self.geometry))
         )
 

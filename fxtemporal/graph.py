@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -42,15 +43,18 @@ _FREE_OF_EFFECTS = frozenset(
 """Ops that a call without a reader may be left out of."""
 
 
-def shape(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape ``node`` had while it was captured; None where that is not known."""
-    value = node.meta.get("val")
+def shape(value: Any) -> tuple[int, ...] | None:
+    """The shape a node had while it was captured; None where that is not known.
+
+    ``value`` is an argument of an op: of a number, or of a parameter, None as well.
+    """
+    value = value.meta.get("val") if isinstance(value, fx.Node) else None
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
-def rank(node: fx.Node) -> int | None:
-    """The number of dimensions of ``node``; None where that is not known."""
-    value = node.meta.get("val")
+def rank(value: Any) -> int | None:
+    """The number of dimensions of a node; None where that is not known, as for :func:`shape`."""
+    value = value.meta.get("val") if isinstance(value, fx.Node) else None
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
@@ -73,7 +77,8 @@ def run_node(
         called = StandIn(called, share_parameters=True).module
     quiet = unchanged(called)  # BatchNorm counts its calls in training
     watched = nullcontext() if inside is None else inside
-    with quiet, _without_fast_attention(), fake_mode, torch.no_grad(), watched:
+    noting = _noting_writes(node, (args, kwargs))
+    with quiet, _without_fast_attention(), noting, fake_mode, torch.no_grad(), watched:
         match node.op:
             case "call_module":
                 return called(*args, **kwargs)
@@ -88,6 +93,16 @@ def run_node(
                     return fake_mode.from_tensor(value, static_shapes=True)
                 return value
     raise AssertionError(f"a {node.op} node has no value of its own")
+
+
+@contextmanager
+def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
+    """Let ``meta["writes"]`` say whether the call of ``node`` writes a tensor that it is given."""
+    leaves = pytree.tree_leaves(given)
+    tensors = [t for t in leaves if isinstance(t, torch.Tensor) and not t.is_inference()]
+    versions = [tensor._version for tensor in tensors]
+    yield
+    node.meta["writes"] = versions != [tensor._version for tensor in tensors]
 
 
 @contextmanager
@@ -157,7 +172,7 @@ class Program:
         self.frontend = frontend
         self.note = note
         self._describe = Describer(gm)
-        self._ops: dict[fx.Node, Op | None] = {}
+        self._ops: dict[fx.Node, tuple[Any, Any, Op | None]] = {}
 
     def copy(self) -> Program:
         """The same program over the same parameters, with a graph and modules of its own."""
@@ -179,10 +194,15 @@ class Program:
         return self.gm.graph
 
     def op(self, node: fx.Node) -> Op | None:
-        """The one description of ``node``, whatever its spelling; None where it is not known."""
-        if node not in self._ops:
-            self._ops[node] = self._describe(node)
-        return self._ops[node]
+        """The one description of ``node``, whatever its spelling; None where it is not known.
+
+        Kept as long as the arguments of ``node`` are the very same: fx makes new ones at each edit.
+        """
+        args, kwargs, op = self._ops.get(node, (None, None, None))
+        if args is not node.args or kwargs is not node.kwargs:
+            op = self._describe(node)
+            self._ops[node] = node.args, node.kwargs, op
+        return op
 
     def tensor(self, name: str) -> torch.Tensor:
         """The parameter or buffer called ``name``."""
@@ -291,12 +311,23 @@ class Program:
         self.gm.recompile()
 
     def fill_in(self) -> None:
-        """Give new nodes their values."""
+        """Give new nodes their values, and those that may look into their memory a view of it."""
+        renewed: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if "val" in node.meta or node.op in ("placeholder", "output"):
+            if node.op in ("placeholder", "output"):
+                continue
+            looks = self._looks_into(node, renewed)
+            if "val" in node.meta and not looks:
                 continue
             if all("val" in source.meta for source in node.all_input_nodes):
                 # A size that depends on the data has no value here.
                 with suppress(DataDependentOutputException, DynamicOutputShapeException):
-                    node.meta["val"] = run_node(self.gm, node, self.fake_mode)
+                    node.meta["val"] = run_node(self.gm, node, self.fake_mode, again=looks)
+                    renewed.add(node)
         self._ops.clear()
+
+    def _looks_into(self, node: fx.Node, renewed: set[fx.Node]) -> bool:
+        """Whether an unknown call reads a value that was replaced, and may share its memory."""
+        if not renewed or not node.op.startswith("call") or "val" not in node.meta:
+            return False
+        return any(source in renewed for source in node.all_input_nodes) and self.op(node) is None

@@ -2,8 +2,9 @@
 
 ``relu_(bn(x))`` writes memory that only it has: it may be treated as a pure op. ``x[:, t].add_(1)``
 writes into the caller's tensor. The difference is told from storage: fake tensors share theirs as
-the real ones would, and ops that may or may not copy (``reshape``, ``contiguous``, ``to``) are
-taken to share.
+the real ones would, and ops that may or may not copy (``reshape``, ``contiguous``, ``to``,
+dropout in eval mode) are taken to share. :attr:`fxtemporal.ops.Op.owns` tells those that never do;
+a call that is not known there may share with all that it reads, unless its fake value tells.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.graph import Program
+from fxtemporal.ops import Attr, Op
+from fxtemporal.specializations import QUESTIONS
+from fxtemporal.twins import carries_hooks
 
-__all__ = ["MAY_SHARE", "Aliasing", "written_by"]
+__all__ = ["Aliasing", "written_by"]
 
-MAY_SHARE = frozenset(
-    """
-        contiguous detach expand expand_as flatten identity permute rearrange reshape squeeze to
-        transpose type_as unflatten unsqueeze view movedim select slice getitem item unbind split
-        chunk dropout narrow unfold
-    """.split()
-)
+_LIBRARIES = frozenset(("torch", "fxtemporal", "einops", "math", "builtins", "_operator"))
+"""What writes only where its name says so; no name in it stands for code of the user."""
 
 
 class Aliasing:
@@ -88,17 +87,14 @@ class Aliasing:
         return False
 
     def _add(self, node: fx.Node) -> None:
+        if not node.op.startswith("call"):
+            return
         op = self._program.op(node)
-        shares = op is None or op.inplace or op.name in MAY_SHARE
-        if op is None and node.op not in ("call_module", "call_function", "call_method"):
-            return
-        if not shares:
-            return
-        sources = node.all_input_nodes
-        known = "val" in node.meta and op is None
-        if known:
+        if op is None and "val" in node.meta:
             return  # an unknown op: its fake output tells whether it shares
-        for source in sources[:1]:
+        if op is not None and op.owns:
+            return
+        for source in _shared_inputs(node, op):
             for mine in self._keys(node):
                 for theirs in self._keys(source):
                     self._union(mine, theirs)
@@ -119,6 +115,16 @@ class Aliasing:
         self._parent[self._find(one)] = self._find(other)
 
 
+def _shared_inputs(node: fx.Node, op: Op | None) -> list[fx.Node]:
+    """The inputs whose memory the result may share: the first one of a known op that has one."""
+    if op is None or "input" not in op.args:
+        return node.all_input_nodes
+    first = op.args["input"]
+    if isinstance(first, Attr):
+        return [source for source in node.all_input_nodes if source.op == "get_attr"]
+    return [source for source in op.nodes()[:1] if source is first] or node.all_input_nodes
+
+
 def _storage(tensor: torch.Tensor) -> object:
     try:
         return tensor.untyped_storage()._cdata
@@ -132,27 +138,39 @@ def written_by(program: Program, node: fx.Node) -> list[fx.Node]:
     if op is not None:
         written = op.args.get("input")
         return [written] if op.inplace and isinstance(written, fx.Node) else []
-    first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node):
+    if not node.op.startswith("call") or node.target in QUESTIONS:
         return []
-    if node.op == "call_method":
-        name = str(node.target)
-        return [first] if name.endswith("_") and not name.endswith("__") else []
-    if node.op == "call_function":
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None:
-            return [
-                value
-                for argument, value in zip(schema.arguments, node.args, strict=False)
-                if argument.alias_info is not None
-                and argument.alias_info.is_write
-                and isinstance(value, fx.Node)
-            ]
-        name = getattr(node.target, "__name__", "")
-        inplace = node.kwargs.get("inplace") or name == "setitem"
-        inplace = inplace or (name.endswith("_") and not name.endswith("__"))
-        return [first] if inplace else []
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.op != "call_module" and (name == "setitem" or _says_so(name)) and node.args:
+        return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
+    if "writes" in node.meta and "val" in node.meta:  # it was run, on fake tensors
+        return node.all_input_nodes if node.meta["writes"] else []
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        given = dict(zip([argument.name for argument in schema.arguments], node.args, strict=False))
+        given |= node.kwargs
+        written = [
+            given.get(argument.name)
+            for argument in schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        return [value for value in written if isinstance(value, fx.Node)]
+    return node.all_input_nodes if _may_write(program, node) else []
+
+
+def _may_write(program: Program, node: fx.Node) -> bool:
+    """Whether an unknown call may write what it reads: code of the user may, torch's says so."""
     if node.op == "call_module":
-        module = program.gm.get_submodule(str(node.target))
-        return [first] if getattr(module, "inplace", False) else []
-    return []
+        parts = list(program.gm.get_submodule(str(node.target)).modules())
+        library = all(type(p).__module__.startswith("torch.nn.modules") for p in parts)
+        plain = library and not any(carries_hooks(part) for part in parts)
+        return not plain or any(getattr(part, "inplace", False) for part in parts)
+    if node.kwargs.get("inplace") or "out" in node.kwargs:
+        return True
+    home = getattr(node.target, "__module__", None) or "torch"
+    return node.op == "call_function" and home.partition(".")[0] not in _LIBRARIES
+
+
+def _says_so(name: str) -> bool:
+    """Whether an op of this name writes its first argument: ``add_``."""
+    return name.endswith("_") and not name.endswith("__")

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.analysis.aliasing import MAY_SHARE
 from fxtemporal.analysis.joins import Join, chains_of
 from fxtemporal.graph import Program, shape
 from fxtemporal.ops import WHOLE, Attr, Op
@@ -230,7 +229,7 @@ class _Numbering:
                 op = self.program.op(user)
                 if user.op == "output" or op is None or op.inplace:
                     return False
-                if op.name in MAY_SHARE and user not in seen:
+                if not op.owns and user not in seen:
                     seen.add(user)
                     pending.append(user)
         return True

@@ -20,7 +20,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from fxtemporal.analysis.aliasing import MAY_SHARE
 from fxtemporal.graph import Program, run_node
 
 __all__ = ["Peak", "peak"]
@@ -82,7 +81,7 @@ def _renew_views(program: Program) -> None:
     """Values of views whose source a rewrite has replaced: they look into its memory now."""
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
-        if op is None or not (op.inplace or op.name in MAY_SHARE) or "val" not in node.meta:
+        if op is None or op.owns or "val" not in node.meta:
             continue
         before = {s._cdata for n in node.all_input_nodes for s in _storages(n.meta.get("val"))}
         if before and not {s._cdata for s in _storages(node.meta["val"])} <= before:

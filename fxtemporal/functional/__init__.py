@@ -38,6 +38,9 @@ A form that lays the weight out anew, or transforms it, can do so once for many 
 :class:`Form`. :func:`conv3d_in_form` is for a graph that is called with more than it was looked at
 with: a prepared weight or not, and conv3d itself outside the domain.
 
+Where a clip holds NaN or infinite values, conv3d_toeplitz and conv3d_winograd_3 and 4 spread them
+to frames that conv3d computes without them: :attr:`Form.confined` is False of these.
+
 No form branches on the batch size, and only conv3d_full_extent and conv3d_toeplitz on T, so that
 ``torch.export`` and ``torch.compile`` keep sizes free; that the input is no smaller than the
 kernel is asked, as conv3d itself asks it. The tiles of conv3d_winograd take any T, but an export
@@ -141,21 +144,34 @@ FORMS: Mapping[str, Form] = MappingProxyType(
     {
         form.name: form
         for form in (
-            Form("conv3d", _direct),
-            Form("conv3d_spatial", flat.spatial, flat.one_frame_kernel),
-            Form("conv3d_temporal", flat.temporal, flat.one_pixel_kernel),
-            Form("conv3d_pointwise", flat.pointwise, flat.pointwise_kernel),
-            Form("conv3d_full_extent", flat.full_extent, flat.spans_all_frames),
-            Form("conv3d_patchify", flat.patchify, flat.kernel_is_stride),
-            Form("conv3d_channels_last_3d", _channels_last_3d, prepare=_last),
-            Form("conv3d_taps", taps.taps, prepare=taps.tap_weights, pack=pack_each),
-            Form("conv3d_stacked", taps.stacked, prepare=taps.stack_weight, pack=pack_one),
+            Form("conv3d", _direct, confined=True),
+            Form("conv3d_spatial", flat.spatial, flat.one_frame_kernel, confined=True),
+            Form("conv3d_temporal", flat.temporal, flat.one_pixel_kernel, confined=True),
+            Form("conv3d_pointwise", flat.pointwise, flat.pointwise_kernel, confined=True),
+            Form("conv3d_full_extent", flat.full_extent, flat.spans_all_frames, confined=True),
+            Form("conv3d_patchify", flat.patchify, flat.kernel_is_stride, confined=True),
+            Form("conv3d_channels_last_3d", _channels_last_3d, prepare=_last, confined=True),
+            Form(
+                "conv3d_taps",
+                taps.taps,
+                prepare=taps.tap_weights,
+                pack=pack_each,
+                confined=True,
+            ),
+            Form(
+                "conv3d_stacked",
+                taps.stacked,
+                prepare=taps.stack_weight,
+                pack=pack_one,
+                confined=True,
+            ),
             Form(
                 "conv3d_spread",
                 taps.spread,
                 taps.unstrided,
                 taps.spread_weight,
                 pack=pack_one,
+                confined=True,
             ),
             Form(
                 "conv3d_toeplitz",
@@ -164,6 +180,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
                 toeplitz.toeplitz_weight,
                 fits=toeplitz.made_for,
                 pack=pack_one,
+                confined=False,
             ),
             *(
                 Form(
@@ -172,6 +189,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
                     winograd.winograd_domain(m),
                     winograd.winograd_taps(m),
                     pack=pack_each,
+                    confined=m == 2,
                 )
                 for m in (2, 3, 4)
             ),
@@ -181,6 +199,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
                 low_rank.several_taps,
                 low_rank.low_rank_weight,
                 low_rank.low_rank_numbers,
+                confined=True,
             ),
         )
     }

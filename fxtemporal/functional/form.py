@@ -81,6 +81,10 @@ class Form:
 
     ``fits(prepared, geometry)`` is False where ``prepared`` was made for another T.
 
+    ``confined``: what conv3d computes as a finite number is one here, also of a clip that holds NaN
+    or infinite values. A form that is not confined multiplies them by zeros, or adds them and takes
+    them away again, and so spreads them to entries that conv3d computes without them.
+
     ``compute`` is given a batched input, a prepared weight and a geometry that knows T, (H, W) and
     the dtype; :meth:`run` is what others call.
     """
@@ -92,6 +96,7 @@ class Form:
     weight_blockers: Callable[[Tensor, ConvGeometry], Iterator[str]] = _any_numbers
     fits: Callable[[Any, ConvGeometry], bool] = _always
     pack: Callable[[Tensor, int], Weights] | None = None
+    confined: bool = False
 
     @property
     def prepares(self) -> bool:

@@ -79,7 +79,8 @@ def toeplitz(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
     C_out·T', H', W') -> back``, where the weight holds the tap that meets frame t at t', or zeros.
     Of one frame under "same" padding that is the middle tap. A group's channels stay together, as
     in :func:`conv3d_full_extent`, which is the case T' = 1 without padding. Prepared: that weight,
-    for one T; with a clip of another T it raises ValueError.
+    for one T; with a clip of another T it raises ValueError. The zeros meet real frames, so that a
+    NaN or infinite value spreads to the frames of the result that conv3d computes without it.
     """
     x, _, inside = pad_space(x, geometry)
     if not made_for(prepared, geometry):

@@ -11,6 +11,12 @@ F(m, r) computes m outputs of a filter of r taps in m + r - 1 products instead o
 The matrices are those of Toom and Cook: the two polynomials are multiplied by way of their values
 at the points 0, 1, -1, 2, -2 and infinity, which is why a wider tile is less accurate.
 
+What a result has of the frames of its tile that its kernel does not reach cancels only within
+rounding: with m > 2, a frame of large numbers adds its rounding to the other results of its tile,
+and one NaN or infinite value makes all of them NaN. With m = 2 no product of a result holds such a
+frame: the first result leaves out the point at infinity, the only one that has the last frame, and
+the second the point 0, the only one that has the first.
+
 A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016
 (arXiv:1509.09308); S. Winograd, Arithmetic Complexity of Computations, 1980.
 """
@@ -247,8 +253,19 @@ def winograd(m: int) -> Callable[[Tensor, Weights, Tensor | None, ConvGeometry],
     In float32, relative to the largest value of the result, the error is up to about 2e-6 with up
     to 4 products a tile, 4e-6 with 5 and 6e-6 with 6; conv3d's own is up to about 1e-6. In float16
     and bfloat16 it is more than twice that of conv3d, so these are refused.
+
+    {_spreading(m)}
     """
     return compute
+
+
+def _spreading(m: int) -> str:
+    if m == 2:
+        return """A result is made of the frames that conv3d makes it of, and no others: values that
+    are NaN, infinite or very large stay where conv3d has them."""
+    return """The frames of a tile meet: the error of each result is relative to the largest frame
+    of its tile, also where the kernel does not reach it (7e-4 beside a frame that is 1e4 times as
+    large), and a NaN or infinite value makes all results of the tile NaN."""
 
 
 def _winograd(

@@ -127,6 +127,8 @@ def _keeps_size(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> 
     if op is None or op.name not in ("reshape", "view"):
         return False
     source = op.args["input"]
+    if not isinstance(source, fx.Node):
+        return False  # a parameter has no samples
     known, grown = shape(source), values.get(source)
     made, after = shape(node), values[node]
     if not known or not made or not isinstance(grown, torch.Tensor) or known[0] == 0:

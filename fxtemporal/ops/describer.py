@@ -193,7 +193,8 @@ class Describer:
             if not ignored and args[argument] is not None:
                 raise UndescribedError(f"{name} is called with {argument}")
             del args[argument]
-        return Op(name, args, inplace, row.random is not None and row.random(args))
+        random = row.random is not None and row.random(args)
+        return Op(name, args, inplace, random, row.owns and not inplace)
 
     # ---- values ----------------------------------------------------------------------------------
 

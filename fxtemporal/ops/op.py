@@ -42,6 +42,8 @@ class Op:
     """Writes its ``input`` and returns it (``relu_``, ``inplace=True``, ``+=``)."""
     random: bool = False
     """Draws random numbers, as called."""
+    owns: bool = False
+    """Never gives memory of an input. False where it may, or where that is not known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", MappingProxyType(dict(self.args)))

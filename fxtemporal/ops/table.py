@@ -13,7 +13,7 @@ from __future__ import annotations
 import builtins
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +46,8 @@ class Row:
     renamed: Mapping[str, str] = field(default_factory=dict)
     fix: Fix | None = None
     random: Random | None = None
+    owns: bool = False
+    """Gives memory of its own, however it is called: see ``_OWNING``. The others may share."""
 
     @cached_property
     def signature(self) -> Signature:
@@ -121,7 +123,6 @@ def convolutions(n: int) -> tuple[Row, ...]:
             spaces="F",
             functions=(getattr(F, f"_adaptive_max_pool{n}d"),),
         ),
-        Row(f"dropout{n}d(input, {DROPOUT})", spaces="F", random=dropping),
     )
 
 
@@ -134,7 +135,7 @@ UNARY = (
 ACTIVATIONS = "relu selu silu mish hardswish hardsigmoid"
 BINARY = "atan2 fmod copysign hypot nextafter xlogy gcd lcm floor_divide remainder"
 
-ROWS: tuple[Row, ...] = (
+_OWNING: tuple[Row, ...] = (
     # Layers
     *(row for n in (1, 2, 3) for row in convolutions(n)),
     Row("linear(input, weight, bias=None)"),
@@ -164,18 +165,10 @@ ROWS: tuple[Row, ...] = (
         spaces="F",
     ),
     Row("normalize(input, p: float=2.0, dim: dim=1, eps: float=1e-12)", spaces="F"),
-    Row(f"dropout(input, {DROPOUT})", random=dropping),
-    *(
-        Row(f"{name}(input, p: float=0.5, training: bool=False, inplace: bool=False)",
-            random=dropping)
-        for name in ("alpha_dropout", "feature_alpha_dropout")
-    ),
-    Row("feature_dropout(input, p: float, training: bool)", spaces="", random=dropping),
     # Element-wise
     *(Row(f"{name}(input)") for name in UNARY.split()),
     *(Row(f"{name}(input, inplace: bool=False)") for name in ACTIVATIONS.split()),
     Row("neg(input)", also="negative", functions=(operator.neg,)),
-    Row("positive(input)", functions=(operator.pos,)),
     Row("abs(input)", also="absolute", functions=(operator.abs, builtins.abs)),
     Row("bitwise_not(input)", functions=(operator.invert,)),
     Row("round(input, *, decimals=0)"),
@@ -295,8 +288,6 @@ ROWS: tuple[Row, ...] = (
     Row("dot(input, tensor)"),
     Row("addmm(input, mat1, mat2, *, beta=1, alpha=1)"),
     Row("baddbmm(input, batch1, batch2, *, beta=1, alpha=1)"),
-    Row("einsum(equation: unspaced, operands: flat)", spaces="aten",
-        renamed={"tensors": "operands"}),
     Row(
         "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p: float=0.0, "
         "is_causal: bool=False, scale: float=None, enable_gqa: bool=False)",
@@ -304,43 +295,11 @@ ROWS: tuple[Row, ...] = (
         random=dropping_attention,
     ),
     # Parts
-    Row("select(input, dim: dim, index)"),
-    Row("slice(input, dim: dim=0, start=None, end: end=None, step=1)", spaces="aten",
-        fix=form.slice_start),
-    Row("narrow(input, dim: dim, start, length)", spaces=""),
-    Row("getitem(input, index)", spaces=""),
-    Row("item(input, index)", spaces=""),
-    Row("unbind(input, dim: dim=0)"),
-    Row(
-        "split(input, sizes, dim: dim=0)",
-        also="split_with_sizes",
-        renamed={
-            "tensor": "input",
-            **dict.fromkeys(("split_size", "split_sizes", "split_size_or_sections"), "sizes"),
-        },
-    ),
-    Row("chunk(input, chunks, dim: dim=0)"),
     Row("index_select(input, dim: dim, index)"),
     Row("gather(input, dim: dim, index, *, sparse_grad: bool=False)"),
     Row("stack(tensors, dim: new_dim=0)"),
     Row("cat(tensors, dim: dim=0)", also="concat concatenate"),
     # Shapes
-    Row("view(input, *shape: flat)", spaces="aten", renamed={"size": "shape"}),
-    Row("reshape(input, *shape: flat)"),
-    Row("view_as(input, other)"),
-    Row("reshape_as(input, other)"),
-    Row("flatten(input, start_dim: dim=0, end_dim: dim=-1)"),
-    Row("unflatten(input, dim: dim, sizes: flat)"),
-    Row("unfold(input, dim: dim, size, step)", spaces="Tensor aten", renamed={"dimension": "dim"}),
-    Row("permute(input, *dims: dims)"),
-    Row("movedim(input, source: dims, destination: dims)", also="moveaxis", fix=form.moved_dims),
-    Row("transpose(input, dim0: dim, dim1: dim)", also="swapaxes swapdims", fix=form.swapped_dims,
-        renamed={"axis0": "dim0", "axis1": "dim1"}),
-    Row("squeeze(input, dim: dim_set=None)"),
-    Row("unsqueeze(input, dim: new_dim)"),
-    Row("expand(input, *size: flat)"),
-    Row("expand_as(input, other)"),
-    Row("broadcast_to(input, size: flat)"),
     Row("repeat(input, *repeats: flat)"),
     Row("repeat_interleave(input, repeats, dim: dim=None, *, output_size=None)"),
     Row("tile(input, *dims: flat)"),
@@ -353,19 +312,8 @@ ROWS: tuple[Row, ...] = (
         spaces="F",
         fix=form.interpolate,
     ),
-    Row("pixel_shuffle(input, upscale_factor)"),
-    Row("pixel_unshuffle(input, downscale_factor)"),
-    Row("channel_shuffle(input, groups)"),
     # Memory
-    Row("identity(input)", spaces=""),
-    Row("contiguous(input, *, memory_format: memory_format=0)"),
     Row("clone(input, *, memory_format: memory_format=None)"),
-    Row("detach(input)"),
-    Row(
-        "to(input, *, dtype=None, device=None, other=None, copy: bool=False, "
-        "non_blocking: bool=False, memory_format: memory_format=None)",
-        spaces="",
-    ),
     # Facts about a tensor
     Row("size(input, dim: dim)", spaces=""),
     Row("shape(input)", spaces=""),
@@ -403,22 +351,6 @@ ROWS: tuple[Row, ...] = (
         spaces="",
         random=dropping_heads,
     ),
-    *(
-        Row(
-            f"{name}(src, {mask}=None, src_key_padding_mask=None, is_causal=None, *, layers, "
-            "parameters, training: bool, dropout: float, batch_first: bool)",
-            spaces="",
-            random=dropping_heads,
-        )
-        for name, mask in (
-            ("transformer_encoder", "mask"),
-            ("transformer_encoder_layer", "src_mask"),
-        )
-    ),
-    # einops
-    Row("rearrange(input, pattern, axes)", spaces="", fix=form.einops),
-    Row("einops_repeat(input, pattern, axes)", spaces="", fix=form.einops),
-    Row("einops_reduce(input, pattern, reduction, axes)", spaces="", fix=form.einops),
     # Creation
     *(
         Row(f"{name}(*size: flat, dtype=None, device=None)", spaces="torch aten", fix=form.device,
@@ -455,6 +387,96 @@ ROWS: tuple[Row, ...] = (
     Row("normal(input, mean: float=0.0, std: float=1.0)", spaces="Tensor aten", random=always),
     Row("uniform(input, from_=0.0, to=1.0)", spaces="Tensor", random=always),
 )  # fmt: skip
+"""Ops whose result never shares memory with an input, whatever their arguments."""
+
+_SHARING: tuple[Row, ...] = (
+    # Layers
+    Row(f"dropout(input, {DROPOUT})", random=dropping),
+    *(
+        Row(f"dropout{n}d(input, {DROPOUT})", spaces="F", random=dropping)
+        for n in (1, 2, 3)
+    ),
+    *(
+        Row(f"{name}(input, p: float=0.5, training: bool=False, inplace: bool=False)",
+            random=dropping)
+        for name in ("alpha_dropout", "feature_alpha_dropout")
+    ),
+    Row("feature_dropout(input, p: float, training: bool)", spaces="", random=dropping),
+    # Element-wise
+    Row("positive(input)", functions=(operator.pos,)),
+    # Products
+    Row("einsum(equation: unspaced, operands: flat)", spaces="aten",
+        renamed={"tensors": "operands"}),
+    # Parts
+    Row("select(input, dim: dim, index)"),
+    Row("slice(input, dim: dim=0, start=None, end: end=None, step=1)", spaces="aten",
+        fix=form.slice_start),
+    Row("narrow(input, dim: dim, start, length)", spaces=""),
+    Row("getitem(input, index)", spaces=""),
+    Row("item(input, index)", spaces=""),
+    Row("unbind(input, dim: dim=0)"),
+    Row(
+        "split(input, sizes, dim: dim=0)",
+        also="split_with_sizes",
+        renamed={
+            "tensor": "input",
+            **dict.fromkeys(("split_size", "split_sizes", "split_size_or_sections"), "sizes"),
+        },
+    ),
+    Row("chunk(input, chunks, dim: dim=0)"),
+    # Shapes
+    Row("view(input, *shape: flat)", spaces="aten", renamed={"size": "shape"}),
+    Row("reshape(input, *shape: flat)"),
+    Row("view_as(input, other)"),
+    Row("reshape_as(input, other)"),
+    Row("flatten(input, start_dim: dim=0, end_dim: dim=-1)"),
+    Row("unflatten(input, dim: dim, sizes: flat)"),
+    Row("unfold(input, dim: dim, size, step)", spaces="Tensor aten", renamed={"dimension": "dim"}),
+    Row("permute(input, *dims: dims)"),
+    Row("movedim(input, source: dims, destination: dims)", also="moveaxis", fix=form.moved_dims),
+    Row("transpose(input, dim0: dim, dim1: dim)", also="swapaxes swapdims", fix=form.swapped_dims,
+        renamed={"axis0": "dim0", "axis1": "dim1"}),
+    Row("squeeze(input, dim: dim_set=None)"),
+    Row("unsqueeze(input, dim: new_dim)"),
+    Row("expand(input, *size: flat)"),
+    Row("expand_as(input, other)"),
+    Row("broadcast_to(input, size: flat)"),
+    Row("pixel_shuffle(input, upscale_factor)"),
+    Row("pixel_unshuffle(input, downscale_factor)"),
+    Row("channel_shuffle(input, groups)"),
+    # Memory
+    Row("identity(input)", spaces=""),
+    Row("contiguous(input, *, memory_format: memory_format=0)"),
+    Row("detach(input)"),
+    Row(
+        "to(input, *, dtype=None, device=None, other=None, copy: bool=False, "
+        "non_blocking: bool=False, memory_format: memory_format=None)",
+        spaces="",
+    ),
+    # Recurrent nets and attention
+    *(
+        Row(
+            f"{name}(src, {mask}=None, src_key_padding_mask=None, is_causal=None, *, layers, "
+            "parameters, training: bool, dropout: float, batch_first: bool)",
+            spaces="",
+            random=dropping_heads,
+        )
+        for name, mask in (
+            ("transformer_encoder", "mask"),
+            ("transformer_encoder_layer", "src_mask"),
+        )
+    ),
+    # einops
+    Row("rearrange(input, pattern, axes)", spaces="", fix=form.einops),
+    Row("einops_repeat(input, pattern, axes)", spaces="", fix=form.einops),
+    Row("einops_reduce(input, pattern, reduction, axes)", spaces="", fix=form.einops),
+)  # fmt: skip
+"""Views, and ops that may return their input itself: dropout in eval mode, ``+x``, ``to``.
+
+Some do so on one device only, or for one pattern: ``einsum("ij->ji", x)``.
+"""
+
+ROWS: tuple[Row, ...] = (*(replace(row, owns=True) for row in _OWNING), *_SHARING)
 
 _UNBIASED = "input, dim=None, unbiased=None, keepdim=False, *, correction=None"
 _NORM = "running_mean, running_var"

@@ -99,13 +99,23 @@ class Conv3dSite:
 class Conv3dForms(Rule[Conv3dSite]):
     """Conv3d → an exact form of it.
 
-    ``choices`` says which, by the site's key; None: the table of flat kernels.
+    ``choices`` says which, by the site's key; None: the table of flat kernels. With ``confined``, a
+    form that spreads NaN (:attr:`fxtemporal.functional.Form.confined`) is never taken: it is no
+    candidate for :meth:`to_choose`, and a choice of one counts as none.
     """
 
     name = "conv3d-forms"
 
-    def __init__(self, choices: Mapping[str, Choice] | None = None) -> None:
+    def __init__(
+        self, choices: Mapping[str, Choice] | None = None, *, confined: bool = False
+    ) -> None:
         self.choices = choices
+        self.confined = confined
+
+    def _choice(self, site: Conv3dSite) -> Choice | None:
+        choice = None if self.choices is None else self.choices.get(site.key)
+        spreads = choice is not None and not FORMS[choice.form].confined
+        return None if self.confined and spreads else choice
 
     def candidates(self, program: Program) -> Iterable[Conv3dSite]:
         calls: dict[str, int] = {}
@@ -147,11 +157,11 @@ class Conv3dForms(Rule[Conv3dSite]):
                 continue  # merged with others: no weight of its own to look at
             batch = value.shape[0] if value.dim() == 5 else 1
             bias = site.op.args["bias"] is not None
-            yield ToChoose(site.key, site.node, site.geometry, given, bias, batch)
+            yield ToChoose(site.key, site.node, site.geometry, given, bias, batch, self.confined)
 
     def preconditions(self, program: Program, candidate: Conv3dSite) -> Iterator[Reason]:
         geometry = candidate.geometry
-        choice = None if self.choices is None else self.choices.get(candidate.key)
+        choice = self._choice(candidate)
         if candidate.op is None:
             reason = blocked_module(program, candidate.node)
             assert reason is not None
@@ -179,13 +189,16 @@ class Conv3dForms(Rule[Conv3dSite]):
         return f"Conv3d with a {_sizes(candidate.geometry.kernel)} kernel"
 
     def becomes(self, program: Program, candidate: Conv3dSite) -> str:
-        choice = None if self.choices is None else self.choices.get(candidate.key)
+        choice = self._choice(candidate)
         form = candidate.form if choice is None else choice.form
-        return "" if form is None else _TITLES.get(form.partition(" of rank")[0], form)
+        if form is None:
+            return ""
+        spreads = "" if FORMS[form].confined else " (spreads NaN)"
+        return _TITLES.get(form, form) + spreads
 
     def rewrite(self, program: Program, candidate: Conv3dSite) -> Mapping[str, Any]:
         node = candidate.node
-        choice = None if self.choices is None else self.choices.get(candidate.key)
+        choice = self._choice(candidate)
         with program.graph.inserting_before(node):
             new = self._new(program, candidate, choice)
         new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
@@ -231,7 +244,7 @@ class Conv3dForms(Rule[Conv3dSite]):
         if geometry is None:
             return {}
         kernel = _sizes(geometry.kernel)
-        choice = None if self.choices is None else self.choices.get(candidate.key)
+        choice = self._choice(candidate)
         if choice is None:
             return {"form": candidate.form, "kernel": kernel, "frames": geometry.frames}
         return {
@@ -241,6 +254,7 @@ class Conv3dForms(Rule[Conv3dSite]):
             "layout": choice.layout,
             "milliseconds_before": round(choice.before, 4),
             "milliseconds": round(choice.after, 4),
+            **({} if FORMS[choice.form].confined else {"spreads_nan": True}),
         }
 
 

@@ -52,9 +52,11 @@ class ShapeMemo:
             return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
 
     def remember(self, key: Hashable, node: fx.Node) -> None:
-        """Keep the shape of ``node``, if it is one tensor in memory of its own."""
+        """Keep the shape of ``node``, if it writes nothing and is one tensor in its own memory."""
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor) or value.storage_offset() or value.is_complex():
+            return
+        if node.meta["writes"]:
             return
         mine = value.untyped_storage()._cdata
         inputs = pytree.tree_leaves([source.meta["val"] for source in node.all_input_nodes])

@@ -378,6 +378,7 @@ class ShapeTracer(RecordingTracer):
         key = self._memo.key(node)
         if key is not None and (known := self._memo.recall(key)) is not None:
             node.meta["val"] = known
+            node.meta["writes"] = False
             return
         was, self._inside_leaf = self._inside_leaf, True
         try:
