@@ -33,15 +33,6 @@ __all__ = ["Program", "rank", "run_node", "shape"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
-_FREE_OF_EFFECTS = frozenset(
-    """
-    add arange chunk contiguous dim expand flatten full full_like item length movedim mul narrow
-    new_empty new_full new_ones new_zeros numel ones ones_like pad permute reshape select shape size
-    slice split squeeze sub transpose unbind unflatten unsqueeze view zeros zeros_like
-    """.split()
-)
-"""Ops that a call without a reader may be left out of."""
-
 
 def shape(value: Any) -> tuple[int, ...] | None:
     """The shape a node had while it was captured; None where that is not known.
@@ -259,10 +250,14 @@ class Program:
                         last = node
 
     def drop_unread(self) -> None:
-        """Erase views, sizes and new tensors that nothing reads any more."""
+        """Erase what nothing reads, where a call does no more than compute its value.
+
+        A frame that the forward computes and drops would be computed with the others else, and
+        gradients of zero flow back into it, which are NaN where its own derivative is infinite.
+        """
         for node in reversed(list(self.graph.nodes)):
             op = self.op(node) if node.op.startswith("call") and not node.users else None
-            if op is not None and op.name in _FREE_OF_EFFECTS and not op.inplace:
+            if op is not None and op.pure:
                 self.graph.erase_node(node)
 
     def dims(self, value: Any) -> int | None:

@@ -97,6 +97,7 @@ def _run_once(
 ) -> Outcome:
     remarks: dict[Key, Remark] = {}
     for rule in rules:
+        program.drop_unread()
         while _sweep(program, rule, skips, only, careful, costs, remarks):
             pass
     if any(remark.status == "applied" for remark in remarks.values()):

@@ -15,6 +15,7 @@ import einops
 import torch
 from torch import fx
 
+from fxtemporal import running
 from fxtemporal.opaque import opaque
 
 __all__ = ["spelled", "vmapped"]
@@ -24,6 +25,7 @@ _SPACES = {
     "torch": torch,
     "functional": torch.nn.functional,
     "einops": einops,
+    "running": running,
 }
 
 
@@ -52,7 +54,7 @@ def spelled(node: fx.Node) -> str | None:
     if node.op != "call_function":
         return None
     name = getattr(node.target, "__name__", "")
-    for space in ("torch", "functional", "einops"):
+    for space in ("torch", "functional", "einops", "running"):
         if name and getattr(_SPACES[space], name, None) is node.target:
             return f"{space}.{name}"
     return "torch.matmul" if node.target is operator.matmul else None

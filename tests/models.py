@@ -1206,7 +1206,6 @@ SPELLINGS: tuple[type[Awkward], ...] = (
     ConcatenatedFeatures,
     ConcatenatedBatch,
     ListOfFrames,
-    LastFrameOnly,
     TimeMajor,
     UnbatchedFrames,
     UnsqueezedFrames,
@@ -1288,6 +1287,7 @@ CONV3D: tuple[type[Awkward], ...] = (
 
 CAPTURE: tuple[type[Awkward], ...] = (
     AlreadyFolded,
+    LastFrameOnly,
     OptionalArgument,
     NoGradPart,
     DataDependentBranch,

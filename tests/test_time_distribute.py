@@ -194,6 +194,13 @@ def test_one_convolution_serves_all_frames(kind: type[Awkward]) -> None:
     assert after * frames == before
 
 
+def test_frames_that_nothing_reads_are_not_computed() -> None:
+    model = zoo.LastFrameOnly.build()
+    fast = optimized(model, *model.example())
+    before, after = (convolutions(m, model.example()) for m in (model, fast))
+    assert before == model.example()[0].size(1) * after
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", LOOPS, ids=lambda kind: kind.__name__)
 def test_every_loop_gets_a_remark_with_a_line_of_its_source(kind: type[Awkward]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from fxtemporal.graph import Program, rank, shape
-from fxtemporal.ops import WHOLE, Op
+from fxtemporal.ops import WHOLE, Attr, Op
 from fxtemporal.rules import Code, Reason
 
 __all__ = ["ELEMENTWISE", "RECURRENT", "VIEWS", "Call", "fold_blockers", "unbatched"]
@@ -245,6 +245,14 @@ def _not_over_samples(name: str = "dim") -> Entry:
             yield "it works over dimension 0"
 
     return entry
+
+
+def _accumulated(call: Call) -> Blockers:
+    """Frames of frames, along a dimension other than 0; what each chain starts from is a lane."""
+    started = isinstance(call.op.args["initial"], fx.Node | Attr)
+    yield from call.only("input", *(("initial",) if started else ()))
+    if not isinstance(call.op.args["dim"], int) or call.op.args["dim"] == 0:
+        yield "it works over dimension 0"
 
 
 def _sliced(call: Call) -> Blockers:
@@ -512,6 +520,8 @@ _TABLE: Mapping[str, Entry] = {
     "slice": _sliced,
     "flip": _not_over_samples("dims"),
     "roll": _not_over_samples("dims"),
+    "running_maximum": _accumulated,
+    "running_minimum": _accumulated,
     # shapes
     "cat": _joined,
     "stack": _joined,

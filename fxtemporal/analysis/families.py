@@ -10,7 +10,9 @@ Every node is *invariant* or *lane t of family f*. Two nodes are of the same fam
 static arguments and parameters agree, and their inputs are the same invariants, or lanes of the
 same families at the same offset from their own. So a frame that reads the frame before it is a
 family at offset −1, and a state carried from frame to frame never forms a family at all: each of
-its steps reads another step. The cost is one dictionary look-up a node.
+its steps reads another step. Frames that gradients flow back to, and frames that they do not
+because all that reads them is detached, are of different families: computed together, the second
+kind would get gradients of zero, and may hand on NaN. The cost is one dictionary look-up a node.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.analysis.gradients import with_gradients
 from fxtemporal.analysis.joins import Join, chains_of
 from fxtemporal.graph import Program, shape
 from fxtemporal.ops import WHOLE, Attr, Op
@@ -185,6 +188,7 @@ class _Numbering:
         self._invariants: dict[Any, fx.Node] = {}
         self._held_sizes, self._held_numbers = program.held()
         self._same: dict[fx.Node, fx.Node] = {}
+        self._flows = with_gradients(program)
         for node in program.graph.nodes:
             self._visit(node)
 
@@ -219,7 +223,8 @@ class _Numbering:
         if isinstance(node.meta.get("val"), torch.Tensor) and not self._only_read(node):
             uniform = False  # a buffer made for each frame, which something writes
         lane = 0 if anchor is None else anchor
-        self._number(node, lane, self._key(node, op, operands), op, operands, None, uniform)
+        described = node in self._flows, self._key(node, op, operands)
+        self._number(node, lane, described, op, operands, None, uniform)
 
     def _only_read(self, node: fx.Node) -> bool:
         """Whether nothing can write into the memory of ``node``, through its views neither."""

@@ -393,8 +393,7 @@ def _is_pure(program: Program, node: fx.Node) -> bool:
     if op is None:
         of_python = getattr(node.target, "__module__", None) in _PYTHON
         return node.target in _PURE or (of_python and not written_by(program, node))
-    updates = op.args.get("training") or op.args.get("use_input_stats")
-    return not (op.inplace or op.random or (updates and op.args.get("running_mean") is not None))
+    return op.pure
 
 
 def _holds_tensors(node: fx.Node) -> bool:

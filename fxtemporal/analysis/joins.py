@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from fxtemporal.ops import Op
 
 __all__ = ["REDUCTIONS", "Join", "Reduction", "Writes", "chains_of"]
 
-REDUCTIONS: Mapping[str, str] = {"add": "sum", "maximum": "amax", "minimum": "amin"}
-"""The op between two frames, and the one over all of them."""
+REDUCTIONS = frozenset(("add", "maximum", "minimum"))
+"""Ops between two frames that one op over all of them can take the place of."""
 
 
 @dataclass(frozen=True, eq=False)

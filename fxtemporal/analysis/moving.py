@@ -110,8 +110,7 @@ class Mover:
         op = self._program.op(node) if node.op.startswith("call") else None
         if op is None:
             return self._unknown(node)
-        updates = op.args.get("training") or op.args.get("use_input_stats")
-        return op.random or bool(updates and op.args.get("running_mean") is not None)
+        return op.random or op.updates
 
     def _unknown(self, node: fx.Node) -> bool:
         if not node.op.startswith("call") or node.target in QUESTIONS:

@@ -48,6 +48,17 @@ class Op:
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", MappingProxyType(dict(self.args)))
 
+    @property
+    def updates(self) -> bool:
+        """Updates running statistics, as called."""
+        batch = self.args.get("training") or self.args.get("use_input_stats")
+        return bool(batch) and self.args.get("running_mean") is not None
+
+    @property
+    def pure(self) -> bool:
+        """Does no more than compute its value: a call that nothing reads may be left out."""
+        return not (self.inplace or self.random or self.updates)
+
     def nodes(self) -> tuple[fx.Node, ...]:
         """Every node among the arguments, nested ones too, in order, with repeats."""
         return tuple(node for value in self.args.values() for node in _nodes(value))

@@ -25,6 +25,7 @@ from fxtemporal.ops import canonical as form
 from fxtemporal.ops.canonical import Fix, Lower
 from fxtemporal.ops.indexing import index_tensor
 from fxtemporal.ops.signature import Arguments, Signature, parse
+from fxtemporal.running import running_maximum, running_minimum
 from fxtemporal.specializations import dimensions, length
 
 __all__ = ["ATEN", "FUNCTIONS", "METHODS", "OPS", "ROWS", "SPELLINGS", "Row", "Spelling"]
@@ -268,6 +269,11 @@ _OWNING: tuple[Row, ...] = (
             spaces="",
         )
         for name in ("var", "std", "var_mean", "std_mean")
+    ),
+    *(
+        Row(f"{function.__name__}(input, dim: dim, initial=None)", spaces="",
+            functions=(function,))
+        for function in (running_maximum, running_minimum)
     ),
     Row("norm(input, p='fro', dim: reduced=None, keepdim: bool=False, dtype=None)", spaces="torch "
         "Tensor"),

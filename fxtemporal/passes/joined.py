@@ -9,10 +9,11 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.families import Family
-from fxtemporal.analysis.joins import REDUCTIONS, Join, Reduction, Writes
+from fxtemporal.analysis.joins import Join, Reduction, Writes
 from fxtemporal.analysis.loops import Loop, computes
 from fxtemporal.graph import Program
 from fxtemporal.passes.stacked import Stacked, moved, pick, step_of
+from fxtemporal.running import running_maximum, running_minimum
 
 __all__ = ["Joiner"]
 
@@ -43,12 +44,16 @@ class Joiner:
             self.graph.erase_node(node)
 
     def _reduce(self, join: Reduction, frames: Stacked) -> fx.Node:
-        total = self.graph.call_method(REDUCTIONS[join.name], (frames.apart(), frames.axis))
-        if join.initial is None or (join.name == "add" and join.initial == 0):
+        if join.name != "add":
+            function = running_maximum if join.name == "maximum" else running_minimum
+            initial = () if join.initial is None else (join.initial,)
+            return self.graph.call_function(function, (frames.apart(), frames.axis, *initial))
+        total = self.graph.call_method("sum", (frames.apart(), frames.axis))
+        if join.initial is None or join.initial == 0:
             return total
         if join.inplace:
             return self.graph.call_method("add_", (join.initial, total))
-        return self.graph.call_function(getattr(torch, join.name), (join.initial, total))
+        return self.graph.call_function(torch.add, (join.initial, total))
 
     def _write(self, join: Writes, frames: Stacked) -> None:
         entries = pick(self.graph, join.buffer, join.dim, join.entries)

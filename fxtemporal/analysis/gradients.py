@@ -1,0 +1,57 @@
+"""Which nodes gradients of the results flow back to.
+
+::
+
+    y0 = conv(x0);  y1 = conv(x1);  y2 = conv(x2)
+    return stack([y1, y2]), y0.detach()               y1 and y2, and not y0
+
+Of a gradient that is zero something may still come: 0·inf is NaN. So a node that gradients do not
+reach must not be computed as a part of one that they reach. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from fxtemporal.graph import Program
+from fxtemporal.specializations import QUESTIONS
+
+__all__ = ["with_gradients"]
+
+
+def with_gradients(program: Program) -> set[fx.Node]:
+    """The nodes that a result may be differentiated by, whatever requires gradients."""
+    found: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or _starts(program, node):
+            found.add(node)
+        if node in found:
+            found.update(n for n in node.all_input_nodes if _carries(program, n))
+    return found
+
+
+def _starts(program: Program, node: fx.Node) -> bool:
+    """Whether a gradient may come to ``node`` from elsewhere: it writes, or nobody knows it."""
+    if not node.op.startswith("call") or node.target in QUESTIONS:
+        return False
+    op = program.op(node)
+    return op is None or op.inplace
+
+
+def _carries(program: Program, node: fx.Node) -> bool:
+    """Whether the value of ``node`` can have a gradient: numbers, flags and copies apart have none.
+
+    What is detached has none itself; what is written in place is a node of its own.
+    """
+    op = program.op(node) if node.op.startswith("call") else None
+    if op is not None and op.name == "detach":
+        return False
+    if "val" not in node.meta:
+        return node.target not in QUESTIONS
+    leaves = pytree.tree_leaves(node.meta["val"])
+    return any(
+        isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        for leaf in leaves
+    )
