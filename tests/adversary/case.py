@@ -94,9 +94,10 @@ class Case:
         call = self.calls[0] if self.calls else self.example
         frames = {"train": ".train()", "eval": ".eval()"}.get(call.mode, "")
         names = ", ".join(spec.name for spec in self.inputs)
-        lines = [HEADER + "import fxtemporal", self.source.rstrip(), "torch.manual_seed(0)"]
+        lines = ["", "torch.manual_seed(0)"]
         if self.dtype != "float32":
             lines.insert(1, f"torch.set_default_dtype(torch.{self.dtype})")
+        lines.insert(1, self.source.rstrip())
         lines.append(f"m = {self.build}")
         given = "None"
         if self.given:
@@ -110,13 +111,28 @@ class Case:
         if self.calls:
             for spec in self.inputs:
                 lines.append(f"{spec.name} = {spec.expression(call.batch, call.frames)}")
+            if call.gradients == "inputs":
+                lines += [f"{s.name}.requires_grad_()" for s in self.inputs if not s.grad]
             if call.poison:
                 first = self.inputs[0]
                 where = ", ".join([":"] * (first.time or 0) + ["1"])
                 lines.append(f'{first.name}[{where}] = float("{call.poison}")')
+            if call.mode:
+                lines += [f"m{frames}", f"fast{frames}"]
             args = ", ".join(f"{spec.name}.clone()" for spec in self.inputs)
-            lines.append(f"print(m{frames}({args}), fast{frames}({args}))")
-        return "\n".join(lines) + "\n"
+            if call.gradients:
+                lines += ["def gradients(out):", "    leaves = [*m.parameters(), LEAVES]"]
+                lines[-1] = lines[-1].replace("LEAVES", names)
+                lines += ["    out = out if isinstance(out, torch.Tensor) else out[0]"]
+                lines += ["    leaves = [v for v in leaves if v.requires_grad]"]
+                lines += ["    return torch.autograd.grad(out.sum(), leaves, allow_unused=True)"]
+                lines += [f"print(gradients(m({args})), gradients(fast({args})))"]
+            else:
+                lines.append(f"print(m({args}), fast({args}))")
+        text = "\n".join(lines)
+        names = [(line, line.split()[-1]) for line in HEADER.splitlines()]
+        used = [line for line, name in names if re.search(rf"\b{name}\b", text)]
+        return "\n".join([*used, "import fxtemporal"]) + text + "\n"
 
 
 class Program:

@@ -17,6 +17,10 @@ nn.BatchNorm3d({c})
 nn.BatchNorm3d({c})
 nn.BatchNorm3d({c})
 nn.BatchNorm3d({c}, affine=False)
+nn.BatchNorm3d({c})
+nn.ReLU()
+nn.MaxPool3d({pool})
+nn.AvgPool3d({pool})
 nn.BatchNorm3d({c}, eps=0.1, momentum=None)
 nn.BatchNorm3d({c}, track_running_stats=False)
 nn.SyncBatchNorm({c})
@@ -63,32 +67,66 @@ nn.ZeroPad3d((1, 0, 1, 0, 1, 0))
 nn.CircularPad3d((0, 0, 0, 0, 1, 1))
 nn.Linear({w}, {n})
 nn.LazyConv3d({n}, 3, padding=1)
-nn.LazyBatchNorm3d()
 """
 _LINES = (
-    "f = F.pad(f, (1, 1, 1, 1))", "f = F.pad(f, (0, 0, 0, 0, 2, 0))", "f = f * 0.5",
-    "f = F.pad(f, (0, 0, 0, 0, 1, 1), mode='replicate')", "f = F.relu(f, inplace=True)",
-    "f = F.interpolate(f, scale_factor=(1, 2, 2))", "f = f.relu_()", "f = f[:, :, ::2]",
+    "f = F.pad(f, (1, 1, 1, 1))",
+    "f = F.pad(f, (0, 0, 0, 0, 2, 0))",
+    "f = f * 0.5",
+    "f = F.pad(f, (0, 0, 0, 0, 1, 1), mode='replicate')",
+    "f = F.relu(f, inplace=True)",
+    "f = F.interpolate(f, scale_factor=(1, 2, 2))",
+    "f = f.relu_()",
+    "f = f[:, :, ::2]",
     "f = F.interpolate(f, size=(4, 4, 4), mode='trilinear', align_corners=True)",
-    "f = F.pad(f, (1, 1, 1, 1, 1, 1), value=0.3)", "f = f.transpose(3, 4)", "f = f.contiguous()",
-    "f = F.max_pool3d(f, (1, 2, 2))", "f = F.avg_pool3d(f, (1, 2, 2))", "f = f[:, :, 1:]",
-    "f = f.flip(2)", "f = torch.cat([f, f[:, :, :1]], 2)", "f = f - f.mean(2, keepdim=True)",
-    "f = f.to(memory_format=torch.channels_last_3d)", "f = f.roll(1, 2)", "f = F.softplus(f)",
-    "f = F.batch_norm(f, None, None, training=True)", "f = f.flatten(1, 2).unflatten(1, (-1, f.size(2)))",
-    "f = F.max_pool3d(f, (2, 1, 1), return_indices=True)[0]", "f = f.squeeze(2).unsqueeze(2) if f.size(2) == 1 else f",
-    "f = f * torch.sigmoid(f.mean((2, 3, 4), keepdim=True))", "f = F.dropout3d(f, 0.1, self.training)",
-    "f = f.repeat_interleave(2, 2)", "f = f.permute(0, 2, 1, 3, 4).permute(0, 2, 1, 3, 4)",
-    "f = f.detach()", "f.mul_(0.5)", "f[:, :, 0] = 0", "f = f.clamp(-1, 1)", "f = f + f.size(2)",
-    "f = F.normalize(f, dim=1)", "f = f.chunk(2, 1)[0]", "f = f.softmax(2)", "f = f.cumsum(2)",
-    "with torch.no_grad():\n    f = f * 2", "if self.training:\n    f = f * 2",
-    "if f.size(2) > 3:\n    f = f[:, :, :3]", "f = torch.stack([v * 2 for v in f.unbind(2)], 2)",
-    "f = F.conv3d(f, torch.ones(2, f.size(1), 1, 3, 3) / 9)", "f = f.mean(1, keepdim=True)",
-)  # fmt: skip
+    "f = F.pad(f, (1, 1, 1, 1, 1, 1), value=0.3)",
+    "f = f.transpose(3, 4)",
+    "f = f.contiguous()",
+    "f = F.max_pool3d(f, (1, 2, 2))",
+    "f = F.avg_pool3d(f, (1, 2, 2))",
+    "f = f[:, :, 1:]",
+    "f = f.flip(2)",
+    "f = torch.cat([f, f[:, :, :1]], 2)",
+    "f = f - f.mean(2, keepdim=True)",
+    "f = f.to(memory_format=torch.channels_last_3d)",
+    "f = f.roll(1, 2)",
+    "f = F.softplus(f)",
+    "f = F.batch_norm(f, None, None, training=True)",
+    "f = f.flatten(1, 2).unflatten(1, (-1, f.size(2)))",
+    "f = F.max_pool3d(f, (2, 1, 1), return_indices=True)[0]",
+    "f = f.squeeze(2).unsqueeze(2) if f.size(2) == 1 else f",
+    "f = f * torch.sigmoid(f.mean((2, 3, 4), keepdim=True))",
+    "f = F.dropout3d(f, 0.1, self.training)",
+    "f = f.repeat_interleave(2, 2)",
+    "f = f.permute(0, 2, 1, 3, 4).permute(0, 2, 1, 3, 4)",
+    "f = f.detach()",
+    "f.mul_(0.5)",
+    "f[:, :, 0] = 0",
+    "f = f.clamp(-1, 1)",
+    "f = f + f.size(2)",
+    "f = F.normalize(f, dim=1)",
+    "f = f.chunk(2, 1)[0]",
+    "f = f.softmax(2)",
+    "f = f.cumsum(2)",
+    "with torch.no_grad():\n    f = f * 2",
+    "if self.training:\n    f = f * 2",
+    "if f.size(2) > 3:\n    f = f[:, :, :3]",
+    "f = torch.stack([v * 2 for v in f.unbind(2)], 2)",
+    "f = F.conv3d(f, torch.ones(2, f.size(1), 1, 3, 3) / 9)",
+    "f = f.mean(1, keepdim=True)",
+)
 _EXTRAS = (
-    twists.buffer_written, twists.parameter_written, twists.counter, twists.cache, twists.dtypes,
-    twists.write_through_alias, twists.kept_then_written, twists.odd_python, twists.global_state,
-    twists.branch_on_values, twists.randomness,
-)  # fmt: skip
+    twists.buffer_written,
+    twists.parameter_written,
+    twists.counter,
+    twists.cache,
+    twists.dtypes,
+    twists.write_through_alias,
+    twists.kept_then_written,
+    twists.odd_python,
+    twists.global_state,
+    twists.branch_on_values,
+    twists.randomness,
+)
 
 
 def network(seed: int) -> Case:
@@ -107,10 +145,16 @@ def _composed(draft: Draft, seed: int) -> Case | None:
     layout = ""
     if draft.chance(0.25):
         layout = rng.choice(
-            ("v.to(memory_format=torch.channels_last_3d)", "v.transpose(1, 2).contiguous().transpose(1, 2)",
-             "v.transpose(3, 4)", "v[:, :1].expand_as(v)", "v.permute(4, 0, 1, 2, 3).contiguous().permute(1, 2, 3, 4, 0)",
-             "v[:, :, :, ::1]", "v.flip(2)")
-        )  # fmt: skip
+            (
+                "v.to(memory_format=torch.channels_last_3d)",
+                "v.transpose(1, 2).contiguous().transpose(1, 2)",
+                "v.transpose(3, 4)",
+                "v[:, :1].expand_as(v)",
+                "v.permute(4, 0, 1, 2, 3).contiguous().permute(1, 2, 3, 4, 0)",
+                "v[:, :, :, ::1]",
+                "v.flip(2)",
+            )
+        )
     spec = Input("x", ("B", 3, "T0", 6, 6), 2, layout=layout, grad=draft.chance(0.06))
     example = Call(2, (rng.choice((3, 4, 4, 5, 8)),), seed=0)
     (draft.scope["x"],) = tensors(Case("", "", "", (spec,), (), example), example)
@@ -123,8 +167,8 @@ def _composed(draft: Draft, seed: int) -> Case | None:
             if _ADD[kind](draft):
                 count += kind == "conv"
                 break
-    if not count:
-        _conv(draft)
+    if not count and not _conv(draft):
+        return None
     if draft.chance(0.25):
         programs._op(draft)
     if draft.chance(0.2):
@@ -134,9 +178,15 @@ def _composed(draft: Draft, seed: int) -> Case | None:
     if any(" t" in line for line in draft.parts["body"]):
         draft.parts["before"].append("t = 1")
     end = ("return f",) * 5 + (
-        "return f.mean((3, 4))", "return f.flatten(1)", "return f, x", "return {'f': f}",
-        "return f.mean((2, 3, 4))", "return [f, None]", "return f.unbind(2)", "return f.view(f.size(0), -1)",
-    )  # fmt: skip
+        "return f.mean((3, 4))",
+        "return f.flatten(1)",
+        "return f, x",
+        "return {'f': f}",
+        "return f.mean((2, 3, 4))",
+        "return [f, None]",
+        "return f.unbind(2)",
+        "return f.view(f.size(0), -1)",
+    )
     draft.write("after", rng.choice(end))
     if not draft.fits("f", 20000):
         return None
@@ -147,9 +197,24 @@ def conv_text(draft: Draft, channels: int, most: int = 6) -> tuple[str, int]:
     """A Conv3d of these input channels, as text, and its output channels."""
     rng = draft.rng
     kernel = rng.choice(
-        ("3", "1", "(1, 3, 3)", "(3, 1, 1)", "(3, 3, 3)", "(2, 1, 1)", "(1, 1, 1)", "(1, 2, 3)",
-         "(5, 1, 1)", "(2, 2, 2)", "(3, 1, 3)", "(3, 3, 1)", "2", "(1, 1, 3)", "(4, 3, 3)")
-    )  # fmt: skip
+        (
+            "3",
+            "1",
+            "(1, 3, 3)",
+            "(3, 1, 1)",
+            "(3, 3, 3)",
+            "(2, 1, 1)",
+            "(1, 1, 1)",
+            "(1, 2, 3)",
+            "(5, 1, 1)",
+            "(2, 2, 2)",
+            "(3, 1, 3)",
+            "(3, 3, 1)",
+            "2",
+            "(1, 1, 3)",
+            "(4, 3, 3)",
+        )
+    )
     groups, out = 1, rng.choice((2, 3, 4, most))
     if draft.chance(0.2):
         groups = rng.choice((channels, channels, 2, 3))
@@ -162,9 +227,20 @@ def conv_text(draft: Draft, channels: int, most: int = 6) -> tuple[str, int]:
         text += f", stride={rng.choice(strides)}"
     if draft.chance(0.65):
         text += ", padding=" + rng.choice(
-            ("1", "1", "(0, 1, 1)", "(1, 0, 0)", "(1, 1, 1)", "2", "(2, 0, 0)", "(1, 0, 2)",
-             '"same"', '"valid"', "(2, 1, 1)")
-        )  # fmt: skip
+            (
+                "1",
+                "1",
+                "(0, 1, 1)",
+                "(1, 0, 0)",
+                "(1, 1, 1)",
+                "2",
+                "(2, 0, 0)",
+                "(1, 0, 2)",
+                '"same"',
+                '"valid"',
+                "(2, 1, 1)",
+            )
+        )
     if draft.chance(0.15):
         text += ", dilation=" + rng.choice(("2", "(2, 1, 1)", "(1, 2, 2)", "(3, 1, 1)"))
     if draft.chance(0.2):
@@ -180,11 +256,18 @@ def _conv(draft: Draft) -> bool:
     wrapped = text
     if draft.chance(0.06):
         wrapped = draft.rng.choice(
-            ("nn.utils.parametrizations.weight_norm({c})", "nn.utils.weight_norm({c})",
-             "nn.utils.parametrizations.spectral_norm({c})", "{c}.requires_grad_(False)",
-             "nn.Sequential({c}, nn.BatchNorm3d({n}), nn.ReLU(inplace=True))", "{c}.double().float()",
-             "{c}.to(memory_format=torch.channels_last_3d)", "Own({c})", "Kept({n}, {c})")
-        ).format(c=text, n=out)  # fmt: skip
+            (
+                "nn.utils.parametrizations.weight_norm({c})",
+                "nn.utils.weight_norm({c})",
+                "nn.utils.parametrizations.spectral_norm({c})",
+                "{c}.requires_grad_(False)",
+                "nn.Sequential({c}, nn.BatchNorm3d({n}), nn.ReLU(inplace=True))",
+                "{c}.double().float()",
+                "{c}.to(memory_format=torch.channels_last_3d)",
+                "Own({c})",
+                "Kept({n}, {c})",
+            )
+        ).format(c=text, n=out)
     elif draft.chance(0.3):
         wrapped = f"nn.Sequential({text}, nn.BatchNorm3d({out}))"
         if draft.chance(0.5):
@@ -281,7 +364,9 @@ def _branch(draft: Draft) -> bool:
         names.append(m)
         lines.append(f"b{index} = self.{m}(f)")
         if draft.chance(0.15):
-            lines.append(rng.choice(("f = f.relu_()", "f.mul_(0.5)", f"b{index}.relu_()", "f += 1")))
+            lines.append(
+                rng.choice(("f = f.relu_()", "f.mul_(0.5)", f"b{index}.relu_()", "f += 1"))
+            )
     parts = [f"b{i}" for i in range(len(names))] + ["f"] * draft.chance(0.5)
     joined = rng.choice((f"torch.cat([{', '.join(parts)}], 1)", " + ".join(parts)))
     lines.append(f"f = {joined}")
@@ -318,10 +403,14 @@ def _case(draft: Draft, seed: int, spec: Input, example: Call) -> Case:
     for name in ("before", "body", "after"):
         lines += [pad * 2 + line for line in parts[name]]
     source = "\n".join(lines).replace("SIZE", "x.size(2)") + "\n"
-    builds = ("Net().eval()",) * 5 + ("Net()",) * 3 + (
-        "shaken(Net()).eval()",
-        "Net().to(memory_format=torch.channels_last_3d).eval()",
-        "Net().eval().requires_grad_(False)",
+    builds = (
+        ("Net().eval()",) * 5
+        + ("Net()",) * 3
+        + (
+            "shaken(Net()).eval()",
+            "Net().to(memory_format=torch.channels_last_3d).eval()",
+            "Net().eval().requires_grad_(False)",
+        )
     )
     build = rng.choice(builds)
     if "BatchNorm" in source and draft.chance(0.6):

@@ -19,10 +19,22 @@ from torch import nn
 
 _STOP = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, torch.dtype)
 _NAMESPACES = (
-    torch, torch.nn.functional, torch.Tensor, torch.nn, nn.Module, torch.linalg, torch.special,
-    torch.fft, builtins, math, random, torch.autograd.Function, torch.utils.checkpoint, np.random,
+    torch,
+    torch.nn.functional,
+    torch.Tensor,
+    torch.nn,
+    nn.Module,
+    torch.linalg,
+    torch.special,
+    torch.fft,
+    builtins,
+    math,
+    random,
+    torch.autograd.Function,
+    torch.utils.checkpoint,
+    np.random,
     torch.fx.wrap.__globals__,
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass

@@ -45,9 +45,22 @@ def _pick(draft: Draft, part: str, *texts: str) -> bool:
 def branch_on_t(draft: Draft) -> bool:
     """A branch on the number of the frame."""
     test = draft.rng.choice(
-        ("t % 2", "t >= 5", "t == 0", "t > 2", "t < 1", "t >= 40", "t and t % 3 == 0", "t in (1, 3)",
-         "t == SIZE - 1", "t > SIZE // 2", "bool(t)", "t * t > 30", "self.training and t")
-    )  # fmt: skip
+        (
+            "t % 2",
+            "t >= 5",
+            "t == 0",
+            "t > 2",
+            "t < 1",
+            "t >= 40",
+            "t and t % 3 == 0",
+            "t in (1, 3)",
+            "t == SIZE - 1",
+            "t > SIZE // 2",
+            "bool(t)",
+            "t * t > 30",
+            "self.training and t",
+        )
+    )
     does = draft.rng.choice(("f = f * 2", "f = f.relu()", "f = f + t", "f = -f", "f = f.detach()"))
     draft.write("body", f"if {test}:\n    {does}")
     return True
@@ -86,7 +99,9 @@ def parameter_by_t(draft: Draft) -> bool:
         return False
     row = draft.rng.choice(("t", "t", "min(t, 3)", "t % 2", "t // 2", "-1 - t", "99 - t", "t * 2"))
     if draft.chance(0.2) and value.dim() > 1:
-        draft.say("init", f"self.many = nn.ModuleList([nn.Linear({size}, {size}) for _ in range(8)])")
+        draft.say(
+            "init", f"self.many = nn.ModuleList([nn.Linear({size}, {size}) for _ in range(8)])"
+        )
         return draft.say("body", f"f = self.many[{row}](f)")
     return draft.say("body", f"f = f + self.pos[{row}]")
 
@@ -103,7 +118,9 @@ def leave_early(draft: Draft) -> bool:
 @twist
 def branch_on_values(draft: Draft) -> bool:
     """A branch on what a tensor holds."""
-    test = draft.rng.choice(("f.sum() > 0", "f.mean().item() > 0", "f.isnan().any()", "f.max() > 50"))
+    test = draft.rng.choice(
+        ("f.sum() > 0", "f.mean().item() > 0", "f.isnan().any()", "f.max() > 50")
+    )
     draft.write("body", f"if {test}:\n    f = f * 0.5")
     return True
 
@@ -112,10 +129,22 @@ def branch_on_values(draft: Draft) -> bool:
 def branch_on_shape(draft: Draft) -> bool:
     """A branch on a size, the batch's among them."""
     test = draft.rng.choice(
-        ("f.size(0) > 2", "f.shape[0] == 1", "f.shape[-1] > 3", "x.size(1) > 4", "x.numel() > 500",
-         "x.is_contiguous()", "x.dtype == torch.float32", "len(f) == 2", "x.shape[1] % 2 == 0",
-         "x.requires_grad", "torch.is_grad_enabled()", "f.stride(0) > 20", "self.training")
-    )  # fmt: skip
+        (
+            "f.size(0) > 2",
+            "f.shape[0] == 1",
+            "f.shape[-1] > 3",
+            "x.size(1) > 4",
+            "x.numel() > 500",
+            "x.is_contiguous()",
+            "x.dtype == torch.float32",
+            "len(f) == 2",
+            "x.shape[1] % 2 == 0",
+            "x.requires_grad",
+            "torch.is_grad_enabled()",
+            "f.stride(0) > 20",
+            "self.training",
+        )
+    )
     draft.write("body", f"if {test}:\n    f = f * 3")
     return True
 
@@ -153,10 +182,21 @@ def carried(draft: Draft) -> bool:
     if "None" in start:
         draft.write("body", "if h is None:\n    h = torch.zeros_like(f)")
     step = draft.rng.choice(
-        ("h = h + f", "h = 0.5 * h + f", "h = torch.tanh(h + f)", "h = f - h", "h = h * 0.9 + f * 0.1",
-         "h = f + h.detach() if t else f", "h = torch.maximum(f, h + f * 0)", "h = (h + f).relu()",
-         "h = f", "h = f if t % 2 else h + f", "h = h + f.mean()", "h = h + 1")
-    )  # fmt: skip
+        (
+            "h = h + f",
+            "h = 0.5 * h + f",
+            "h = torch.tanh(h + f)",
+            "h = f - h",
+            "h = h * 0.9 + f * 0.1",
+            "h = f + h.detach() if t else f",
+            "h = torch.maximum(f, h + f * 0)",
+            "h = (h + f).relu()",
+            "h = f",
+            "h = f if t % 2 else h + f",
+            "h = h + f.mean()",
+            "h = h + 1",
+        )
+    )
     use = draft.rng.choice(("f = f + h", "f = h", "f = f * h", "f = h + 0"))
     lines = [step, use] if draft.chance(0.7) else [use, step]
     if draft.chance(0.3):
@@ -197,10 +237,13 @@ def recurrent_cell(draft: Draft) -> bool:
     between = ""
     if draft.chance(0.25):
         between = draft.rng.choice(
-            ("hc = hc if t % 2 else hc", "hc = tuple(v * 0.5 for v in hc)" if pick else "hc = hc * 0.5",
-             "hc = tuple(v.detach() for v in hc)" if pick else "hc = hc.detach()",
-             "hc = None if t == 2 else hc")
-        )  # fmt: skip
+            (
+                "hc = hc if t % 2 else hc",
+                "hc = tuple(v * 0.5 for v in hc)" if pick else "hc = hc * 0.5",
+                "hc = tuple(v.detach() for v in hc)" if pick else "hc = hc.detach()",
+                "hc = None if t == 2 else hc",
+            )
+        )
     call = "hc = self.cell(f, hc)"
     if draft.chance(0.15):
         call = "if t % 2 == 0 or hc is None:\n    hc = self.cell(f, hc)"
@@ -237,12 +280,14 @@ def previous_frame(draft: Draft) -> bool:
     draft.write("before", "prev = None")
     draft.scope["prev"] = None
     use = draft.rng.choice(
-        ("now = f\nif prev is not None:\n    f = f - prev\nprev = now",
-         "if prev is None:\n    prev = f\nf = f + prev",
-         "if prev is None:\n    prev = torch.zeros_like(f)\nnow = f\nf = (f - prev).abs()\nprev = now",
-         "f, prev = (f if prev is None else f * prev), f",
-         "f, prev = (f if prev is None else torch.cat([f, prev], -1)[..., :f.size(-1)]), f.detach()")
-    )  # fmt: skip
+        (
+            "now = f\nif prev is not None:\n    f = f - prev\nprev = now",
+            "if prev is None:\n    prev = f\nf = f + prev",
+            "if prev is None:\n    prev = torch.zeros_like(f)\nnow = f\nf = (f - prev).abs()\nprev = now",
+            "f, prev = (f if prev is None else f * prev), f",
+            "f, prev = (f if prev is None else torch.cat([f, prev], -1)[..., :f.size(-1)]), f.detach()",
+        )
+    )
     return draft.say("body", use)
 
 
@@ -255,12 +300,18 @@ def memory(draft: Draft) -> bool:
         "body",
         "mem.append(f)\n"
         + draft.rng.choice(
-            ("f = torch.stack(list(mem)[-3:]).mean(0)", "f = f + mem[0]", "f = f + mem[-2] if len(mem) > 1 else f",
-             "f = sum(mem) / len(mem)", "f = f * (2 if len(mem) > 4 else 1)", "f = max(mem, key=len)",
-             "if len(mem) > 2:\n    f = f + mem.pop() if isinstance(mem, list) else f + mem.popleft()",
-             "f = torch.cat(list(mem)[:1], 0)")
+            (
+                "f = torch.stack(list(mem)[-3:]).mean(0)",
+                "f = f + mem[0]",
+                "f = f + mem[-2] if len(mem) > 1 else f",
+                "f = sum(mem) / len(mem)",
+                "f = f * (2 if len(mem) > 4 else 1)",
+                "f = max(mem, key=len)",
+                "if len(mem) > 2:\n    f = f + mem.pop() if isinstance(mem, list) else f + mem.popleft()",
+                "f = torch.cat(list(mem)[:1], 0)",
+            )
         ),
-    )  # fmt: skip
+    )
 
 
 @twist
@@ -269,9 +320,17 @@ def running(draft: Draft) -> bool:
     draft.write("before", "best = None")
     draft.scope["best"] = draft.get("f")
     op = draft.rng.choice(
-        ("torch.maximum(best, f)", "torch.min(best, f)", "best + f", "torch.fmax(f, best)", "best * f",
-         "torch.where(best > f, best, f)", "torch.logaddexp(best, f)", "torch.cat([best, f])[:len(f)]")
-    )  # fmt: skip
+        (
+            "torch.maximum(best, f)",
+            "torch.min(best, f)",
+            "best + f",
+            "torch.fmax(f, best)",
+            "best * f",
+            "torch.where(best > f, best, f)",
+            "torch.logaddexp(best, f)",
+            "torch.cat([best, f])[:len(f)]",
+        )
+    )
     return draft.say("body", f"best = f if best is None else {op}\nf = f - best")
 
 
@@ -282,19 +341,64 @@ def running(draft: Draft) -> bool:
 def write_through_alias(draft: Draft) -> bool:
     """A write through another name of the same storage, and a read of the first."""
     view = draft.rng.choice(
-        ("f", "f.view_as(f)", "f[:]", "f.detach()", "f.flatten(1)", "f.contiguous()", "f.reshape(f.shape)",
-         "f.expand_as(f)", "F.dropout(f, 0.5, False)", "+f", "f.to(f.dtype)", "f.float()", "f.squeeze(-1)",
-         "torch.Tensor.positive(f)", "f.real", "f.type_as(f)", "f.clone()", "nn.Identity()(f)", "f.data",
-         "torch.atleast_2d(f)", "f.nan_to_num()", "f.unbind(1)[0]", "f.split(1, 0)[0]", "f.T if f.dim() == 2 else f",
-         "nn.Dropout2d().eval()(f)", "f.requires_grad_(f.requires_grad)", "f.broadcast_to(f.shape)",
-         "f.movedim(0, -1)", "torch.asarray(f)", "f.narrow(0, 0, 1)", "f.unfold(-1, 1, 1)", "f.diagonal()",
-         "f.resolve_conj()", "f.chunk(2, -1)[0]", "f.cpu()", "f.view(f.shape)", "f.swapaxes(0, -1)")
-    )  # fmt: skip
+        (
+            "f",
+            "f.view_as(f)",
+            "f[:]",
+            "f.detach()",
+            "f.flatten(1)",
+            "f.contiguous()",
+            "f.reshape(f.shape)",
+            "f.expand_as(f)",
+            "F.dropout(f, 0.5, False)",
+            "+f",
+            "f.to(f.dtype)",
+            "f.float()",
+            "f.squeeze(-1)",
+            "torch.Tensor.positive(f)",
+            "f.real",
+            "f.type_as(f)",
+            "f.clone()",
+            "nn.Identity()(f)",
+            "f.data",
+            "torch.atleast_2d(f)",
+            "f.nan_to_num()",
+            "f.unbind(1)[0]",
+            "f.split(1, 0)[0]",
+            "f.T if f.dim() == 2 else f",
+            "nn.Dropout2d().eval()(f)",
+            "f.requires_grad_(f.requires_grad)",
+            "f.broadcast_to(f.shape)",
+            "f.movedim(0, -1)",
+            "torch.asarray(f)",
+            "f.narrow(0, 0, 1)",
+            "f.unfold(-1, 1, 1)",
+            "f.diagonal()",
+            "f.resolve_conj()",
+            "f.chunk(2, -1)[0]",
+            "f.cpu()",
+            "f.view(f.shape)",
+            "f.swapaxes(0, -1)",
+        )
+    )
     write = draft.rng.choice(
-        ("a.mul_(2)", "a.add_(1)", "a.relu_()", "a += 1", "a[0] = 0", "a.zero_()", "F.relu(a, inplace=True)",
-         "a.fill_(0.3)", "a.clamp_(min=0)", "a.copy_(a.flip(0))", "a[..., 0] *= 3", "torch.relu_(a)",
-         "a.sub_(a.mean())", "torch.add(a, 1, out=a)")
-    )  # fmt: skip
+        (
+            "a.mul_(2)",
+            "a.add_(1)",
+            "a.relu_()",
+            "a += 1",
+            "a[0] = 0",
+            "a.zero_()",
+            "F.relu(a, inplace=True)",
+            "a.fill_(0.3)",
+            "a.clamp_(min=0)",
+            "a.copy_(a.flip(0))",
+            "a[..., 0] *= 3",
+            "torch.relu_(a)",
+            "a.sub_(a.mean())",
+            "torch.add(a, 1, out=a)",
+        )
+    )
     draft.scope["f"] = draft.get("f").clone()
     if draft.chance(0.5):
         return draft.say("body", f"b = f * 2\na = {view}\n{write}\nf = f + b")
@@ -305,9 +409,17 @@ def write_through_alias(draft: Draft) -> bool:
 def write_into_input(draft: Draft) -> bool:
     """The caller's tensor is written."""
     text = draft.rng.choice(
-        ("x[:, t] = 0", "x[:, t] *= 2", "x.select(1, t).mul_(0.5)", "x.mul_(0.9)", "x[0] += 1",
-         "x[:, t].relu_()", "x[:, 0] = x[:, t]", "x[..., 0] = t")
-    )  # fmt: skip
+        (
+            "x[:, t] = 0",
+            "x[:, t] *= 2",
+            "x.select(1, t).mul_(0.5)",
+            "x.mul_(0.9)",
+            "x[0] += 1",
+            "x[:, t].relu_()",
+            "x[:, 0] = x[:, t]",
+            "x[..., 0] = t",
+        )
+    )
     part = draft.rng.choice(("body", "body", "before", "after"))
     draft.scope["x"] = draft.get("x").clone()
     if part != "body":
@@ -318,13 +430,20 @@ def write_into_input(draft: Draft) -> bool:
 @twist
 def copy_of_input(draft: Draft) -> bool:
     """A clone is written frame by frame, and read."""
-    draft.write("before", draft.rng.choice(("w = x.clone()", "w = x * 1", "w = torch.zeros_like(x)")))
+    draft.write(
+        "before", draft.rng.choice(("w = x.clone()", "w = x * 1", "w = torch.zeros_like(x)"))
+    )
     draft.scope["w"] = draft.get("x").clone()
     text = draft.rng.choice(
-        ("w[:, t] = w[:, t] * 2\nf = f + w[:, t].mean()", "w[:, t].mul_(0.5)\nf = f + w.mean()",
-         "w[:, :t] = 0\nf = f + w[:, t].sum()", "w[:, t] = x[:, t] + w[:, t - 1]\nf = f * w[:, t].mean()",
-         "f = f + w[:, t - 1].mean()\nw[:, t] += 1", "w = w * 0.9\nf = f + w[:, t].mean()")
-    )  # fmt: skip
+        (
+            "w[:, t] = w[:, t] * 2\nf = f + w[:, t].mean()",
+            "w[:, t].mul_(0.5)\nf = f + w.mean()",
+            "w[:, :t] = 0\nf = f + w[:, t].sum()",
+            "w[:, t] = x[:, t] + w[:, t - 1]\nf = f * w[:, t].mean()",
+            "f = f + w[:, t - 1].mean()\nw[:, t] += 1",
+            "w = w * 0.9\nf = f + w[:, t].mean()",
+        )
+    )
     return draft.say("body", text)
 
 
@@ -335,16 +454,27 @@ def kept_then_written(draft: Draft) -> bool:
     return draft.say(
         "body",
         draft.rng.choice(
-            ("f = f * 1\nkept.append(f)\nf.relu_()", "f = f * 1\nkept.append(f)\nf = f.add_(1) + kept[0].mean()",
-             "kept.append(f * 1)\nkept[-1].mul_(2)\nf = kept[-1]", "kept.append(f * 1)\nkept[0] += 1\nf = kept[0] + f",
-             "f = f.unsqueeze(1) * 1\nf.relu_()", "f = f + 0\nf[:, 0] = 0", "f = f + 0\nf[f < 0] = 0.5",
-             "f = f + 0\nf[0].fill_(1)", "f = f.clone()\nf.index_fill_(-1, torch.tensor([0]), 0.5)",
-             "f = f * 1\nf.masked_fill_(f > 1, 1.0)", "f = f * 1\nf.t_() if f.dim() == 2 else f",
-             "f = f * 1\nf.unsqueeze_(0)\nf.squeeze_(0)", "f = f * 1\nf.data.mul_(2)",
-             "f = f * 1\ntorch.nn.init.constant_(f, 0.1)", "f = f * 1\nf.resize_(f.shape)",
-             "buf = torch.empty_like(f)\ntorch.mul(f, 2, out=buf)\nf = buf", "f = f * 1\nf.requires_grad_(False) if not f.requires_grad else f")
+            (
+                "f = f * 1\nkept.append(f)\nf.relu_()",
+                "f = f * 1\nkept.append(f)\nf = f.add_(1) + kept[0].mean()",
+                "kept.append(f * 1)\nkept[-1].mul_(2)\nf = kept[-1]",
+                "kept.append(f * 1)\nkept[0] += 1\nf = kept[0] + f",
+                "f = f.unsqueeze(1) * 1\nf.relu_()",
+                "f = f + 0\nf[:, 0] = 0",
+                "f = f + 0\nf[f < 0] = 0.5",
+                "f = f + 0\nf[0].fill_(1)",
+                "f = f.clone()\nf.index_fill_(-1, torch.tensor([0]), 0.5)",
+                "f = f * 1\nf.masked_fill_(f > 1, 1.0)",
+                "f = f * 1\nf.t_() if f.dim() == 2 else f",
+                "f = f * 1\nf.unsqueeze_(0)\nf.squeeze_(0)",
+                "f = f * 1\nf.data.mul_(2)",
+                "f = f * 1\ntorch.nn.init.constant_(f, 0.1)",
+                "f = f * 1\nf.resize_(f.shape)",
+                "buf = torch.empty_like(f)\ntorch.mul(f, 2, out=buf)\nf = buf",
+                "f = f * 1\nf.requires_grad_(False) if not f.requires_grad else f",
+            )
         ),
-    )  # fmt: skip
+    )
 
 
 # ---- writes to the model
@@ -409,7 +539,10 @@ _CACHES = {
     "self.cache = []": ("self.cache.append(f.detach())", "len(self.cache)"),
     "self.cache = {}": ("self.cache[t] = f.detach()", "len(self.cache)"),
     'self.cache = {"k": []}': ('self.cache["k"].append(f.detach())', 'len(self.cache["k"])'),
-    "self.cache = collections.deque(maxlen=3)": ("self.cache.append(f.detach())", "len(self.cache)"),
+    "self.cache = collections.deque(maxlen=3)": (
+        "self.cache.append(f.detach())",
+        "len(self.cache)",
+    ),
     "self.cache = Holder()": ("self.cache.h = f.detach()", "(self.cache.h is not None)"),
     "self.cache = [None]": ("self.cache[0] = f", "1"),
     "self.cache = collections.defaultdict(int)": ("self.cache[t] += 1", "sum(self.cache.values())"),
@@ -457,16 +590,19 @@ def hooked(draft: Draft) -> bool:
     m = draft.name("hooked")
     draft.say("init", f"self.{m} = nn.Linear({size}, {size}); self.log = []")
     hook = draft.rng.choice(
-        ("register_forward_hook(lambda m, i, o: self.log.append(o.detach()))",
-         "register_forward_hook(lambda m, i, o: o * 2)", "register_forward_hook(lambda m, i, o: None)",
-         "register_forward_pre_hook(lambda m, i: (i[0] + 1,))",
-         "register_full_backward_hook(lambda m, i, o: (i[0] * 0.5,))",
-         "register_full_backward_hook(lambda m, i, o: self.log.append(1))",
-         "register_full_backward_pre_hook(lambda m, o: (o[0] * 0.5,))",
-         "weight.register_hook(lambda g: g * 0.5)",
-         "weight.register_hook(lambda g: self.log.append(1))",
-         "register_state_dict_post_hook(lambda *a: None)")
-    )  # fmt: skip
+        (
+            "register_forward_hook(lambda m, i, o: self.log.append(o.detach()))",
+            "register_forward_hook(lambda m, i, o: o * 2)",
+            "register_forward_hook(lambda m, i, o: None)",
+            "register_forward_pre_hook(lambda m, i: (i[0] + 1,))",
+            "register_full_backward_hook(lambda m, i, o: (i[0] * 0.5,))",
+            "register_full_backward_hook(lambda m, i, o: self.log.append(1))",
+            "register_full_backward_pre_hook(lambda m, o: (o[0] * 0.5,))",
+            "weight.register_hook(lambda g: g * 0.5)",
+            "weight.register_hook(lambda g: self.log.append(1))",
+            "register_state_dict_post_hook(lambda *a: None)",
+        )
+    )
     draft.parts["init"].append(f"self.{m}.{hook}")
     return draft.say("body", f"f = self.{m}(f)")
 
@@ -478,10 +614,16 @@ def shared_weights(draft: Draft) -> bool:
     a, b = draft.name("a"), draft.name("b")
     draft.say("init", f"self.{a} = nn.Linear({size}, {size}); self.{b} = nn.Linear({size}, {size})")
     extra = draft.rng.choice(
-        ("pass", f"self.{b} = self.{a}", f"self.{b}.weight = self.{a}.weight",
-         f"self.{b}.bias = None", f"self.{a}.weight.requires_grad_(False)",
-         f"self.{a}.extra = self.{b}", f"nn.init.zeros_(self.{a}.weight)")
-    )  # fmt: skip
+        (
+            "pass",
+            f"self.{b} = self.{a}",
+            f"self.{b}.weight = self.{a}.weight",
+            f"self.{b}.bias = None",
+            f"self.{a}.weight.requires_grad_(False)",
+            f"self.{a}.extra = self.{b}",
+            f"nn.init.zeros_(self.{a}.weight)",
+        )
+    )
     draft.say("init", extra)
     return _pick(
         draft,
@@ -566,7 +708,7 @@ def modes(draft: Draft) -> bool:
         f"self.{m}.eval()\nf = self.{m}(f)",
         f"f = self.{m}(f)\nself.{m}.train(self.training)",
         f"f = F.batch_norm(f, self.{m}.running_mean, self.{m}.running_var, training=True)",
-        f"f = F.batch_norm(f, None, None, training=True)",
+        "f = F.batch_norm(f, None, None, training=True)",
         f"self.{m}.eps = 0.1\nf = self.{m}(f)",
         f"self.{m}.momentum = 0.1 * t\nf = self.{m}(f)",
         f"self.{m}.running_mean.zero_()\nf = self.{m}(f)",
