@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import time
+import traceback
 import warnings
 from typing import Any
 
@@ -76,8 +77,11 @@ def judge_seed(item: tuple[str, int]) -> tuple[Verdict, bool]:
     kind, seed = item
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        case = _MADE[kind](seed)
-        verdict = judge(case)
+        try:
+            verdict = judge(_MADE[kind](seed))
+        except Exception as error:  # the adversary's own fault, which is to be seen
+            text = "".join(traceback.format_exception(error)[-3:])
+            verdict = Verdict("broken", type(error).__name__, text)
     return verdict, verdict.kind != "changed" or verdict.aspect.startswith("model")
 
 
@@ -107,7 +111,7 @@ def campaign(
     items += [("network", seed + i) for i in range(networks)]
     counts = {kind: collections.Counter[str]() for kind in _MADE}
     failures: dict[tuple[str, str], list[tuple[str, int, Verdict]]] = {}
-    faults = (*FAULTS, "lost") if lost else FAULTS
+    faults = (*FAULTS, "broken", *["lost"] * lost)
     start = time.monotonic()
     for item, verdict, why in workers.run(judge_seed, items, jobs=jobs, limit=_LIMIT):
         verdict = verdict or Verdict("crash", why, f"{why} after {_LIMIT:.0f} s at most")

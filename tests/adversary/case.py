@@ -53,6 +53,8 @@ class Input:
         known = {"B": batch, **{f"T{i}": n for i, n in enumerate(frames)}}
         shape = ", ".join(str(known.get(size, size)) for size in self.sizes)  # type: ignore[arg-type]
         text = self.values.replace("shape", f"({shape},)")
+        if " " in self.values:
+            text = f"({text})"
         if self.dtype:
             text += f".to(torch.{self.dtype})"
         if self.layout:
