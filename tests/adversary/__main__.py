@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .campaign import Found, campaign, prepare
 from .networks import network
-from .oracle import judge
+from .oracle import FAULTS, judge
 from .programs import program
+from .shrinker import shrink
 
 
 def main() -> int:
@@ -28,7 +29,11 @@ def main() -> int:
         kind, seed = given.show.split(":")
         case = {"program": program, "network": network}[kind](int(seed))
         print(case.script(), *case.calls, sep="\n")
-        print(judge(case))
+        verdict = judge(case)
+        print(verdict)
+        if verdict.kind in FAULTS:
+            case, verdict = shrink(case, verdict)
+            print(case.script(), case, verdict, sep="\n")
         return 0
     outcome = campaign(
         given.programs,

@@ -34,7 +34,8 @@ class Found:
         kind, aspect = self.verdict.key
         seeds = ", ".join(self.seeds[:8]) + (" ..." if len(self.seeds) > 8 else "")
         return (
-            f"## {kind}: {aspect}\n\n{self.verdict.detail}\n\nSeeds ({len(self.seeds)}): {seeds}\n\n"
+            f"## {kind}: {aspect}\n\n{self.verdict.detail}\n\n"
+            f"Seeds ({len(self.seeds)}): {seeds}\n\n"
             f"```python\n{self.case.script()}```\n"
         )
 

@@ -98,7 +98,6 @@ _WRAPS = {
         "self.{m} = {layer}; "
         'nn.utils.parametrize.register_parametrization(self.{m}, "weight", nn.Hardtanh())'
     ),
-    "lazy": "self.{m} = nn.LazyLinear({n})",
 }
 _OWN = {
     "own": """

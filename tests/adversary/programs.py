@@ -74,7 +74,7 @@ def _composed(draft: Draft, seed: int) -> Case | None:
             layout = rng.choice(_LAYOUTS.get(len(sizes), ("",)))
         grad = draft.chance(0.06) and not ids
         specs.append(Input("xyz"[index], sizes, time, values, layout, grad=grad))
-    frames = (rng.choice((2, 3, 4, 4, 5, 6)),) * number
+    frames = (rng.choice((2, 3, 3, 3, 4, 4, 5, 6)),) * number
     if number > 1 and draft.chance(0.3):
         frames = tuple(rng.choice((3, 4, 5)) for _ in range(number))
     example = Call(batch=2, frames=frames, seed=0)

@@ -1,4 +1,4 @@
-"""What people do in a loop besides layers: state, control by t, aliasing, hooks, writes, randomness.
+"""What people do in a loop besides layers: state, control by t, aliasing, hooks, writes, chance.
 
 Each twist adds a few lines to a draft, or returns False where it does not fit. A new kind of fault
 is a new twist here: one function, a dozen lines.
@@ -283,9 +283,9 @@ def previous_frame(draft: Draft) -> bool:
         (
             "now = f\nif prev is not None:\n    f = f - prev\nprev = now",
             "if prev is None:\n    prev = f\nf = f + prev",
-            "if prev is None:\n    prev = torch.zeros_like(f)\nnow = f\nf = (f - prev).abs()\nprev = now",
+            "if prev is None:\n    prev = f * 0\nnow = f\nf = (f - prev).abs()\nprev = now",
             "f, prev = (f if prev is None else f * prev), f",
-            "f, prev = (f if prev is None else torch.cat([f, prev], -1)[..., :f.size(-1)]), f.detach()",
+            "f, prev = (f if prev is None else torch.cat([f, prev], -1)[..., ::2]), f.detach()",
         )
     )
     return draft.say("body", use)
@@ -307,7 +307,7 @@ def memory(draft: Draft) -> bool:
                 "f = sum(mem) / len(mem)",
                 "f = f * (2 if len(mem) > 4 else 1)",
                 "f = max(mem, key=len)",
-                "if len(mem) > 2:\n    f = f + mem.pop() if isinstance(mem, list) else f + mem.popleft()",
+                "if len(mem) > 2:\n    f = f + mem.pop()",
                 "f = torch.cat(list(mem)[:1], 0)",
             )
         ),
@@ -686,11 +686,12 @@ def autograd(draft: Draft) -> bool:
         f"with torch.enable_grad():\n    f = self.{m}(f)",
         f"with torch.inference_mode():\n    g2 = self.{m}(f)\nf = f + g2.clone()",
         f"f = torch.no_grad()(self.{m})(f)",
-        f"with torch.enable_grad():\n    v = f.detach().requires_grad_()\n    f = f + torch.autograd.grad(self.{m}(v).sum(), v)[0]",
+        f"with torch.enable_grad():\n    v = f.detach().requires_grad_()\n"
+        f"    f = f + torch.autograd.grad(self.{m}(v).sum(), v)[0]",
         f"f = torch.vmap(self.{m})(f)",
         f"f = torch.func.jvp(self.{m}, (f,), (torch.ones_like(f),))[1]",
         f'with torch.autocast("cpu", torch.bfloat16):\n    f = self.{m}(f)\nf = f.float()',
-        f"f = torch.utils.checkpoint.checkpoint_sequential([self.{m}, nn.ReLU()], 2, f, use_reentrant=False)",
+        f"f = torch.utils.checkpoint.checkpoint_sequential([self.{m}], 1, f, use_reentrant=False)",
     )
 
 
@@ -713,6 +714,16 @@ def modes(draft: Draft) -> bool:
         f"self.{m}.momentum = 0.1 * t\nf = self.{m}(f)",
         f"self.{m}.running_mean.zero_()\nf = self.{m}(f)",
         f"f = (f - self.{m}.running_mean) / (self.{m}.running_var + 1).sqrt()",
+    )
+
+
+@twist
+def lazy(draft: Draft) -> bool:
+    """A layer whose sizes are found by the first call."""
+    if not draft.chance(0.2):
+        return False
+    return draft.say("init", "self.lazy = nn.LazyLinear(3)") and draft.say(
+        "body", "f = self.lazy(f)"
     )
 
 
@@ -822,7 +833,7 @@ def odd_python(draft: Draft) -> bool:
         "f = f.apply_(abs) if False else f.abs()",
         "f = torch.stack([f, f])[0]",
         "f = torch.sum(torch.stack((f, f), dim=-1), dim=-1)",
-        "f = torch.cat((f, x.flatten(1)[:, :1].expand(*f.shape[:-1], 1) if f.dim() == 2 else f), -1)",
+        "f = torch.cat((f, f if f.dim() == 2 else f * 2), -1)",
     )
 
 
