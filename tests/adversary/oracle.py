@@ -106,13 +106,13 @@ class _Judge:
             probe = Program(case, self.code)
         except Exception as error:
             return Verdict("skipped", "build", f"{type(error).__name__}: {error}")
-        before, around = state.snapshot(probe.model), state.world()
+        before, args = state.snapshot(probe.model), tensors(case, case.example)
         seed_all(7)
         around = state.world()
-        first = _run(probe.model, tensors(case, case.example), case.example, seed=None)
+        first = _run(probe.model, args, case.example, seed=None)
         if first.error is not None:
             return Verdict("skipped", "original raises", _line(first.error))
-        self.random = any("random" in s for s in state.world_differences(around, self._world()))
+        self.random = any("random" in s for s in state.world_differences(around, state.world()))
         self.stateful = bool(state.differences(before, state.snapshot(probe.model)))
         seed_all(7)
         other = _run(
@@ -140,9 +140,6 @@ class _Judge:
         if isinstance(fast, Verdict):
             return fast
         return Verdict("equal", notes=tuple(sorted(set(self.notes))))
-
-    def _world(self) -> dict[str, Any]:
-        return state.world()
 
     def _audit(self) -> None:
         given = Program(self.case, self.code)

@@ -35,6 +35,8 @@ _NAMESPACES = (
     np.random,
     torch.fx.wrap.__globals__,
 )
+_DEPTH, _MOST = 24, 20_000
+_FOREIGN = ("torch.fx", "torch._", "fxtemporal")  # what a trace leaves is seen, not walked
 
 
 @dataclasses.dataclass
@@ -51,15 +53,15 @@ class Entry:
 def snapshot(root: Any, name: str = "model") -> dict[str, Entry]:
     """Every object that can be reached from ``root``, by the path to it."""
     found: dict[str, Entry] = {}
-    seen: set[int] = set()
-    stack = [(name, root)]
-    while stack:
-        path, value = stack.pop()
+    stack: list[tuple[str, Any, frozenset[int]]] = [(name, root, frozenset())]
+    while stack and len(found) < _MOST:
+        path, value, above = stack.pop()
         found[path] = entry = _entry(value)
-        if id(value) in seen or entry.kind in ("plain", "tensor"):
+        if entry.kind in ("plain", "tensor") or id(value) in above or len(above) > _DEPTH:
             continue
-        seen.add(id(value))
-        stack += [(path + suffix, part) for suffix, part in _parts(value)]
+        # only what it lies in is left out: which of two paths to it comes first may change
+        inside = above | {id(value)}
+        stack += [(path + suffix, part, inside) for suffix, part in _parts(value)]
     return found
 
 
@@ -88,6 +90,8 @@ def _entry(value: Any) -> Entry:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if type(value).__module__.startswith(_FOREIGN):
+        return
     if isinstance(value, Mapping):
         for key, part in list(value.items()):
             if not isinstance(key, torch.Tensor):
