@@ -45,6 +45,7 @@ class Outcome:
     """What a campaign found."""
 
     counts: dict[str, collections.Counter[str]]
+    notes: collections.Counter[str]
     found: list[Found]
     seconds: float
 
@@ -59,6 +60,10 @@ class Outcome:
         for kind, counts in self.counts.items():
             parts = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
             lines.append(f"{kind}s: {sum(counts.values()):,}: {parts}")
+        if self.notes:
+            lines.append(
+                "of these: " + ", ".join(f"{k} {n}" for k, n in sorted(self.notes.items()))
+            )
         each = self.seconds / max(self.cases, 1)
         lines.append(f"{self.cases:,} cases in {self.seconds:,.0f} s, {each:.3f} s a case")
         return "\n".join(lines)
@@ -111,6 +116,7 @@ def campaign(
     items = [("program", seed + i) for i in range(programs)]
     items += [("network", seed + i) for i in range(networks)]
     counts = {kind: collections.Counter[str]() for kind in _MADE}
+    notes = collections.Counter[str]()
     failures: dict[tuple[str, str], list[tuple[str, int, Verdict]]] = {}
     faults = (*FAULTS, "broken", *["lost"] * lost)
     start = time.monotonic()
@@ -122,11 +128,11 @@ def campaign(
         counts[item[0]][name] += 1
         for note in {note.split(":")[0] + ":" + note.split(":")[1][:25] for note in verdict.notes}:
             if not note.startswith("lenient"):
-                counts[item[0]][f"[{note}]"] += 1
+                notes[f"{item[0]}s, {note}"] += 1
         if verdict.kind in faults:
             failures.setdefault(verdict.key, []).append((*item, verdict))
     seconds = time.monotonic() - start
-    return Outcome(counts, _grouped(failures, jobs, shrunk), seconds)
+    return Outcome(counts, notes, _grouped(failures, jobs, shrunk), seconds)
 
 
 def _grouped(

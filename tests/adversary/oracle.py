@@ -48,6 +48,7 @@ class Verdict:
     detail: str = ""
     call: int | None = None
     notes: tuple[str, ...] = ()
+    off: float = float("inf")  # the largest error, where numbers differ
 
     @property
     def key(self) -> tuple[str, str]:
@@ -56,9 +57,16 @@ class Verdict:
 
 
 class _Fault(Exception):  # noqa: N818
-    def __init__(self, kind: str, aspect: str, detail: str, call: int | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        aspect: str,
+        detail: str,
+        call: int | None = None,
+        off: float = float("inf"),
+    ) -> None:
         super().__init__(detail)
-        self.verdict = Verdict(kind, aspect, detail, call)
+        self.verdict = Verdict(kind, aspect, detail, call, off=off)
 
 
 @dataclasses.dataclass
@@ -307,7 +315,9 @@ class _Judge:
         odd = comparing.beyond_rounding(a, b, loosely=call.poison == "inf")
         if odd is None or self._explained(done, where, a, b, aspect):
             return
-        raise _Fault("wrong", aspect, f"{_sizes(call)}: {where[0]} {where[1]} {odd}", index)
+        measured = comparing.error(a, b)
+        off = measured[0] if measured else float("inf")
+        raise _Fault("wrong", aspect, f"{_sizes(call)}: {where[0]} {where[1]} {odd}", index, off)
 
     def _explained(self, done: list[Call], where: Any, a: Any, b: Any, aspect: str) -> bool:
         """Whether rounding explains a difference: in float64 it would be gone or far smaller."""
@@ -321,7 +331,7 @@ class _Judge:
             noise = self._noise(case, where, a)
             return off <= _OWN * noise
         confirmed = judge(dataclasses.replace(case, dtype="float64"))
-        if confirmed.key == ("wrong", aspect):
+        if confirmed.key == ("wrong", aspect) and not confirmed.off < 1e-4 * off:
             return False
         if measured and off <= _GROSS * measured[1] and not self._low(a):
             return True
