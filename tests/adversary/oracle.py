@@ -1,0 +1,527 @@
+"""The verdict of one case: the original, run eagerly, says what is right.
+
+``judge(case)`` builds fresh copies of the model from the case's text, optimizes one, and runs it
+beside an untouched one on the case's calls, in step, so that state that a call leaves is compared
+too. The kinds of verdict:
+
+- ``equal``: all that was compared agrees.
+- ``refused``: optimize raised an error of fxtemporal; ``aspect`` is its type.
+- ``wrong``: a result, a gradient, an input written in place, a buffer or a layout differs.
+- ``crash``: another exception, where the original works.
+- ``changed``: the user's model or the interpreter is not as it was before optimize or audit.
+- ``lost``: Python state that the original's calls leave (a counter, a log) and the result's do not,
+  where no number that was compared depends on it; no fault, but worth counting.
+- ``skipped``: the original itself raises, or gives something else each time.
+"""
+
+import dataclasses
+import re
+import threading
+import traceback
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+import fxtemporal
+
+from . import comparing, state
+from .case import HEADER, Call, Case, Program, compiled, seed_all, tensors
+
+FAULTS = ("wrong", "crash", "changed")
+# Errors this many times the original's own are beyond rounding.
+_OWN = 8.0
+# A relative error that float64 need not confirm, if noise in the inputs does not explain it.
+_GROSS = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of a case. ``call`` is the index of the call, None for optimize and audit."""
+
+    kind: str
+    aspect: str = ""
+    detail: str = ""
+    call: int | None = None
+    notes: tuple[str, ...] = ()
+    off: float = float("inf")  # the largest error, where numbers differ
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a shrunk case must keep."""
+        return self.kind, self.aspect
+
+
+class _Fault(Exception):  # noqa: N818
+    def __init__(
+        self,
+        kind: str,
+        aspect: str,
+        detail: str,
+        call: int | None = None,
+        off: float = float("inf"),
+    ) -> None:
+        super().__init__(detail)
+        self.verdict = Verdict(kind, aspect, detail, call, off=off)
+
+
+@dataclasses.dataclass
+class _Result:
+    """One run of one side."""
+
+    out: Any = None
+    error: BaseException | None = None
+    inputs: tuple[Any, ...] = ()
+    gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+
+
+def judge(case: Case) -> Verdict:
+    """The verdict of a case."""
+    with _quiet(case.dtype):
+        try:
+            code = compiled(case)
+            return _Judge(case, code).verdict()
+        except _Fault as fault:
+            return fault.verdict
+
+
+@contextmanager
+def _quiet(dtype: str) -> Iterator[None]:
+    before, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_grad_enabled(grad)
+
+
+class _Judge:
+    def __init__(self, case: Case, code: types.CodeType) -> None:
+        self.case, self.code = case, code
+        self.notes: list[str] = []
+        self.minor: _Fault | None = None  # reported where nothing worse is found
+
+    def verdict(self) -> Verdict:
+        case = self.case
+        try:
+            probe = Program(case, self.code)
+        except Exception as error:
+            return Verdict("skipped", "build", f"{type(error).__name__}: {error}")
+        before, args = state.snapshot(probe.model), tensors(case, case.example)
+        seed_all(7)
+        around = state.world()
+        first = _run(probe.model, args, case.example, seed=None)
+        if first.error is not None:
+            return Verdict("skipped", "original raises", _line(first.error))
+        self.random = any("random" in s for s in state.world_differences(around, state.world()))
+        self.stateful = bool(state.differences(before, state.snapshot(probe.model)))
+        seed_all(7)
+        other = _run(
+            Program(case, self.code).model, tensors(case, case.example), case.example, seed=7
+        )
+        seed_all(7)
+        first = _run(
+            Program(case, self.code).model, tensors(case, case.example), case.example, seed=7
+        )
+        if other.error or comparing.form(first.out, other.out, strides=True):
+            return Verdict("skipped", "not deterministic")
+        for a, b in zip(
+            comparing.tensors_in(first.out), comparing.tensors_in(other.out), strict=True
+        ):
+            if not state.same(a.detach(), b.detach()):
+                return Verdict("skipped", "not deterministic")
+        if case.audited:
+            self._audit()
+        given = Program(case, self.code)
+        fast = self._optimize(given)
+        if not isinstance(fast, Verdict):
+            self._compare(given, fast)
+        if self.minor is not None:
+            raise self.minor
+        if isinstance(fast, Verdict):
+            return fast
+        return Verdict("equal", notes=tuple(sorted(set(self.notes))))
+
+    def _audit(self) -> None:
+        given = Program(self.case, self.code)
+        with self._unchanged(given, "audit") as args:
+            try:
+                fxtemporal.audit(given.model, args, progress=False)
+            except fxtemporal.FxTemporalError as error:
+                self.notes.append(f"audit: {type(error).__name__}")
+            except Exception as error:
+                raise _crash("audit", error) from error
+
+    def _optimize(self, given: Program) -> "nn.Module | Verdict":
+        with self._unchanged(given, "optimize") as args, self._served():
+            try:
+                fast = fxtemporal.optimize(given.model, args, tune="static", progress=False)
+            except fxtemporal.FxTemporalError as error:
+                refusal = Verdict("refused", type(error).__name__, str(error)[:300])
+            except Exception as error:
+                raise _crash("optimize", error) from error
+            else:
+                return fast
+        return refusal
+
+    @contextmanager
+    def _unchanged(self, given: Program, what: str) -> Iterator[tuple[Any, ...] | None]:
+        """Gives the example inputs, and checks that all is as it was once the block is done."""
+        args = tensors(self.case, self.case.example) if self.case.given else None
+        names = {name for name in vars(given.module) if not name.startswith("__")}
+        names -= _HEADER_NAMES
+        held = {"model": given.model, "args": args}
+        held["globals"] = {name: vars(given.module)[name] for name in sorted(names)}
+        kept = dict(vars(given.module))
+        before = state.snapshot(held, "")
+        seed_all(11)
+        around = state.world()
+        yield args
+        lines = state.world_differences(around, state.world())
+        now = vars(given.module)
+        moved = [n for n in {**kept, **now} if now.get(n, self) is not kept.get(n, self)]
+        lines += [f"{n} in the user's module" for n in moved if not n.startswith("__")]
+        for aspect, found in (
+            ("interpreter", lines),
+            ("model", state.differences(before, state.snapshot(held, ""))),
+        ):
+            text = f"{what} left behind: " + "; ".join(found[:4])
+            if found and all("new version" in line for line in found):
+                self.minor = _Fault("changed", _kind_of_change(aspect, found), text)
+            elif found:
+                raise _Fault("changed", _kind_of_change(aspect, found), text)
+
+    @contextmanager
+    def _served(self) -> Iterator[None]:
+        """Another thread runs another model meanwhile; it must never notice."""
+        if not self.case.threaded:
+            yield
+            return
+        seed_all(5)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4)).eval()
+        clip = torch.randn(2, 3, 4, 4)
+        with torch.no_grad():
+            want = model(clip)
+        stop, odd = threading.Event(), []
+
+        def serve() -> None:
+            while not stop.is_set() and not odd:
+                try:
+                    with torch.no_grad():
+                        got = model(clip)
+                        zeros = torch.zeros(2)
+                    if type(got) is not torch.Tensor or not torch.equal(got, want):
+                        odd.append(f"returned a {type(got).__name__} that is not the result")
+                    if type(zeros) is not torch.Tensor:
+                        odd.append(f"torch.zeros returned a {type(zeros).__name__}")
+                except Exception as error:
+                    odd.append(_line(error))
+
+        thread = threading.Thread(target=serve)
+        seed_all(11)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        if odd:
+            raise _Fault("changed", "another thread", f"another thread, meanwhile: {odd[0]}")
+
+    def _compare(self, given: Program, fast: nn.Module) -> None:
+        case = self.case
+        original = Program(case, self.code)
+        done: list[Call] = []
+        for index, call in enumerate(case.calls):
+            if self.random and (call.batch, call.frames) != (
+                case.example.batch,
+                case.example.frames,
+            ):
+                continue
+            sides = (original.model, fast)
+            if call.mode and not self._moded(index, call, sides):
+                break
+            want = _run(original.model, tensors(case, call), call, holder=original.model)
+            got = _run(fast, tensors(case, call), call, holder=given.model)
+            done.append(call)
+            if want.error is not None:
+                if got.error is None:
+                    self.notes.append(f"lenient: {_line(want.error)[:80]}")
+                if self.stateful:
+                    break
+                continue
+            if got.error is not None:
+                if not isinstance(got.error, fxtemporal.FxTemporalError):
+                    raise _crash("call", got.error, index, call)
+                self.notes.append(f"call: {type(got.error).__name__}")
+                if self.stateful:
+                    break
+                continue
+            self._agree(index, call, done, want, got)
+            self._states(index, original.model, fast)
+        if self.stateful and not self.notes:
+            lost = _effects(original.model, given.model)
+            if lost:
+                raise _Fault("lost", "effect", "after the calls, " + "; ".join(lost[:3]))
+
+    def _moded(self, index: int, call: Call, sides: tuple[nn.Module, nn.Module]) -> bool:
+        sides[0].train(call.mode == "train")
+        try:
+            sides[1].train(call.mode == "train")
+        except fxtemporal.FxTemporalError as error:
+            self.notes.append(f"{call.mode}(): {type(error).__name__}")
+            return False
+        except Exception as error:
+            raise _crash(f"{call.mode}()", error, index, call) from error
+        return True
+
+    def _agree(self, index: int, call: Call, done: list[Call], want: _Result, got: _Result) -> None:
+        like = (call.batch, call.frames) == (self.case.example.batch, self.case.example.frames)
+        odd = comparing.form(want.out, got.out, strides=like)
+        if odd:
+            fault = _Fault("wrong", odd[0], f"{_sizes(call)}: {odd[1]}", index)
+            if odd[0] != "layout":
+                raise fault
+            self.minor = fault
+        for aspect, ours, theirs in (
+            ("values", want.out, got.out),
+            ("inputs", want.inputs, got.inputs),
+        ):
+            a, b = comparing.tensors_in(ours), comparing.tensors_in(theirs)
+            for place in range(len(a)):
+                self._numbers(index, call, done, aspect, (aspect, place), a[place], b[place])
+        for name in want.gradients:
+            ours, theirs = want.gradients[name], got.gradients.get(name)
+            if (ours is None) != (theirs is None):
+                have = ["None" if value is None else "there" for value in (ours, theirs)]
+                text = f"{_sizes(call)}: the gradient of {name} is {have[0]} in the original, "
+                text += f"{have[1]} in the result"
+                raise _Fault("wrong", "gradient", text, index)
+            if ours is not None:
+                where = ("gradients", name)
+                self._numbers(index, call, done, "gradient", where, ours, theirs)
+
+    def _numbers(
+        self, index: int, call: Call, done: list[Call], aspect: str, where: Any, a: Any, b: Any
+    ) -> None:
+        # torch's own kernels give Inf or NaN for Inf, as their vectors and their remainders go
+        odd = comparing.beyond_rounding(a, b, loosely=call.poison == "inf")
+        if odd is None or self._explained(done, where, a, b, aspect):
+            return
+        measured = comparing.error(a, b)
+        off = measured[0] if measured else float("inf")
+        raise _Fault("wrong", aspect, f"{_sizes(call)}: {where[0]} {where[1]} {odd}", index, off)
+
+    def _explained(self, done: list[Call], where: Any, a: Any, b: Any, aspect: str) -> bool:
+        """Whether rounding explains a difference: in float64 it would be gone or far smaller."""
+        measured = comparing.error(a, b)
+        off = measured[0] if measured else float("inf")
+        case = dataclasses.replace(self.case, calls=tuple(done), audited=False, threaded=False)
+        own = self._own_error(case, where, a, double=True)
+        if own is not None and off <= _OWN * own:
+            return True
+        if self.case.dtype == "float64":
+            noise = self._noise(case, where, a)
+            return off <= _OWN * noise
+        confirmed = judge(dataclasses.replace(case, dtype="float64"))
+        if confirmed.key == ("wrong", aspect) and not confirmed.off < 1e-4 * off:
+            return False
+        if measured and off <= _GROSS * measured[1] and not self._low(a):
+            return True
+        return off <= _OWN * self._noise(case, where, a)
+
+    @staticmethod
+    def _low(a: torch.Tensor) -> bool:
+        return a.dtype in (torch.bfloat16, torch.float16)
+
+    def _noise(self, case: Case, where: Any, a: torch.Tensor) -> float:
+        found = [self._own_error(case, where, a, noise=seed) for seed in (1, 2, 3)]
+        return max((value for value in found if value is not None), default=0.0)
+
+    def _own_error(
+        self, case: Case, where: Any, a: torch.Tensor, *, double: bool = False, noise: int = 0
+    ) -> float | None:
+        """How far the original is from itself in float64, or with noise in what it is given."""
+        with _quiet(case.dtype):
+            try:
+                # made in the case's own dtype: random numbers of another are other numbers
+                model = Program(case, self.code).model
+                model = model.double() if double else model
+                if noise:
+                    _shake([*model.parameters(), *model.buffers()], noise)
+                for call in case.calls:
+                    torch.set_default_dtype(getattr(torch, case.dtype))
+                    args = tensors(case, call)
+                    if double:
+                        torch.set_default_dtype(torch.float64)
+                        args = tuple(_widened(value) for value in args)
+                    if noise:
+                        args = tuple(_shaken(value, noise) for value in args)
+                    if call.mode:
+                        model.train(call.mode == "train")
+                    result = _run(model, args, call, holder=model)
+            except Exception:
+                return None
+        if result.error is not None:
+            return None
+        if where[0] == "gradients":
+            other = result.gradients.get(where[1])
+        else:
+            held = comparing.tensors_in(result.out if where[0] == "values" else result.inputs)
+            other = held[where[1]] if where[1] < len(held) else None
+        if other is None or other.shape != a.shape:
+            return None
+        measured = comparing.error(a, other)
+        return measured[0] if measured else float("inf")
+
+    def _states(self, index: int, original: nn.Module, fast: nn.Module) -> None:
+        """What the state dict holds after a call: running statistics, counters, weights."""
+        ours, theirs = original.state_dict(), fast.state_dict()
+        for name, a in ours.items():
+            b = theirs.get(name)
+            if b is None or not isinstance(a, torch.Tensor) or a.shape != b.shape:
+                raise _Fault("wrong", "state dict", f"{name} is not in the result's", index)
+            measured = comparing.error(a, b)
+            if measured is None or measured[0] > 1e-3 * (measured[1] + 1e-6):
+                if self._low(a) and measured and measured[0] < 0.05 * measured[1]:
+                    continue
+                raise _Fault("wrong", "state", f"after the call {name} differs", index)
+
+
+def _run(
+    model: Any,
+    args: tuple[Any, ...],
+    call: Call,
+    *,
+    seed: int | None = 7,
+    holder: nn.Module | None = None,
+) -> _Result:
+    """Run one side; gradients are taken for the parameters of ``holder``."""
+    if seed is not None:
+        seed_all(seed + 100 * call.seed)
+    result = _Result()
+    leaves = {f"input {i}": v for i, v in enumerate(args) if v.is_floating_point()}
+    if call.gradients == "inputs":
+        for value in leaves.values():
+            value.requires_grad_()
+    parameters = dict(holder.named_parameters()) if holder is not None else {}
+    try:
+        if not call.gradients:
+            with torch.no_grad():
+                result.out = model(*args)
+        else:
+            for value in parameters.values():
+                value.grad = None
+            result.out = model(*args)
+            leaves = {name: v for name, v in leaves.items() if v.is_leaf and v.requires_grad}
+            outs = [v for v in comparing.tensors_in(result.out) if v.requires_grad]
+            torch.manual_seed(31)
+            given = [_cotangent(value) for value in outs]
+            if outs:
+                torch.autograd.backward(outs, given)
+            for name, value in {**leaves, **parameters}.items():
+                result.gradients[name] = None if value.grad is None else value.grad.clone()
+                value.grad = None
+    except Exception as error:
+        result.error = error
+    result.inputs = args
+    return result
+
+
+def _cotangent(value: torch.Tensor) -> torch.Tensor:
+    if value.dtype.is_complex:
+        return torch.randn(value.shape, dtype=torch.complex128).to(value.dtype)
+    return torch.randn(value.shape, dtype=torch.float64).to(value.dtype)
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value
+    return value.detach().double().requires_grad_(value.requires_grad)
+
+
+def _shaken(value: torch.Tensor, seed: int) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value
+    wide = value.detach().clone()
+    _shake([wide], seed)
+    return wide.requires_grad_(value.requires_grad)
+
+
+def _shake(values: list[torch.Tensor], seed: int) -> None:
+    """Multiply by 1 plus noise of a unit of rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in values:
+            if value.is_floating_point() and value.numel():
+                noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+                wide = value.double() * (1 + comparing.rounding(value.dtype) * noise)
+                value.copy_(wide)
+
+
+def _effects(original: nn.Module, given: nn.Module) -> list[str]:
+    """Python state that the original's calls leave and the result's do not."""
+    ours, theirs = state.snapshot(original), state.snapshot(given)
+    lines = []
+    for path, a in ours.items():
+        b = theirs.get(path)
+        if "_hooks" in path:  # their numbers are counted in the whole process
+            continue
+        if b is None:
+            lines.append(f"{path} is missing")
+        elif a.kind == "container" and a.facts[1] != b.facts[1]:
+            lines.append(f"{path} holds {str(b.facts[1])[:40]}, not {str(a.facts[1])[:40]}")
+        elif a.kind == "plain" and isinstance(a.value, int | str) and a.facts != b.facts:
+            lines.append(f"{path} is {b.facts[1]}, not {a.facts[1]}")
+        elif a.copy is not None and b.copy is not None and path.count("_parameters") == 0:
+            measured = comparing.error(a.copy, b.copy) if a.copy.shape == b.copy.shape else None
+            if measured is None or measured[0] > 1e-2 * (measured[1] + 1e-6):
+                lines.append(f"{path} differs")
+    return sorted(lines)
+
+
+def _crash(
+    what: str, error: BaseException, index: int | None = None, call: Call | None = None
+) -> _Fault:
+    frames = traceback.extract_tb(error.__traceback__)
+    inner = [frame for frame in frames if "/fxtemporal/" in frame.filename]
+    place = inner[-1].filename.rsplit("/fxtemporal/", 1)[1] + ":" + inner[-1].name if inner else ""
+    sizes = f" at {_sizes(call)}" if call else ""
+    text = f"{what}{sizes}: {_line(error)}" + f" in {place}" * bool(place)
+    return _Fault("crash", f"{what}: {type(error).__name__} in {place or 'torch'}", text, index)
+
+
+def _kind_of_change(aspect: str, lines: list[str]) -> str:
+    if aspect == "interpreter":
+        return re.sub(r"[^a-zA-Z.' ]", "", lines[0])
+    if all(line.startswith("['globals']") for line in lines):
+        aspect = "globals"
+    ends = ("other values", "new version", "another object", "is gone", "is new")
+    for end in ends:
+        if any(end in line for line in lines):
+            return f"{aspect}: {end}"
+    return f"{aspect}: facts"
+
+
+def _sizes(call: Call) -> str:
+    text = f"B={call.batch}, T={', '.join(map(str, call.frames))}"
+    return text + f", {call.poison}" * bool(call.poison) + f", {call.mode}()" * bool(call.mode)
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[
+        :200
+    ]
+
+
+_HEADER_NAMES = set()
+_space: dict[str, Any] = {}
+exec(HEADER, _space)
+_HEADER_NAMES.update(_space)
