@@ -196,7 +196,7 @@ def test_one_convolution_serves_all_frames(kind: type[Awkward]) -> None:
 
 def test_frames_that_nothing_reads_are_not_computed() -> None:
     model = zoo.LastFrameOnly.build()
-    fast = optimized(model, *model.example())
+    fast = optimized(model, model.example())
     before, after = (convolutions(m, model.example()) for m in (model, fast))
     assert before == model.example()[0].size(1) * after
 
