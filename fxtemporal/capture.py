@@ -33,6 +33,7 @@ from torch._subclasses.fake_tensor import (
 from torch.export import Dim, ExportedProgram
 from torch.fx import _symbolic_trace
 from torch.fx._pytree import tree_flatten_spec
+from torch.nn.parameter import is_lazy
 
 from fxtemporal.errors import CaptureError, ForwardError
 from fxtemporal.graph import Program, run_node
@@ -48,7 +49,7 @@ from fxtemporal.tracing.answers import custom_functions, modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer, one_capture
 from fxtemporal.tracing.shape_tracer import ShapeTracer
-from fxtemporal.tracing.state import settle
+from fxtemporal.tracing.state import settle, settle_export
 from fxtemporal.twins import twin
 
 __all__ = ["Model", "behind_pre_hooks", "bind_example", "capture", "check_arguments", "example_of"]
@@ -90,6 +91,10 @@ def _captured(
 ) -> Program:
     if isinstance(model, ExportedProgram):
         return _from_exported(model, *(example_of(model, args, kwargs) or ((), {})))
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise CaptureError(
+            "the model has lazy layers, which get their weights at the first call: call it once"
+        )
     example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
     if isinstance(model, fx.GraphModule):
         return _from_graph_module(model, example)
@@ -462,8 +467,7 @@ def _from_export(
                     exported = torch.export.export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
-                if (generator := states.drawn()) is not None:
-                    raise StatefulError(f"the forward draws from {generator}")
+                settle_export(other, states)
         except StatefulError as error:
             raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
         except Exception as error:  # torch.export raises its own tree, and the model's errors

@@ -27,7 +27,7 @@ from fxtemporal.ops import Attr, Describer, Op
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import Specialization, expect, length, specializations
 from fxtemporal.stand_in import StandIn
-from fxtemporal.twins import carries_hooks, twin, unchanged
+from fxtemporal.twins import carries_hooks, twin
 
 __all__ = ["Program", "rank", "run_node", "shape"]
 
@@ -64,12 +64,11 @@ def run_node(
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-    if again or any(map(carries_hooks, called.modules())):
+    if again or any(map(_leaves_traces, called.modules())):
         called = StandIn(called, share_parameters=True).module
-    quiet = unchanged(called)  # BatchNorm counts its calls in training
     watched = nullcontext() if inside is None else inside
     noting = _noting_writes(node, (args, kwargs))
-    with quiet, _without_fast_attention(), noting, fake_mode, torch.no_grad(), watched:
+    with _without_fast_attention(), noting, fake_mode, torch.no_grad(), watched:
         match node.op:
             case "call_module":
                 return called(*args, **kwargs)
@@ -94,6 +93,11 @@ def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
     versions = [tensor._version for tensor in tensors]
     yield
     node.meta["writes"] = versions != [tensor._version for tensor in tensors]
+
+
+def _leaves_traces(module: nn.Module) -> bool:
+    """Whether a call may write what others see: hooks may, and BatchNorm counts its calls."""
+    return carries_hooks(module) or (module.training and bool(module._buffers))
 
 
 @contextmanager

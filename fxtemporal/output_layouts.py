@@ -52,12 +52,16 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     before, after = _outputs(captured), _outputs(program)
     if len(before) != len(after):
         return
+    if any(map(_chooses, program.graph.nodes)):
+        _reshape_views(program)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
-    maps = [node for node in inputs if len(_order(node.meta.get("val")) or ()) >= _MAPS]
-    if not maps:
+    dense = [node for node in inputs if _order(node.meta.get("val"))]
+    if not dense:
         return
-    given = maps[0], _order(maps[0].meta["val"])
-    unsure = any(map(_chooses, program.graph.nodes))
+    largest = max(dense, key=lambda node: node.meta["val"].dim())
+    given = largest, _order(largest.meta["val"])
+    plain = all(node.meta["val"].is_contiguous() for node in dense)
+    unsure = not plain or any(map(_chooses, program.graph.nodes))
     (end,) = (node for node in program.graph.nodes if node.op == "output")
     for old, new in zip(before, after, strict=True):
         if not isinstance(old, fx.Node) or not isinstance(new, fx.Node):
@@ -72,6 +76,24 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
             put_back = program.graph.call_function(laid_out, (new, wanted, *given))
         put_back.meta.update({k: v for k, v in new.meta.items() if k != "val"})
         end.replace_input_with(new, put_back)
+
+
+def _reshape_views(program: Program) -> None:
+    """A ``view`` of what a form left in another layout is a copy, where nothing writes into it."""
+    described = [(node, program.op(node)) for node in program.graph.nodes if _is_call(node)]
+    if any(op is not None and op.inplace for _, op in described):
+        return
+    for node, op in described:
+        if op is None or op.name != "view" or not isinstance(op.args.get("input"), fx.Node):
+            continue
+        if node.op == "call_method" and node.target == "view":
+            node.target = "reshape"
+        elif node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+
+
+def _is_call(node: fx.Node) -> bool:
+    return node.op.startswith("call")
 
 
 def _chooses(node: fx.Node) -> bool:

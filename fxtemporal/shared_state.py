@@ -7,6 +7,7 @@ it. They are remembered before the copy is run, and put back afterwards.
 from __future__ import annotations
 
 import collections
+import dis
 import inspect
 import random
 import sys
@@ -90,8 +91,8 @@ class SharedState:
         """Put all of it back."""
         for place in self._places.values():
             after = _entries(place.owner, place.before)
-            changed = place.before.keys() != after.keys()
-            if changed or any(place.before[key] is not after[key] for key in after):
+            keys = {**place.before, **after}
+            if any(place.before.get(k, ABSENT) is not after.get(k, ABSENT) for k in keys):
                 _refill(place.owner, place.before, after)
         with torch.no_grad():
             for tensor, before in self._tensors.values():
@@ -128,13 +129,16 @@ class SharedState:
             elif isinstance(value, type):
                 self._class(value)
         data = {n: v for n, v in used.items() if not isinstance(v, (*_CODE, type))}
+        new = _written(function.__code__) - namespace.keys()
+        data |= dict.fromkeys(new, ABSENT)
         if not data:
             return
         known = self._places.get(id(namespace))
         before = data if known is None else {**data, **known.before}
         self._places[id(namespace)] = _Place(namespace, str(namespace.get("__name__")), before)
-        for name, value in data.items():
-            self._value(value, name)
+        for name, value in used.items():
+            if name in data:
+                self._value(value, name)
 
     def _remember(self, owner: Any, name: str, before: dict[Any, Any]) -> None:
         self._places[id(owner)] = _Place(owner, name, before)
@@ -171,6 +175,13 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def _written(code: types.CodeType) -> set[str]:
+    """The global names that ``code``, or a function defined in it, gives a value."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return found.union(*map(_written, inner))
+
+
 def _of_user(value: Any) -> bool:
     module = sys.modules.get(type(value).__module__)
     return is_user_file(str(getattr(module, "__file__", "") or "?"))
@@ -197,7 +208,11 @@ def _refill(owner: Any, before: dict[Any, Any], after: dict[Any, Any]) -> None:
                 with suppress(AttributeError, TypeError):
                     setattr(owner, name, value)
     elif isinstance(owner, dict) and "__builtins__" in owner:
-        owner.update(before)
+        for name, value in before.items():
+            if value is ABSENT:
+                owner.pop(name, None)
+            else:
+                owner[name] = value
     elif isinstance(owner, list):
         owner[:] = list(before.values())
     elif isinstance(owner, set | collections.deque):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Padding
@@ -64,6 +65,22 @@ def _always(prepared: Tensor, geometry: ConvGeometry) -> bool:
 
 def _any_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
     yield from ()
+
+
+def plain_strides(maps: Tensor) -> Tensor:
+    """``maps``, (B, C, T, H, W), with the strides of its format where a size of 1 leaves a choice.
+
+    The backward of a BatchNorm in eval mode takes maps of T = 1 with other strides for another
+    format, and gives wrong gradients (torch 2.13, on a CPU). Nothing is copied.
+    """
+    if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
+        return maps
+    if maps.is_contiguous():
+        return maps.flatten().view(maps.shape)
+    rows = maps.permute(0, 2, 3, 4, 1)
+    if rows.is_contiguous():
+        return rows.flatten().view(rows.shape).permute(0, 4, 1, 2, 3)
+    return maps
 
 
 @dataclass(frozen=True)
@@ -138,8 +155,8 @@ class Form:
         self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
         if input.dim() == 5:
-            return self.compute(input, prepared, bias, geometry)
-        return self.compute(input.unsqueeze(0), prepared, bias, geometry).squeeze(0)
+            return plain_strides(self.compute(input, prepared, bias, geometry))
+        return plain_strides(self.compute(input.unsqueeze(0), prepared, bias, geometry)).squeeze(0)
 
     @cached_property
     def function(self) -> ConvFunction:

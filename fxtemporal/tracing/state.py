@@ -18,7 +18,10 @@ from fxtemporal.stand_in import StandIn, stand_in
 from fxtemporal.tracing.errors import StatefulError
 from fxtemporal.tracing.shape_tracer import is_leaf
 
-__all__ = ["settle"]
+__all__ = ["settle", "settle_export"]
+
+_EXPORTS_OWN = "self.constants"
+"""An attribute that torch.export leaves on what it exports."""
 
 
 def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any) -> str | None:
@@ -30,10 +33,7 @@ def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any
     Raises:
         StatefulError: the next call may depend on this one, or on chance.
     """
-    if (generator := states.drawn()) is not None:
-        raise StatefulError(
-            f"the forward draws from {generator}, and one draw would be in the graph for good"
-        )
+    _refuse_chance(states)
     kept = []
     for change in traced.changes():
         owner, called = change.owner, change.called
@@ -53,6 +53,30 @@ def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any
     if example is None or not _repeats(model, example):
         raise StatefulError(f"the forward keeps {names}, which its next call may read")
     return f"the forward keeps {names}; the optimized module does not"
+
+
+def settle_export(exported: StandIn, states: RandomStates) -> None:
+    """Refuse what torch.export did not see the forward write: it knows of tensors alone.
+
+    Raises:
+        StatefulError: the next call may depend on this one, or on chance.
+    """
+    _refuse_chance(states)
+    for change in exported.changes():
+        owner, new = change.owner, change.new
+        tensors = isinstance(new, torch.Tensor) or isinstance(change.old, torch.Tensor)
+        leaf = isinstance(owner, nn.Module) and owner is not exported.module and is_leaf(owner)
+        if not tensors and not leaf and change.called != _EXPORTS_OWN:
+            raise StatefulError(
+                f"the forward changes {change.called}, which its next call may read"
+            )
+
+
+def _refuse_chance(states: RandomStates) -> None:
+    if (generator := states.drawn()) is not None:
+        raise StatefulError(
+            f"the forward draws from {generator}, and one draw would be in the graph for good"
+        )
 
 
 def _repeats(model: nn.Module, example: Any) -> bool:
