@@ -12,7 +12,6 @@ with a pause between engines, whose threads may spin on for a while.
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import time
@@ -30,6 +29,7 @@ from fxtemporal.engines import ENGINES, compile_with, reset, versions
 from fxtemporal.errors import FxTemporalError, PassError
 from fxtemporal.measuring import Samples, interleaved, relative_error, speedup
 from fxtemporal.plotting import draw_bars
+from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.tuning import Tune
 
 __all__ = ["Bench", "EngineBench", "bench"]
@@ -162,6 +162,17 @@ def bench(
     for name in names:
         if name not in ENGINES:
             raise PassError(f"bench: no engine {name!r}; there are {', '.join(ENGINES)}")
+    with stand_in(model) as other:
+        return _bench(other.module, inputs, names, seconds, tick)
+
+
+def _bench(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    seconds: float,
+    tick: Callable[[str], None],
+) -> Bench:
     reset()
     reference = _in_float64(model, inputs)
     found = [EngineBench(name) for name in names]
@@ -176,7 +187,7 @@ def bench(
             for variant, module in ((BEFORE, model), (AFTER, fast)):
                 tick(f"compiling, {entry.engine}, {variant}")
                 runs.append(compile_with(entry.engine, module, inputs).run)
-            before, after = (_error(run(*inputs), reference) for run in runs)
+            before, after = (_error(run(*own_inputs(inputs)), reference) for run in runs)
             entry.errors = (before, after)
         except FxTemporalError:
             raise
@@ -185,7 +196,7 @@ def bench(
             continue
         calls[f"settle {entry.engine}"] = partial(time.sleep, _SETTLE)
         for variant, run in zip((BEFORE, AFTER), runs, strict=True):
-            calls[f"{entry.engine} {variant}"] = partial(run, *inputs)
+            calls[f"{entry.engine} {variant}"] = partial(run, *own_inputs(inputs))
     tick("timing")
     timings = interleaved(calls, budget=seconds) if calls else {}
     for entry in found:
@@ -203,7 +214,7 @@ def _in_float64(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """What the model gives in float64; None where it does not run there."""
     try:
         wide = (x.double() if x.is_floating_point() else x for x in inputs)
-        return copy.deepcopy(model).double()(*wide)
+        return StandIn(model).module.double()(*own_inputs(tuple(wide)))
     except Exception:  # whatever a forward says of a dtype that it does not know
         return None
 

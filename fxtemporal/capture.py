@@ -44,7 +44,7 @@ from fxtemporal.quiet import quiet
 from fxtemporal.shared_state import RandomStates
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import expect
-from fxtemporal.stand_in import StandIn, stand_in
+from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.tracing.answers import custom_functions, modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer, one_capture
@@ -214,7 +214,7 @@ def _traced(
     """A trace of the stand-in, over the parameters and modules of ``model`` itself."""
     bound = None
     if example is not None:
-        given = pytree.tree_map_only(torch.Tensor, torch.clone, example)
+        given = own_inputs(example)
         bound = bind_example(model, *behind_pre_hooks(other.module, *given))
         other.forget_changes()  # the result has these hooks too
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -400,7 +400,7 @@ def _raise_if_model_fails(
     model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], error: Exception
 ) -> None:
     """Tell a wrong input from a forward that the tracer cannot follow."""
-    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, example)
+    args, kwargs = own_inputs(example)
     try:
         with stand_in(model) as other, torch.no_grad(), quiet():
             other.module(*args, **kwargs)

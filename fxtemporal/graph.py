@@ -152,12 +152,14 @@ class Program:
     ``frontend`` is ``"fx"``, ``"export"`` or ``"given"``; ``note`` says why the first choice of
     front end was not used. ``modes`` are the modules whose training flag the capture read, by path.
     ``doubt`` says what the capture took on trust: only a comparison with the model can tell.
-    ``gradients`` says why those of the graph cannot be the model's.
+    ``gradients`` says why those of the graph cannot be the model's. ``output_layouts`` are how the
+    model's outputs were seen to lie in memory, which may be otherwise than as fake tensors.
     """
 
     modes: Mapping[str, Specialization] = MappingProxyType({})
     doubt: str | None = None
     gradients: str | None = None
+    output_layouts: tuple[tuple[int | None, ...] | None, ...] | None = None
 
     def __init__(
         self, gm: fx.GraphModule, fake_mode: FakeTensorMode, frontend: str, note: str | None = None
@@ -176,7 +178,8 @@ class Program:
         graph.set_codegen(self.graph._codegen)
         gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
         copy = Program(gm, self.fake_mode, self.frontend, self.note)
-        copy.modes, copy.doubt, copy.gradients = self.modes, self.doubt, self.gradients
+        for name in ("modes", "doubt", "gradients", "output_layouts"):
+            setattr(copy, name, getattr(self, name))
         return copy
 
     @property

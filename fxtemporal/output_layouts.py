@@ -11,7 +11,7 @@ graph, where nothing behind it has done so::
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.utils._pytree as pytree
@@ -20,80 +20,163 @@ from torch import Tensor, fx
 from fxtemporal.graph import Program
 from fxtemporal.opaque import opaque
 
-__all__ = ["keep_output_layouts", "laid_out"]
+__all__ = ["keep_output_layouts", "laid_out", "layout_of"]
 
 
 _MAPS = 4
 """The least dimensions of a map, which may lie in memory with its channels last."""
 _FORMS = ("fxtemporal.functional", "fxtemporal.pooling")
+Layout: TypeAlias = tuple[int | None, ...]
+"""The dimensions in memory, the slowest first; None where there may be a gap between two."""
+_Layouts: TypeAlias = tuple[Layout | None, ...]
 
 
 @opaque
-def laid_out(
-    tensor: Tensor, order: tuple[int, ...], given: Tensor, given_order: tuple[int, ...]
-) -> Tensor:
-    """``tensor`` with its dimensions in memory in this order, the slowest first.
+def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout) -> Tensor:
+    """``tensor`` with its dimensions in memory in the order of ``layout``, and no gap more.
 
     The same tensor where that is so already, and where the input ``given`` does not lie in
-    ``given_order``, as it did in the example: what the model makes of another layout is not known.
+    ``given_layout``, as it did in the example: what the model makes of another is not known.
     """
-    if not given.permute(given_order).is_contiguous():
+    if not _holds(given, given_layout) or _holds(tensor, layout):
         return tensor
-    moved = tensor.permute(order)
-    dense = moved.contiguous()
-    if dense is moved:
-        return tensor
+    order = _order(layout)
     back = [order.index(dim) for dim in range(len(order))]
-    return dense.permute(back)
+    return tensor.permute(order).contiguous().permute(back)
+
+
+@opaque
+def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: Layout) -> Any:
+    """A tuple, list or dict of tensors, each in its layout; None: any."""
+    leaves, structure = pytree.tree_flatten(tensors)
+    pairs = zip(leaves, layouts, strict=True)
+    laid = [
+        t if wanted is None else laid_out(t, wanted, given, given_layout) for t, wanted in pairs
+    ]
+    return pytree.tree_unflatten(laid, structure)
+
+
+@opaque
+def as_conv3d_lays_out(tensor: Tensor, given: Tensor, weight: Tensor | None) -> Tensor:
+    """``tensor``, the result of a form, in the layout that ``conv3d`` makes of ``weight``'s.
+
+    The same tensor where the model's input ``given`` is not contiguous.
+    """
+    if not given.is_contiguous() or tensor.dim() != 5:
+        return tensor
+    last = (
+        weight is not None
+        and weight.dim() == 5
+        and weight.is_contiguous(memory_format=torch.channels_last_3d)
+        and not weight.is_contiguous()
+    )
+    return tensor.contiguous(
+        memory_format=torch.channels_last_3d if last else torch.contiguous_format
+    )
 
 
 def keep_output_layouts(program: Program, captured: Program) -> None:
     """Lay out each output of ``program`` as that of ``captured`` is."""
     before, after = _outputs(captured), _outputs(program)
     if len(before) != len(after):
-        return
-    if any(map(_chooses, program.graph.nodes)):
+        return None
+    chooses = any(map(_chooses, program.graph.nodes))
+    if chooses:
         _reshape_views(program)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
-    dense = [node for node in inputs if _order(node.meta.get("val"))]
+    if not any("val" in node.meta for node in inputs):
+        return _keep_without_shapes(program, after)
+    dense = [node for node in inputs if layout_of(node.meta.get("val")) is not None]
     if not dense:
-        return
+        return None
     largest = max(dense, key=lambda node: node.meta["val"].dim())
-    given = largest, _order(largest.meta["val"])
-    plain = all(node.meta["val"].is_contiguous() for node in dense)
-    unsure = not plain or any(map(_chooses, program.graph.nodes))
+    given = largest, layout_of(largest.meta["val"])
+    unsure = chooses or not all(node.meta["val"].is_contiguous() for node in dense)
     (end,) = (node for node in program.graph.nodes if node.op == "output")
-    for old, new in zip(before, after, strict=True):
-        if not isinstance(old, fx.Node) or not isinstance(new, fx.Node):
+    for new, fakes, layouts in zip(after, *_wanted(before, captured.output_layouts), strict=True):
+        if not isinstance(new, fx.Node) or new.target in (laid_out, each_laid_out):
             continue
-        wanted, found = _order(old.meta.get("val")), _order(new.meta.get("val"))
-        if wanted is None or new.target is laid_out:
+        mine = pytree.tree_leaves(new.meta.get("val"))
+        mine = mine if len(mine) == len(layouts) else [None] * len(layouts)
+        asked = tuple(
+            layout if _asked(fake, layout, value, unsure) else None
+            for fake, layout, value in zip(fakes, layouts, mine, strict=True)
+        )
+        if not any(asked):
             continue
-        known = found == wanted or _holds(new.meta.get("val"), wanted)
-        if known and not (unsure and len(wanted) >= _MAPS):
-            continue
+        several = isinstance(new.meta.get("val"), tuple | list | dict)
+        function, what = (each_laid_out, asked) if several else (laid_out, asked[0])
         with program.graph.inserting_before(end):
-            put_back = program.graph.call_function(laid_out, (new, wanted, *given))
+            put_back = program.graph.call_function(function, (new, what, *given))
         put_back.meta.update({k: v for k, v in new.meta.items() if k != "val"})
         end.replace_input_with(new, put_back)
+    return None
+
+
+def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[_Layouts]]:
+    """For each output its fake tensors, and their layouts: as the model was seen to give them."""
+    fakes = [
+        pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else [node]
+        for node in outputs
+    ]
+    layouts: list[_Layouts] = [tuple(map(layout_of, values)) for values in fakes]
+    if real is not None and len(real) == sum(map(len, fakes)):
+        seen = iter(real)
+        layouts = [tuple(next(seen) or layout for layout in group) for group in layouts]
+    return fakes, layouts
+
+
+def _asked(fake: Any, layout: Layout | None, value: Any, unsure: bool) -> bool:
+    """Whether ``value`` has to be laid out, to lie as the model's ``fake`` does."""
+    if layout is None:
+        return False
+    known = _holds(fake, layout) and _holds(value, layout)
+    return not known or (unsure and len(_order(layout)) >= _MAPS)
+
+
+def _keep_without_shapes(program: Program, outputs: list[Any]) -> None:
+    """Lay out, as ``conv3d`` does, what comes of forms alone through ops that keep a layout."""
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    for new in outputs:
+        form = new
+        viewed = False
+        while isinstance(form, fx.Node) and _is_call(form) and not _chooses(form):
+            op = program.op(form)
+            form = op.args.get("input") if op is not None else None
+            viewed |= op is not None and not op.owns and not op.inplace
+        if not isinstance(form, fx.Node) or not _is_call(form):
+            continue
+        given: Any = form
+        while isinstance(given, fx.Node) and given.op != "placeholder":
+            given = next(iter(given.all_input_nodes), None)
+        if given is None:
+            continue
+        weight = form.args[1] if str(form.target.__module__).startswith(_FORMS[0]) else None
+        with program.graph.inserting_after(form) if viewed else program.graph.inserting_before(end):
+            put_back = program.graph.call_function(as_conv3d_lays_out, (new, given, weight))
+        if viewed:
+            form.replace_all_uses_with(put_back)
+            put_back.update_arg(0, form)
+        else:
+            end.replace_input_with(new, put_back)
+
+
+def _is_call(node: fx.Node) -> bool:
+    return node.op.startswith("call")
 
 
 def _reshape_views(program: Program) -> None:
     """A ``view`` of what a form left in another layout is a copy, where nothing writes into it."""
-    described = [(node, program.op(node)) for node in program.graph.nodes if _is_call(node)]
-    if any(op is not None and op.inplace for _, op in described):
-        return
-    for node, op in described:
+    for node in reversed(program.graph.nodes):
+        op = program.op(node) if _is_call(node) else None
+        if op is not None and op.inplace:
+            return  # it may write through a view that stands before it
         if op is None or op.name != "view" or not isinstance(op.args.get("input"), fx.Node):
             continue
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"
         elif node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
-
-
-def _is_call(node: fx.Node) -> bool:
-    return node.op.startswith("call")
 
 
 def _chooses(node: fx.Node) -> bool:
@@ -106,14 +189,43 @@ def _outputs(program: Program) -> list[Any]:
     return pytree.tree_leaves(end.args)
 
 
-def _order(value: Any) -> tuple[int, ...] | None:
-    """The dimensions by their strides; None where entries share memory, or it has gaps."""
+def layout_of(value: Any) -> Layout | None:
+    """The dimensions by their strides, with the gaps between them."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return None
     strides = list(value.stride())
     order = tuple(sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim)))
-    return order if _holds(value, order) else None
+    if value.permute(order).is_contiguous():
+        return order
+    layout: list[int | None] = []
+    step = 1
+    for dim in reversed(order):
+        if value.shape[dim] != 1:
+            layout += [] if strides[dim] == step else [None]
+            step = strides[dim] * value.shape[dim]
+        layout.append(dim)
+    return tuple(reversed(layout))
 
 
-def _holds(value: Any, order: tuple[int, ...]) -> bool:
-    return isinstance(value, Tensor) and bool(value.permute(order).is_contiguous())
+def _order(layout: Layout) -> tuple[int, ...]:
+    return tuple(dim for dim in layout if dim is not None)
+
+
+def _holds(value: Any, layout: Layout) -> bool:
+    """Whether ``value`` is dense wherever ``layout`` is, in its order."""
+    order = _order(layout)
+    if not isinstance(value, Tensor) or value.dim() != len(order):
+        return False
+    if value.permute(order).is_contiguous():
+        return True
+    if len(order) == len(layout):
+        return False
+    step, dense = 1, True
+    for dim in reversed(layout):
+        if dim is None:
+            dense = False
+        elif value.shape[dim] != 1:
+            if dense and value.stride(dim) != step:
+                return False
+            step, dense = value.stride(dim) * value.shape[dim], True
+    return True

@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxtemporal.functional.form import plain_strides
 from fxtemporal.opaque import opaque
 
 __all__ = [
@@ -301,10 +302,11 @@ def _batched(input: Tensor) -> Tensor:
         raise ValueError(
             f"the input has shape {tuple(input.shape)}; it must be (B, C, T, H, W) or (C, T, H, W)"
         )
-    return input if input.dim() == 5 else input.unsqueeze(0)
+    return plain_strides(input if input.dim() == 5 else input.unsqueeze(0))
 
 
 def _like(input: Tensor, output: Tensor) -> Tensor:
+    output = plain_strides(output)
     return output if input.dim() == 5 else output.squeeze(0)
 
 

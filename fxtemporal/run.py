@@ -30,6 +30,7 @@ from fxtemporal.freezing import freeze, memory
 from fxtemporal.gradients import other_gradients
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
+from fxtemporal.output_layouts import layout_of
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.factorize_2plus1d import Factorize2Plus1d
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
@@ -43,7 +44,7 @@ from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
-from fxtemporal.stand_in import StandIn
+from fxtemporal.stand_in import StandIn, own_inputs
 from fxtemporal.tuning import Races, Timing, Tune, worth_keeping
 from fxtemporal.verify import Comparison, Verifier, culprits, resized
 
@@ -89,6 +90,7 @@ class Run:
             assert self.example is not None
             self._refuse_meta_tensors()
             self.verifier = Verifier(self.original, self.example)
+            self.captured.output_layouts = tuple(map(layout_of, self.verifier.outputs))
             if self.captured.doubt is not None:
                 with_gradients = Verifier(self.original, self.example, gradients=True)
                 for verifier in (self.verifier, with_gradients):
@@ -222,7 +224,7 @@ class Run:
             return outcome, comparison
         verifier = self.verifier
         model = StandIn(self.original, share_parameters=True).module
-        given = behind_pre_hooks(model, *pytree.tree_map_only(Tensor, torch.clone, example))
+        given = behind_pre_hooks(model, *own_inputs(example))
         model._forward_pre_hooks.clear()  # the result runs them before its graph, as the model does
         shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), given)
 

@@ -71,6 +71,7 @@ class SharedState:
         self._places: dict[int, _Place] = {}
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._seen: set[Any] = set()
+        self._whole: list[tuple[dict[str, Any], set[str]]] = []
         for kind in {type(module) for module in model.modules()}:
             self._class(kind)
 
@@ -80,6 +81,10 @@ class SharedState:
 
     def changes(self) -> Iterator[Change]:
         """All of it that was written; not numbers in tensors."""
+        for namespace, names in self._whole:
+            for name in namespace.keys() - names:
+                called = f"{namespace.get('__name__')}.{name}"
+                yield Change(namespace, called, called, ABSENT, namespace[name])
         for place in self._places.values():
             after = _entries(place.owner, place.before)
             for entry in {**place.before, **after}:
@@ -89,6 +94,9 @@ class SharedState:
 
     def restore(self) -> None:
         """Put all of it back."""
+        for namespace, names in self._whole:
+            for name in namespace.keys() - names:
+                del namespace[name]
         for place in self._places.values():
             after = _entries(place.owner, place.before)
             keys = {**place.before, **after}
@@ -129,6 +137,9 @@ class SharedState:
             elif isinstance(value, type):
                 self._class(value)
         data = {n: v for n, v in used.items() if not isinstance(v, (*_CODE, type))}
+        if "globals" in function.__code__.co_names:  # it may write any
+            self._whole.append((namespace, set(namespace)))
+            data |= {n: v for n, v in namespace.items() if not n.startswith("__")}
         new = _written(function.__code__) - namespace.keys()
         data |= dict.fromkeys(new, ABSENT)
         if not data:

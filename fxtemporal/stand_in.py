@@ -31,13 +31,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.jit import ScriptModule
 
 from fxtemporal.shared_state import ABSENT, Change, RandomStates, SharedState
 from fxtemporal.source import is_user_file
 
-__all__ = ["StandIn", "stand_in"]
+__all__ = ["StandIn", "own_inputs", "stand_in"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
 _TUPLES = (tuple, frozenset)
@@ -339,7 +340,16 @@ def _entries(owner: Any) -> dict[Any, Any] | None:
 
 
 def _same(old: Any, new: Any) -> bool:
-    return old is new or (type(old) is type(new) and isinstance(new, _PLAIN) and old == new)
+    """Whether a later call cannot tell them apart: torch.export puts back dicts that are equal."""
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if type(old) is dict:
+        return list(old) == list(new) and all(map(_same, old.values(), new.values()))
+    if type(old) in (list, tuple):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return isinstance(new, _PLAIN) and bool(old == new)
 
 
 def _is_set(cell: types.CellType) -> bool:
@@ -354,3 +364,20 @@ def _called(name: str, entry: Any) -> str:
     if isinstance(entry, str) and entry.startswith((".", "'s ")):
         return name + entry
     return f"{name.removesuffix('._buffers')}.{entry}" if name.endswith("._buffers") else name
+
+
+def own_inputs(inputs: Any) -> Any:
+    """Inputs of the same nesting whose tensors are copies that lie in memory as these do."""
+    return pytree.tree_map_only(torch.Tensor, _as_it_lies, inputs)
+
+
+def _as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the strides of ``tensor``, gaps and shared entries too, where it has them."""
+    copy = tensor.clone()
+    plain = type(tensor) is torch.Tensor and tensor.layout == torch.strided and tensor.numel()
+    if not plain or copy.stride() == tensor.stride() or tensor.is_conj() or tensor.is_neg():
+        return copy
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((size - 1) * step for size, step in steps)
+    flat = tensor.as_strided((span,), (1,)).clone()
+    return flat.as_strided(tensor.shape, tensor.stride(), 0)

@@ -12,8 +12,8 @@ import hashlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from fxtemporal.engines import ENGINES, compile_with
 from fxtemporal.errors import PassError
 from fxtemporal.freezing import freeze
 from fxtemporal.sizes import in_bytes
-from fxtemporal.twins import unchanged
+from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 
 __all__ = [
     "Races",
@@ -148,11 +148,24 @@ def on_engine(
     if kwargs or not all(isinstance(arg, torch.Tensor) for arg in args):
         raise PassError(f"tune: {target} takes tensors alone, by position; measure with 'eager'")
     try:
-        return _OnEngine(compile_with(target, module, args).run)
+        return _OnEngine(compile_with(target, StandIn(module).module, args).run)
     except ImportError as error:
         raise PassError(f"tune: target={target!r} is not installed: {error}") from error
     except Exception:  # what an engine does not know, it refuses in any way
         return _Refused()
+
+
+@contextmanager
+def _call(
+    module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]
+) -> Iterator[Callable[[], object]]:
+    """A call with inputs of its own, of a module whose weights and buffers are its own too."""
+    args, kwargs = own_inputs(inputs)
+    if isinstance(module, _OnEngine):
+        yield partial(module, *args, **kwargs)
+    else:
+        with stand_in(module) as other:
+            yield partial(other.module, *args, **kwargs)
 
 
 def race(
@@ -169,11 +182,9 @@ def race(
     if isinstance(before, _Refused) or isinstance(after, _Refused):
         ratio = float(isinstance(before, _Refused)) - float(isinstance(after, _Refused)) + 1.0
         return Timing(0.0, 0.0, ratio, ratio, ratio, 0)
-    modules = (before, after)
-    own = [pytree.tree_map_only(torch.Tensor, torch.clone, inputs) for _ in modules]
-    calls = [partial(m, *args, **kwargs) for m, (args, kwargs) in zip(modules, own, strict=True)]
     runs: tuple[list[float], list[float]] = ([], [])
-    with torch.no_grad(), torch.random.fork_rng(), unchanged(before), unchanged(after):
+    with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
+        calls = [stack.enter_context(_call(module, inputs)) for module in (before, after)]
         deadline = time.perf_counter() + seconds
         first, second = (_milliseconds(call) for call in calls)
         if max(first, second) > _BRIEF and not 1 / _FAR <= first / second <= _FAR:
@@ -329,11 +340,9 @@ class Races:
         calls = {}
         with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
             for name, module in modules.items():
-                stack.enter_context(unchanged(module))
-                args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, self.inputs)
                 running = self._on_engine(module)
                 if not isinstance(running, _Refused):
-                    calls[name] = partial(running, *args, **kwargs)
+                    calls[name] = stack.enter_context(_call(running, self.inputs))
             found = interleaved(calls, always)
         self.cache.put(key, found)
         return found

@@ -7,16 +7,12 @@ own dictionaries) that hold the very same parameter and buffer tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MethodType
 
-import torch
-import torch.utils._pytree as pytree
 from torch import nn
 from torch.jit import ScriptModule
 
-__all__ = ["carries_hooks", "twin", "unchanged"]
+__all__ = ["carries_hooks", "twin"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -54,36 +50,3 @@ def _twin(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
         for name, child in module._modules.items()
     }
     return copy
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every buffer of ``model``, and every plain tensor on it, back as it was."""
-    found = {
-        id(tensor): tensor
-        for module in _reachable(model)
-        for tensor in (*module._buffers.values(), *vars(module).values())
-        if isinstance(tensor, torch.Tensor)
-    }
-    tensors = [(tensor, tensor.detach().clone()) for tensor in found.values()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, before in tensors:
-                if not torch.equal(tensor, before):
-                    tensor.copy_(before)
-
-
-def _reachable(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of ``model``, and those that it keeps in lists and dicts of its own."""
-    seen: set[int] = set()
-    pending = [model]
-    while pending:
-        module = pending.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield module
-        kept = [v for v in vars(module).values() if isinstance(v, list | tuple | dict)]
-        pending += [leaf for leaf in pytree.tree_leaves(kept) if isinstance(leaf, nn.Module)]

@@ -24,7 +24,7 @@ from torch import nn
 
 from fxtemporal.errors import SpecializationError
 from fxtemporal.quiet import quiet
-from fxtemporal.stand_in import StandIn, stand_in
+from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 
 __all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits", "resized"]
 
@@ -167,6 +167,11 @@ class Verifier:
         """Whether the model runs in no time, so that more can be tried on it."""
         return self._cheap
 
+    @property
+    def outputs(self) -> list[Any]:
+        """The leaves of what the original gave on the example inputs."""
+        return pytree.tree_leaves(self._example.outputs[0])
+
     def _run(self, name: str) -> _Run | None:
         """The original on fresh inputs, once it is needed; None where it does not take them."""
         if name not in self._runs:
@@ -234,7 +239,7 @@ class Verifier:
 
         A stand-in is called, so that what the forward writes stays there.
         """
-        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+        args, kwargs = own_inputs(inputs)
         with stand_in(model) as other, torch.set_grad_enabled(self._gradients), quiet():
             torch.manual_seed(0)
             outputs = other.module(*args, **kwargs)

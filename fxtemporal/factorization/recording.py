@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxtemporal.errors import FxTemporalError, PassError
 from fxtemporal.graph import Program
-from fxtemporal.twins import unchanged
+from fxtemporal.stand_in import own_inputs, stand_in
 
 __all__ = ["Data", "record", "run"]
 
@@ -89,8 +89,8 @@ class _SeenError(Exception):
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, watched: Mapping[fx.Node, Seen]) -> None:
-        super().__init__(gm)
+    def __init__(self, module: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Seen]) -> None:
+        super().__init__(module, graph=graph)
         self._watched = dict(watched)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -117,12 +117,12 @@ def record(program: Program, arguments: Arguments, watched: Mapping[fx.Node, See
     Raises:
         PassError: the program refuses the arguments.
     """
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments)
+    args, kwargs = own_inputs(arguments)
     try:
         given = inspect.signature(program.gm.forward).bind(*args, **kwargs)
         given.apply_defaults()
-        with torch.no_grad(), torch.random.fork_rng(), unchanged(program.gm):
-            _Recorder(program.gm, watched).run(*given.args)
+        with torch.no_grad(), torch.random.fork_rng(), stand_in(program.gm) as own:
+            _Recorder(own.module, program.graph, watched).run(*given.args)
     except _SeenError:
         return
     except (FxTemporalError, RuntimeError, TypeError) as error:
@@ -133,6 +133,6 @@ def record(program: Program, arguments: Arguments, watched: Mapping[fx.Node, See
 
 def run(program: Program, arguments: Arguments) -> Any:
     """What ``program`` gives for ``arguments``; it is left as it is."""
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments)
-    with torch.no_grad(), torch.random.fork_rng(), unchanged(program.gm):
-        return program.gm(*args, **kwargs)
+    args, kwargs = own_inputs(arguments)
+    with torch.no_grad(), torch.random.fork_rng(), stand_in(program.gm) as own:
+        return own.module(*args, **kwargs)

@@ -71,7 +71,8 @@ def plain_strides(maps: Tensor) -> Tensor:
     """``maps``, (B, C, T, H, W), with the strides of its format where a size of 1 leaves a choice.
 
     The backward of a BatchNorm in eval mode takes maps of T = 1 with other strides for another
-    format, and gives wrong gradients (torch 2.13, on a CPU). Nothing is copied.
+    format, and gives wrong gradients (torch 2.13, on a CPU); so does one whose gradient comes
+    back with such strides. Nothing is copied.
     """
     if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
         return maps
@@ -154,9 +155,9 @@ class Form:
     def _run(
         self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
-        if input.dim() == 5:
-            return plain_strides(self.compute(input, prepared, bias, geometry))
-        return plain_strides(self.compute(input.unsqueeze(0), prepared, bias, geometry)).squeeze(0)
+        clip = plain_strides(input if input.dim() == 5 else input.unsqueeze(0))
+        out = plain_strides(self.compute(clip, prepared, bias, geometry))
+        return out if input.dim() == 5 else out.squeeze(0)
 
     @cached_property
     def function(self) -> ConvFunction:

@@ -10,6 +10,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxtemporal.admitted import AdmittedFrames
 from fxtemporal.errors import LoweringError
-from fxtemporal.twins import unchanged
+from fxtemporal.stand_in import own_inputs, stand_in
 from fxtemporal.verify import Tolerance
 
 __all__ = ["Example", "Exported", "Free", "close", "export", "first_line", "leaves_of", "same"]
@@ -139,7 +140,7 @@ def _freed(module: nn.Module, given: Example, asked: Example, free: str) -> Expo
 
 
 def _exported(module: nn.Module, given: Example, free: str, fixed: set[Place]) -> ExportedProgram:
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, given)
+    args, kwargs = own_inputs(given)
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     numbers: Iterator[int] = iter(range(len(pytree.tree_leaves(given))))
 
@@ -155,9 +156,9 @@ def _exported(module: nn.Module, given: Example, free: str, fixed: set[Place]) -
         }
 
     shapes: dict[str, Any] = pytree.tree_map(dimensions, dict(bound))
-    with unchanged(module), warnings.catch_warnings():
+    with stand_in(module, share_parameters=True) as own, warnings.catch_warnings():
         warnings.filterwarnings("ignore", LSTM_WEIGHTS, UserWarning)
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(own.module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _shapes(program: ExportedProgram) -> dict[int, tuple[int | str, ...]]:
@@ -249,11 +250,12 @@ def _check(module: nn.Module, other: nn.Module, sample: Example) -> None:
 
 def leaves_of(module: Any, sample: Example) -> list[tuple[str, Any]]:
     """Each output and its place: torch.export gives a dict back as an immutable_dict."""
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, sample)
-    held = module if isinstance(module, nn.Module) else nn.Module()
-    with unchanged(held), torch.no_grad(), torch.random.fork_rng():
+    args, kwargs = own_inputs(sample)
+    protected = stand_in(module) if isinstance(module, nn.Module) else nullcontext()
+    with protected as own, torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        leaves, _ = pytree.tree_flatten_with_path(module(*args, **kwargs))
+        call = module if own is None else own.module
+        leaves, _ = pytree.tree_flatten_with_path(call(*args, **kwargs))
     return [(pytree.keystr(path), leaf) for path, leaf in leaves]
 
 

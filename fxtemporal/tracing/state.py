@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx.proxy import Proxy
 
 from fxtemporal.shared_state import RandomStates
-from fxtemporal.stand_in import StandIn, stand_in
+from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.tracing.errors import StatefulError
 from fxtemporal.tracing.shape_tracer import is_leaf
 
@@ -84,7 +84,7 @@ def _repeats(model: nn.Module, example: Any) -> bool:
     results = []
     with stand_in(model) as other, torch.no_grad():
         for _ in range(2):
-            args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, example)
+            args, kwargs = own_inputs(example)
             torch.manual_seed(0)
             results.append(pytree.tree_leaves(other.module(*args, **kwargs)))
     return len(results[0]) == len(results[1]) and all(map(_same, *results))
