@@ -47,8 +47,9 @@ def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout
 
 @opaque
 def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: Layout) -> Any:
-    """A tuple, list or dict of tensors, each in its layout; None: any."""
+    """Several tensors, each in its layout, or all in the only one; None: as it lies."""
     leaves, structure = pytree.tree_flatten(tensors)
+    layouts = layouts * len(leaves) if len(layouts) == 1 else layouts
     pairs = zip(leaves, layouts, strict=True)
     laid = [
         t if wanted is None else laid_out(t, wanted, given, given_layout) for t, wanted in pairs
@@ -105,6 +106,7 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
         if not any(asked):
             continue
         several = isinstance(new.meta.get("val"), tuple | list | dict)
+        asked = asked[:1] if len(set(asked)) == 1 else asked
         function, what = (each_laid_out, asked) if several else (laid_out, asked[0])
         with program.graph.inserting_before(end):
             put_back = program.graph.call_function(function, (new, what, *given))

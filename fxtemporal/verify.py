@@ -132,6 +132,8 @@ class Verifier:
         self._gradients = gradients
         self._training = any(module.training for module in original.modules())
         self._tolerance = tolerance or Tolerance()
+        held = (*original.parameters(), *original.buffers(), *pytree.tree_leaves(example))
+        self._given = {t.dtype for t in held if _is_float(t)}
         start = time.perf_counter()
         outputs = self._outcome(original, example)
         self._cheap = time.perf_counter() - start < _CHEAP_SECONDS
@@ -302,11 +304,17 @@ class Verifier:
         if reference is not None:
             error, largest = _distance(original, reference)
             own = error / (largest or 1.0)
-            if not own <= torch.finfo(original.dtype).eps ** 0.5:
+            if not own <= torch.finfo(self._coarsest(original.dtype)).eps ** 0.5:
                 own, reference = None, None  # the model does something else in float64
         error, largest = _distance(result, original if reference is None else reference)
         scale = largest or 1.0
-        return Sample(name, error, error / scale, own, self._tolerance.bound(original.dtype, own))
+        dtype = original.dtype if own is not None else self._coarsest(original.dtype)
+        return Sample(name, error, error / scale, own, self._tolerance.bound(dtype, own))
+
+    def _coarsest(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which an output of ``dtype`` may have been computed, with the most error."""
+        coarsest: torch.dtype = max((dtype, *self._given), key=lambda one: torch.finfo(one).eps)
+        return coarsest
 
 
 @dataclass(frozen=True)
@@ -315,6 +323,10 @@ class _Run:
     inputs: Example
     outputs: Any
     reference: Any
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
 def _distance(value: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:

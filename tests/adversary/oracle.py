@@ -164,7 +164,8 @@ class _Judge:
             try:
                 fast = fxtemporal.optimize(given.model, args, tune="static", progress=False)
             except fxtemporal.FxTemporalError as error:
-                refusal = Verdict("refused", type(error).__name__, str(error)[:300])
+                kind = "crash" if "please report" in str(error) else "refused"
+                refusal = Verdict(kind, type(error).__name__, str(error)[:300])
             except Exception as error:
                 raise _crash("optimize", error) from error
             else:
@@ -284,6 +285,7 @@ class _Judge:
 
     def _agree(self, index: int, call: Call, done: list[Call], want: _Result, got: _Result) -> None:
         like = (call.batch, call.frames) == (self.case.example.batch, self.case.example.frames)
+        like &= self.case.given or all(v.is_contiguous() for v in comparing.tensors_in(want.inputs))
         odd = comparing.form(want.out, got.out, strides=like)
         if odd:
             fault = _Fault("wrong", odd[0], f"{_sizes(call)}: {odd[1]}", index)
@@ -297,7 +299,7 @@ class _Judge:
             a, b = comparing.tensors_in(ours), comparing.tensors_in(theirs)
             for place in range(len(a)):
                 self._numbers(index, call, done, aspect, (aspect, place), a[place], b[place])
-        for name in want.gradients:
+        for name in () if self._untold_gradients() else want.gradients:
             ours, theirs = want.gradients[name], got.gradients.get(name)
             if (ours is None) != (theirs is None):
                 have = ["None" if value is None else "there" for value in (ours, theirs)]
@@ -307,6 +309,11 @@ class _Judge:
             if ours is not None:
                 where = ("gradients", name)
                 self._numbers(index, call, done, "gradient", where, ours, theirs)
+
+    def _untold_gradients(self) -> bool:
+        """torch's conv3d in bfloat16 reads memory that nobody wrote, for the gradient of a weight
+        that has more taps than the clip has frames (2.13, on a CPU)."""
+        return self.case.dtype == "bfloat16" and "Conv3d" in self.case.source
 
     def _numbers(
         self, index: int, call: Call, done: list[Call], aspect: str, where: Any, a: Any, b: Any
