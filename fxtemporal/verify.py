@@ -233,7 +233,7 @@ class Verifier:
         wide = self._reference(candidate, run.inputs, run.outputs)
         if wide is None:
             return None
-        sample = self._sample(_Run(run.name, run.inputs, run.reference, None), wide)
+        sample = self._sample(_Run(run.name, run.inputs, run.reference, None, wide=True), wide)
         return None if sample.equal else sample
 
     def _outcome(self, model: nn.Module, inputs: Example) -> Any:
@@ -273,7 +273,7 @@ class Verifier:
         best = [None] * len(theirs) if run.reference is None else _tensors(run.reference)
         worst = Sample(run.name, 0.0, 0.0, 0.0 if run.reference is not None else None, 0.0)
         for result, original, reference in zip(mine, theirs, best, strict=True):
-            sample = self._tensor(run.name, result, original, reference)
+            sample = self._tensor(run, result, original, reference)
             if not sample.equal:
                 return sample
             if sample.relative_error >= worst.relative_error:
@@ -281,8 +281,9 @@ class Verifier:
         return worst
 
     def _tensor(
-        self, name: str, result: Any, original: Any, reference: torch.Tensor | None
+        self, run: _Run, result: Any, original: Any, reference: torch.Tensor | None
     ) -> Sample:
+        name = run.name
         infinite = float("inf")
         if not isinstance(result, torch.Tensor) or not isinstance(original, torch.Tensor):
             same = type(result) is type(original) and repr(result) == repr(original)
@@ -296,19 +297,20 @@ class Verifier:
             return Sample(name, infinite, infinite, None, 0.0, problem)
         if original.dtype.is_complex:
             mine = torch.view_as_real(result.resolve_conj())
-            return self._tensor(name, mine, torch.view_as_real(original.resolve_conj()), None)
+            return self._tensor(run, mine, torch.view_as_real(original.resolve_conj()), None)
         if not original.dtype.is_floating_point:
             problem = None if torch.equal(result, original) else "integers differ"
             return Sample(name, 0.0, 0.0, None, 0.0, problem)
+        coarsest = original.dtype if run.wide else self._coarsest(original.dtype)
         own = None
         if reference is not None:
             error, largest = _distance(original, reference)
             own = error / (largest or 1.0)
-            if not own <= torch.finfo(self._coarsest(original.dtype)).eps ** 0.5:
+            if not own <= torch.finfo(coarsest).eps ** 0.5:
                 own, reference = None, None  # the model does something else in float64
         error, largest = _distance(result, original if reference is None else reference)
         scale = largest or 1.0
-        dtype = original.dtype if own is not None else self._coarsest(original.dtype)
+        dtype = original.dtype if own is not None else coarsest
         return Sample(name, error, error / scale, own, self._tolerance.bound(dtype, own))
 
     def _coarsest(self, dtype: torch.dtype) -> torch.dtype:
@@ -323,6 +325,7 @@ class _Run:
     inputs: Example
     outputs: Any
     reference: Any
+    wide: bool = False
 
 
 def _is_float(value: Any) -> bool:

@@ -80,6 +80,22 @@ class Call:
         node = self.lane(name)
         return (rank(node) if node is not None else None) or 0
 
+    def entries(self, name: str) -> int | None:
+        """How many numbers the argument ``name`` holds: a tuple, or a size that is computed."""
+        value = self.op.args[name]
+        value = value.meta.get("val") if isinstance(value, fx.Node) else value
+        return len(value) if isinstance(value, tuple | list) else None
+
+    def computed(self) -> Iterator[str]:
+        """The arguments that are a number computed from sizes, where a table of ops reads it."""
+        for name, value in self.op.args.items():
+            if name in _MAY_BE_COMPUTED or not isinstance(value, fx.Node):
+                continue
+            known = value.meta.get("val")
+            number = isinstance(known, int | float | tuple | list | torch.SymInt)
+            if number or (known is None and name in _LITERAL):
+                yield name
+
     def aligned(self, dimensions: int) -> bool:
         """Whether an element-wise op, its result of that rank, broadcasts nothing over samples."""
         fixed = [self.dims(value) for value in self.op.args.values() if value not in self.lanes]
@@ -104,6 +120,13 @@ class Call:
         if not self.lanes <= expected:
             yield "an argument besides its input differs from frame to frame"
 
+
+_MAY_BE_COMPUTED = frozenset(
+    "input shape size normalized_shape index start end step length value other alpha".split()
+)
+"""Arguments that a batching rule takes as a number whose value it does not know."""
+_LITERAL = frozenset("dim dims dim0 dim1 start_dim end_dim pad padding repeats".split())
+"""Arguments that are never tensors, and whose value a batching rule reads."""
 
 Blockers = Iterator[str]
 Entry = Callable[[Call], Blockers]
@@ -141,6 +164,10 @@ def fold_blockers(
     if entry is None:
         yield Reason(Code.UNSUPPORTED_OP, f"{module}: no batching rule for {op.name}")
         return
+    if computed := next(call.computed(), None):
+        text = f"{module}: {op.name}: its {computed} is computed from sizes"
+        yield Reason(Code.UNSUPPORTED_OP, text)
+        return
     for text in entry(call):
         code = Code.FIXED_BATCH if text in _FIXED else Code.UNSUPPORTED_OP
         yield Reason(code, f"{module}: {op.name}: {text}")
@@ -152,7 +179,7 @@ def unbatched(call: Call) -> bool:
     if name in _SPATIAL:
         return call.rank() == _SPATIAL[name] + 1
     if name in ("layer_norm", "rms_norm"):
-        return call.rank() == len(call.op.args["normalized_shape"])
+        return call.rank() == call.entries("normalized_shape")
     return name == "linear" and call.rank() == 1
 
 
@@ -429,7 +456,10 @@ def _encoder(call: Call) -> Blockers:
 
 def _layer_norm(call: Call) -> Blockers:
     yield from call.only("input")
-    if len(call.op.args["normalized_shape"]) > call.rank():
+    normalized = call.entries("normalized_shape")
+    if normalized is None:
+        yield "how many dimensions it normalizes is not known"
+    elif normalized > call.rank():
         yield "its input has fewer dimensions than it normalizes"
 
 
