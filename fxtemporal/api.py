@@ -26,6 +26,7 @@ from fxtemporal.mistakes import failing, find
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.pipeline import run_rules
 from fxtemporal.prepared import Prepared
+from fxtemporal.promises import Exact, Layout, Nan, Promises
 from fxtemporal.report import Report
 from fxtemporal.rules import Rule
 from fxtemporal.run import META, Example, Run
@@ -45,6 +46,9 @@ def optimize(
     verify: bool = True,
     freeze: bool = False,
     frames: tuple[int, int] | None = None,
+    exact: Exact = "rounding",
+    nan: Nan = "any",
+    layout: Layout = "same",
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
@@ -73,6 +77,13 @@ def optimize(
         frames: numbers of frames to admit now, from and to: ``(1, 64)``. Each takes a trace of the
             model; another number is traced at its first call, and refused if the forward does
             something else there. An artifact is free within the numbers around the example's.
+        exact: ``"bitwise"`` keeps only what gives the model's numbers bit for bit on this machine,
+            on all that is compared, NaN and infinite frames among it. By default a rewrite may
+            round otherwise, as far as the model itself is from float64.
+        nan: ``"confined"`` takes no form that spreads NaN or infinite values to frames that the
+            model computes without them; such forms say ``spreads_nan`` in the report.
+        layout: ``"any"`` leaves outputs in memory as the last op wrote them. By default they lie
+            as the model's do, so that a ``.view()`` of them goes on working.
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
@@ -84,12 +95,16 @@ def optimize(
         VerificationError: the model, captured and otherwise untouched, gives other numbers.
     """
     check_arguments(model, example_inputs, example_kwargs)
+    promises = Promises(exact, nan, layout)
     example = example_of(model, example_inputs, example_kwargs)
+    if promises.bitwise and (example is None or not verify):
+        raise PassError("exact='bitwise' needs example inputs and verify=True to compare bits on")
     rules = _rules(passes)
     tuning = _tuning(tune, example)
     with _progress(progress) as tick:
         tick("capturing")
-        run = Run(model, example, rules, factorize, verify and example is not None, tick)
+        verifies = verify and example is not None
+        run = Run(model, example, rules, factorize, verifies, promises, tick)
         start = time.perf_counter()
         races = None if tuning is None else run.races(tuning, freeze)
         if races is not None:
@@ -110,6 +125,7 @@ def optimize(
         settings["factorize"] = factorize.to_dict()
     if freeze:
         settings["freeze"] = True
+    settings |= promises.to_dict()
     return run.finish(outcome, comparison, timing, settings)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fxtemporal.analysis.layouts import LayoutRegion, layout_regions
 from fxtemporal.cache import Cache
 from fxtemporal.engines import compile_with
-from fxtemporal.functional import FORMS, ConvGeometry, temporal_rank
+from fxtemporal.functional import FORMS, ConvGeometry, Form, temporal_rank
 from fxtemporal.functional.packed import Weights
 from fxtemporal.graph import Program
 from fxtemporal.tuning import Tune, interleaved
@@ -42,7 +42,8 @@ _CLOSE = 1.25
 class ToChoose:
     """One Conv3d that is to get a form: all that decides how long each takes.
 
-    ``confined``: only forms that spread no NaN are among those to choose from.
+    ``confined``: only forms that spread no NaN are among those to choose from; ``bitwise``: only
+    those that give conv3d's numbers, to the last bit, of a clip of these sizes.
     """
 
     key: str
@@ -52,6 +53,7 @@ class ToChoose:
     bias: bool
     batch: int
     confined: bool = False
+    bitwise: bool = False
 
     def described(self, layout: str) -> str:
         g = self.geometry
@@ -74,7 +76,22 @@ class ToChoose:
             if (form.confined or not self.confined)
             and not any(form.blockers(self.geometry))
             and not any(form.weight_blockers(self.weight, self.geometry))
+            and (name == "conv3d" or not self.bitwise or self._gives_the_bits(form))
         )
+
+    def _gives_the_bits(self, form: Form) -> bool:
+        """Whether the numbers are conv3d's, of a clip that is contiguous or channels_last_3d."""
+        g = self.geometry
+        assert g.frames is not None
+        assert g.size is not None
+        sizes = (self.batch, g.in_channels, g.frames, *g.size)
+        generator = torch.Generator(self.weight.device).manual_seed(0)
+        clip = torch.randn(sizes, generator=generator, device=self.weight.device, dtype=g.dtype)
+        with torch.no_grad():
+            prepared = form.prepare(self.weight, g)
+            wanted = FORMS["conv3d"].run(clip, self.weight, None, g)
+            clips = (clip.contiguous(memory_format=layout) for layout in _FORMATS.values())
+            return all(torch.equal(wanted, form.run(x, prepared, None, g)) for x in clips)
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,9 @@ def _optimized(
             tune=tune,
             verify=not options.no_verify,
             freeze=freeze,
+            exact=options.exact,
+            nan=options.nan,
+            layout=options.layout,
         )
     return model, example, fast
 

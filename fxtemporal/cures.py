@@ -57,6 +57,8 @@ CURES: Mapping[Code, str] = MappingProxyType(
         Code.NOT_FASTER: "nothing: as it is, it is the faster one here",
         Code.NOT_MEASURED: "give it more time: Tune(seconds=...)",
         Code.MEMORY_LIMIT: "raise Tune(memory_limit=...), or use fewer frames or a smaller batch",
+        Code.NOT_BITWISE: "allow rounding: exact='rounding', the default",
+        Code.SPREADS_NAN: "allow it: nan='any', the default, if no frame is NaN or infinite",
         Code.WRONG_RESULT: "please report it, with the model; the result is right without it",
         Code.REWRITE_RAISED: "please report it, with the model; the result is right without it",
     }

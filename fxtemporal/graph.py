@@ -153,13 +153,15 @@ class Program:
     front end was not used. ``modes`` are the modules whose training flag the capture read, by path.
     ``doubt`` says what the capture took on trust: only a comparison with the model can tell.
     ``gradients`` says why those of the graph cannot be the model's. ``output_layouts`` are how the
-    model's outputs were seen to lie in memory, which may be otherwise than as fake tensors.
+    model's outputs were seen to lie in memory, which may be otherwise than as fake tensors; with
+    ``keeps_layouts`` a rewrite leaves them so.
     """
 
     modes: Mapping[str, Specialization] = MappingProxyType({})
     doubt: str | None = None
     gradients: str | None = None
     output_layouts: tuple[tuple[int | None, ...] | None, ...] | None = None
+    keeps_layouts: bool = True
 
     def __init__(
         self, gm: fx.GraphModule, fake_mode: FakeTensorMode, frontend: str, note: str | None = None
@@ -178,7 +180,7 @@ class Program:
         graph.set_codegen(self.graph._codegen)
         gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
         copy = Program(gm, self.fake_mode, self.frontend, self.note)
-        for name in ("modes", "doubt", "gradients", "output_layouts"):
+        for name in ("modes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
             setattr(copy, name, getattr(self, name))
         return copy
 

@@ -68,7 +68,8 @@ def run_rules(
         try:
             outcome = _run_once(captured.copy(), rules, skips, only, careful, costs)
             if outcome.applied:
-                keep_output_layouts(outcome.program, captured)
+                if captured.keeps_layouts:
+                    keep_output_layouts(outcome.program, captured)
                 outcome.program.refresh()
             return outcome
         except _RewriteError as failure:

@@ -40,13 +40,14 @@ from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.time_distribute import TimeDistribute
 from fxtemporal.pipeline import Key, Outcome, Skip, run_rules
+from fxtemporal.promises import Promises
 from fxtemporal.quiet import quiet
 from fxtemporal.report import Report
 from fxtemporal.rules import Code, Reason, Remark, Rule
 from fxtemporal.specializations import Specialization
 from fxtemporal.stand_in import StandIn, own_inputs
 from fxtemporal.tuning import Races, Timing, Tune, worth_keeping
-from fxtemporal.verify import Comparison, Verifier, culprits, resized
+from fxtemporal.verify import Comparison, Sample, Verifier, culprits, resized
 
 __all__ = ["META", "Example", "Run"]
 
@@ -67,12 +68,14 @@ class Run:
     rules: tuple[Rule[Any], ...]
     factorize: Factorize | None
     verify: bool
+    promises: Promises
     tick: Callable[[str], None]
     skips: dict[Key, Skip] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         args, kwargs = self.example or (None, None)
-        self.captured = capture(self.model, args, kwargs)
+        self.captured = self._keeping(capture(self.model, args, kwargs))
+        self.rules = tuple(map(self._confined, self.rules))
         self.costs = None if self.example is None else Costs()
         self.before = () if self.costs is None else self.costs.blocks(self.captured)
         self.priced: dict[Key, SiteCost | None] = {}
@@ -89,7 +92,7 @@ class Run:
         if self.verify:
             assert self.example is not None
             self._refuse_meta_tensors()
-            self.verifier = Verifier(self.original, self.example)
+            self.verifier = self._verifier(self.original)
             self.captured.output_layouts = tuple(map(layout_of, self.verifier.outputs))
             if self.captured.doubt is not None:
                 with_gradients = Verifier(self.original, self.example, gradients=True)
@@ -109,7 +112,21 @@ class Run:
                 self.captured = outcome.program
                 if self.verify:
                     assert self.example is not None
-                    self.verifier = Verifier(self.captured.gm, self.example)
+                    self.verifier = self._verifier(self.captured.gm)
+
+    def _keeping(self, captured: Program) -> Program:
+        captured.keeps_layouts = self.promises.layout == "same"
+        return captured
+
+    def _confined(self, rule: Rule[Any]) -> Rule[Any]:
+        if type(rule) is not Conv3dForms or not self.promises.confined:
+            return rule
+        return Conv3dForms(rule.choices, confined=True, bitwise=self.promises.bitwise)
+
+    def _verifier(self, original: nn.Module) -> Verifier:
+        assert self.example is not None
+        bitwise, confined = self.promises.bitwise, self.promises.confined
+        return Verifier(original, self.example, bitwise=bitwise, confined=confined)
 
     @property
     def original(self) -> nn.Module:
@@ -130,7 +147,7 @@ class Run:
         assert self.example is not None
         comparison = self.verifier.compare(self.captured.gm)
         if not comparison.equal and self.captured.frontend == "fx":
-            self.captured = capture(self.model, *self.example, frontend="export")
+            self.captured = self._keeping(capture(self.model, *self.example, frontend="export"))
             comparison = self.verifier.compare(self.captured.gm)
         self._refuse_unless_equal(comparison)
 
@@ -169,7 +186,7 @@ class Run:
         chooser = FormChooser(program, sites, races.cache, races.tune, tick)
         best: tuple[tuple[Rule[Any], ...], nn.Module] | None = None
         for name, choices in chooser.variants().items():
-            rules = (*before, Conv3dForms(choices), *after)
+            rules = (*before, rule.choosing(choices), *after)
             module = run_rules(self.captured, rules, self.skips).program.gm
             tick(f"measuring the forms, {name}")
             if best is None or _wins(module, best[1], races):
@@ -203,7 +220,7 @@ class Run:
                 f"relative error {bad.relative_error:.1e} on {bad.inputs}, "
                 f"at most {bad.bound:.1e} is rounding"
             )
-            self.skips[key] = Skip("failed", Reason(Code.WRONG_RESULT, text))
+            self.skips[key] = _undone(bad, text)
         outcome = run_rules(self.captured, self.rules, self.skips)
         comparison = verifier.compare(outcome.program.gm)
         if not comparison.equal:
@@ -545,6 +562,16 @@ def _batchnorm_modes(model: nn.Module, outcome: Outcome) -> dict[str, Specializa
             name = f"{remark.target}.training"
             found[remark.target] = Specialization(name, False, remark.location, why)
     return found
+
+
+def _undone(bad: Sample, text: str) -> Skip:
+    """What to say of a rewrite that gave another result than the promised."""
+    match bad.asked:
+        case "bits":
+            return Skip("missed", Reason(Code.NOT_BITWISE, text))
+        case "nan":
+            return Skip("missed", Reason(Code.SPREADS_NAN, text))
+    return Skip("failed", Reason(Code.WRONG_RESULT, text))
 
 
 def _may_choose(rule: Rule[Any]) -> bool:

@@ -14,9 +14,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -30,6 +30,7 @@ __all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits", "resized
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
+_POISONED = "the example with "
 _PIECE = 2**22
 _CHEAP_SECONDS = 0.2
 """A model that runs within this also runs in float64 on the fresh inputs, beside the example."""
@@ -68,6 +69,8 @@ class Sample:
     original_error: float | None
     bound: float
     problem: str | None = None
+    asked: Literal["bits", "nan"] | None = field(default=None, repr=False)
+    """What more was asked for than numbers that are equal up to rounding, where that failed."""
 
     @property
     def equal(self) -> bool:
@@ -106,7 +109,7 @@ class Comparison:
             "relative_error": _finite(self.relative_error),
             "original_error": self.original_error,
             "samples": [
-                {name: _finite(value) for name, value in vars(sample).items()}
+                {n: _finite(value) for n, value in vars(sample).items() if n != "asked"}
                 for sample in self.samples
             ],
         }
@@ -127,7 +130,10 @@ class Verifier:
         tolerance: Tolerance | None = None,
         *,
         gradients: bool = False,
+        bitwise: bool = False,
+        confined: bool = False,
     ) -> None:
+        self._bitwise = bitwise
         self._original = original
         self._gradients = gradients
         self._training = any(module.training for module in original.modules())
@@ -139,7 +145,7 @@ class Verifier:
         self._cheap = time.perf_counter() - start < _CHEAP_SECONDS
         reference = self._reference(original, example, outputs)
         self._example = _Run("the example inputs", example, outputs, reference)
-        self._fresh = dict(_fresh_inputs(example))
+        self._fresh = dict(_fresh_inputs(example)) | (dict(_poisoned(example)) if confined else {})
         self._runs: dict[str, _Run | None] = {}
 
     def compare(
@@ -298,9 +304,20 @@ class Verifier:
         if original.dtype.is_complex:
             mine = torch.view_as_real(result.resolve_conj())
             return self._tensor(run, mine, torch.view_as_real(original.resolve_conj()), None)
+        if self._bitwise and not _same_bits(result, original):
+            error, largest = _distance(result, original)
+            bits = "its bits differ from the model's"
+            return Sample(name, error, error / (largest or 1.0), None, 0.0, bits, "bits")
         if not original.dtype.is_floating_point:
             problem = None if torch.equal(result, original) else "integers differ"
             return Sample(name, 0.0, 0.0, None, 0.0, problem)
+        if name.startswith(_POISONED):
+            fine = original.isfinite()
+            if not bool(result[fine].isfinite().all()):
+                spread = "gave NaN or Inf where the model gives a number"
+                return Sample(name, infinite, infinite, None, 0.0, spread, "nan")
+            result, original = result[fine], original[fine]
+            reference = None if reference is None else reference[fine]
         coarsest = original.dtype if run.wide else self._coarsest(original.dtype)
         own = None
         if reference is not None:
@@ -326,6 +343,14 @@ class _Run:
     outputs: Any
     reference: Any
     wide: bool = False
+
+
+def _same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two tensors of one dtype and shape hold the same bits; any NaN is NaN."""
+    if not theirs.dtype.is_floating_point:
+        return torch.equal(mine, theirs)
+    alike = (mine == theirs) & (mine.signbit() == theirs.signbit())
+    return bool((alike | (mine.isnan() & theirs.isnan())).all())
 
 
 def _is_float(value: Any) -> bool:
@@ -389,6 +414,25 @@ def _fresh_inputs(example: Example) -> Iterator[tuple[str, Example]]:
         flat = [t for t in tensors if t.dim() == 2 and dim == 1 and t.shape[1] == change[1][0]]
         if flat and longest.dim() >= 3:  # a mask (B, T)
             yield f"{name}, masks too", resized(example, change, generator, least_rank=2)
+
+
+def _poisoned(example: Example) -> Iterator[tuple[str, Example]]:
+    """The example with a frame of NaN, or of Inf, in its longest inputs."""
+    tensors = [t for t in pytree.tree_leaves(example) if _is_float(t)]
+    rank = max((t.dim() for t in tensors), default=0)
+    for what, dim in ((float("nan"), 1), (float("nan"), 2), (float("inf"), 2)):
+        if not any(t.dim() == rank >= 3 and t.shape[dim] > 1 for t in tensors):
+            continue
+
+        def poison(tensor: torch.Tensor, what: float = what, dim: int = dim) -> torch.Tensor:
+            if not _is_float(tensor) or tensor.dim() != rank or tensor.shape[dim] < 2:
+                return tensor
+            index = torch.tensor([tensor.shape[dim] // 2], device=tensor.device)
+            return tensor.index_fill(dim, index, what)
+
+        text = f"{_POISONED}{what} at entry {{}} of dimension {dim}"
+        middle = next(t.shape[dim] // 2 for t in tensors if t.dim() == rank)
+        yield text.format(middle), pytree.tree_map_only(torch.Tensor, poison, example)
 
 
 def resized(

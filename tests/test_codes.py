@@ -79,10 +79,35 @@ class ReplacedForward(nn.Module):
         return self.conv(x)
 
 
+class NormalizedConv3d(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4))
+        self[1].running_var.fill_(0.3)
+        self.eval()
+
+
+BITWISE: dict[str, Any] = {"exact": "bitwise"}
+
+
 def scale(program: Program, node: fx.Node) -> None:
     with program.graph.inserting_after(node):
         new = program.graph.call_function(operator.mul, (node, 1.01))
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def add_rounding(program: Program, node: fx.Node) -> None:
+    with program.graph.inserting_after(node):
+        new = program.graph.call_function(operator.mul, (node, 1 + 2**-21))
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def spread(program: Program, node: fx.Node) -> None:
+    """Nothing is added, unless an entry is NaN or infinite."""
+    with program.graph.inserting_before(node.next):
+        total = program.graph.call_method("sum", (node,))
+        zero = program.graph.call_function(operator.mul, (total, 0.0))
+        new = program.graph.call_function(operator.add, (node, zero))
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in (total, new))
 
 
 def fail(program: Program, node: fx.Node) -> None:
@@ -209,6 +234,11 @@ WAYS: dict[Code, tuple[Way, ...]] = {
         limited(IndexedFrames, 1, rule="fold-in-chunks"),
         limited(PureRecurrence, 1, rule="fold-in-chunks"),
     ),
+    Code.NOT_BITWISE: (
+        planted(add_rounding, "missed", exact="bitwise"),
+        Way("fold-batchnorm", NormalizedConv3d, lambda model: (clip(),), settings=BITWISE),
+    ),
+    Code.SPREADS_NAN: (planted(spread, "missed", nan="confined"),),
     Code.WRONG_RESULT: (planted(scale, "failed"),),
     Code.REWRITE_RAISED: (planted(fail, "failed"),),
 }

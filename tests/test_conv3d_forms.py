@@ -565,4 +565,4 @@ def test_any_geometry(
 def test_the_rule_is_named_and_knows_its_table_alone() -> None:
     assert Conv3dForms().name == "conv3d-forms"
     assert Conv3dForms.exact
-    assert vars(Conv3dForms()) == {"choices": None, "confined": False}
+    assert vars(Conv3dForms()) == {"choices": None, "confined": False, "bitwise": False}

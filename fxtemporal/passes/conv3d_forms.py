@@ -101,16 +101,26 @@ class Conv3dForms(Rule[Conv3dSite]):
 
     ``choices`` says which, by the site's key; None: the table of flat kernels. With ``confined``, a
     form that spreads NaN (:attr:`fxtemporal.functional.Form.confined`) is never taken: it is no
-    candidate for :meth:`to_choose`, and a choice of one counts as none.
+    candidate for :meth:`to_choose`, and a choice of one counts as none. With ``bitwise``, those to
+    choose from give conv3d's numbers to the last bit.
     """
 
     name = "conv3d-forms"
 
     def __init__(
-        self, choices: Mapping[str, Choice] | None = None, *, confined: bool = False
+        self,
+        choices: Mapping[str, Choice] | None = None,
+        *,
+        confined: bool = False,
+        bitwise: bool = False,
     ) -> None:
         self.choices = choices
         self.confined = confined
+        self.bitwise = bitwise
+
+    def choosing(self, choices: Mapping[str, Choice]) -> Conv3dForms:
+        """The same rule, with these choices."""
+        return Conv3dForms(choices, confined=self.confined, bitwise=self.bitwise)
 
     def _choice(self, site: Conv3dSite) -> Choice | None:
         choice = None if self.choices is None else self.choices.get(site.key)
@@ -157,7 +167,8 @@ class Conv3dForms(Rule[Conv3dSite]):
                 continue  # merged with others: no weight of its own to look at
             batch = value.shape[0] if value.dim() == 5 else 1
             bias = site.op.args["bias"] is not None
-            yield ToChoose(site.key, site.node, site.geometry, given, bias, batch, self.confined)
+            asked = self.confined, self.bitwise
+            yield ToChoose(site.key, site.node, site.geometry, given, bias, batch, *asked)
 
     def preconditions(self, program: Program, candidate: Conv3dSite) -> Iterator[Reason]:
         geometry = candidate.geometry

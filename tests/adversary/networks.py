@@ -251,6 +251,8 @@ def conv_text(draft: Draft, channels: int, most: int = 6) -> tuple[str, int]:
 
 def _conv(draft: Draft) -> bool:
     f = draft.get("f")
+    if f.dim() < 2:
+        return False
     text, out = conv_text(draft, f.size(1))
     wrapped = text
     if draft.chance(0.06):
