@@ -234,7 +234,7 @@ def _choices(command: argparse.ArgumentParser) -> None:
         "--exact",
         choices=get_args(Exact),
         default="rounding",
-        help="bitwise: keep only what gives the model's numbers to the last bit (default: rounding)",
+        help="bitwise: keep only what gives the model's numbers bit for bit (default: rounding)",
     )
     command.add_argument(
         "--nan",

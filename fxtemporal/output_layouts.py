@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from fxtemporal.functional.layout import transformed
 from fxtemporal.graph import Program
 from fxtemporal.opaque import opaque
 
@@ -36,9 +37,10 @@ def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout
     """``tensor`` with its dimensions in memory in the order of ``layout``, and no gap more.
 
     The same tensor where that is so already, and where the input ``given`` does not lie in
-    ``given_layout``, as it did in the example: what the model makes of another is not known.
+    ``given_layout``, as it did in the example: what the model makes of another is not known. The
+    layout under a transform of ``torch.func`` is the transform's.
     """
-    if not _holds(given, given_layout) or _holds(tensor, layout):
+    if transformed() or not _holds(given, given_layout) or _holds(tensor, layout):
         return tensor
     order = _order(layout)
     back = [order.index(dim) for dim in range(len(order))]
@@ -63,7 +65,7 @@ def as_conv3d_lays_out(tensor: Tensor, given: Tensor, weight: Tensor | None) -> 
 
     The same tensor where the model's input ``given`` is not contiguous.
     """
-    if not given.is_contiguous() or tensor.dim() != 5:
+    if transformed() or not given.is_contiguous() or tensor.dim() != 5:
         return tensor
     last = (
         weight is not None

@@ -63,6 +63,7 @@ from torch._subclasses.fake_tensor import is_fake
 from fxtemporal.functional import flat, low_rank, taps, toeplitz, winograd
 from fxtemporal.functional.form import ConvFunction, Form
 from fxtemporal.functional.geometry import ConvGeometry, Padding, pad
+from fxtemporal.functional.layout import channels_last
 from fxtemporal.functional.low_rank import temporal_rank
 from fxtemporal.functional.packed import Weights, pack_each, pack_one
 from fxtemporal.functional.winograd import winograd_weight
@@ -125,7 +126,7 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeomet
 
 
 def _last(weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last_3d)
+    return channels_last(weight)
 
 
 def _channels_last_3d(
@@ -137,7 +138,7 @@ def _channels_last_3d(
     this layout otherwise convert to it and back at each layer; a chain of these converts once. The
     result is in channels_last_3d. Prepared: the weight in that layout.
     """
-    return _direct(x.contiguous(memory_format=torch.channels_last_3d), prepared, bias, geometry)
+    return _direct(channels_last(x), prepared, bias, geometry)
 
 
 FORMS: Mapping[str, Form] = MappingProxyType(

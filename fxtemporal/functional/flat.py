@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, every, pad
+from fxtemporal.functional.layout import channels_last
 
 __all__ = [
     "full_extent",
@@ -77,7 +78,7 @@ def spatial(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeomet
     both folds are views, and the result is in it too (C > 1), so that a chain copies once.
     """
     x, (_, *inside) = pad(x, geometry, (False, True, True))
-    x = x[:, :, :: geometry.stride[0]].contiguous(memory_format=torch.channels_last_3d)
+    x = channels_last(x[:, :, :: geometry.stride[0]])
     batch, frames = x.shape[0], x.shape[2]
     out = F.conv2d(
         x.transpose(1, 2).flatten(0, 1),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Padding
+from fxtemporal.functional.layout import transformed
 from fxtemporal.functional.packed import Weights
 from fxtemporal.opaque import opaque
 
@@ -74,7 +75,7 @@ def plain_strides(maps: Tensor) -> Tensor:
     format, and gives wrong gradients (torch 2.13, on a CPU); so does one whose gradient comes
     back with such strides. Nothing is copied.
     """
-    if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
+    if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0 or transformed():
         return maps
     if maps.is_contiguous():
         return maps.flatten().view(maps.shape)

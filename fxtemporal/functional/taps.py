@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Pair, pad_space, pad_time
+from fxtemporal.functional.layout import channels_last
 from fxtemporal.functional.packed import Weights, conv2d
 
 __all__ = [
@@ -197,7 +198,7 @@ def spread(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeom
 
 def frames_last(x: Tensor) -> Tensor:
     """(B, C, T, H, W) in channels_last_3d, in which each frame is one piece of memory."""
-    return x.contiguous(memory_format=torch.channels_last_3d)
+    return channels_last(x)
 
 
 def conv_frames(

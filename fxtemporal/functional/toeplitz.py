@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, pad_space
+from fxtemporal.functional.layout import channels_last
 from fxtemporal.functional.packed import conv2d
 from fxtemporal.functional.taps import lay_out
 
@@ -89,7 +90,7 @@ def toeplitz(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
             f"of frames than the {geometry.frames} of this clip; prepare it for that number"
         )
     out = conv2d(
-        x.flatten(1, 2).contiguous(memory_format=torch.channels_last),
+        channels_last(x.flatten(1, 2)),
         prepared,
         None if bias is None else bias.repeat_interleave(geometry.out_frames),
         geometry.stride[1:],
