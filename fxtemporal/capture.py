@@ -16,6 +16,7 @@ import inspect
 import keyword
 import logging
 import operator
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -260,14 +261,25 @@ _TAKEN = frozenset(dir(fx.GraphModule)) | {"_graph", "meta"}
 """Attributes of every graph module, which a model's own cannot stand beside."""
 
 
+_NOT_IN_QUOTES = re.compile(r'["\\]|[^\x20-\U0010ffff]|[\x7f-\x9f\u2028\u2029\u202a-\u202e]')
+"""Graphs put a name that is no identifier between quotes, as it is."""
+
+
 def _refuse_names(graph: fx.Graph) -> None:
     """Generated code writes ``self.name``: not every name that a module takes can stand there."""
     for node in graph.nodes:
+        for name in node.kwargs:
+            if not name.isidentifier():
+                raise CaptureError(
+                    f"the forward calls {node.target} with an argument called {name!r}, which code "
+                    "generated from a graph cannot write: give it by position"
+                )
         if node.op not in ("call_module", "get_attr"):
             continue
         first, *rest = str(node.target).split(".")
         taken = [first] if first in _TAKEN else []
         taken += [name for name in (first, *rest) if keyword.iskeyword(name)]
+        taken += [name for name in (first, *rest) if _NOT_IN_QUOTES.search(name)]
         if taken:
             raise CaptureError(
                 f"the model has a part called {taken[0]!r} (in {node.target!r}), a name that code "

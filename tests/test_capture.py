@@ -1695,3 +1695,49 @@ def test_a_specialization_of_a_deep_residual_network_is_said_in_few_words() -> N
     texts = [str(fixed) for fixed in program.specializations]
     assert texts
     assert max(map(len, texts)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'a"b',
+        "a\\b",
+        "a\nb",
+        "a\x1b[31mb",
+        "a\u2028b",
+        "a\u202eb",
+        'x") or 1 / 0 or getattr(self, "',
+    ],
+)
+def test_a_name_that_would_be_code_is_refused(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(2, 2))
+    with pytest.raises(CaptureError, match="cannot use: rename it"):
+        fxtemporal.optimize(model, (torch.ones(1, 2),), tune="static")
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "a|b`c", "<img src=x>", "é", "a=b", "{x}", "%s"])
+def test_a_name_that_is_no_identifier_stays_as_it_is(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Conv3d(2, 2, 3))
+    x = torch.ones(1, 2, 3, 4, 4)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    assert torch.equal(result(x), model(x))
+    report = fxtemporal.report(result)
+    assert "<img" not in report.to_html()
+    assert "<img" not in report.to_markdown()
+    assert name in {remark.target for remark in report.remarks}
+
+
+@fx.wrap
+def loosely(x: Tensor, **more: Any) -> Tensor:
+    return x * len(more)
+
+
+def test_an_argument_that_would_be_code_is_refused() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return loosely(x, **{"a=print(1), b": 1})
+
+    with pytest.raises(CaptureError, match="give it by position"):
+        fxtemporal.optimize(Net(), (torch.ones(2),), tune="static")

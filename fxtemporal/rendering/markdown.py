@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -34,7 +35,7 @@ def markdown(report: Report) -> str:
         rows = [
             [
                 remark.what or remark.rule,
-                f"`{place(remark)}`",
+                _code(place(remark)),
                 remark.becomes,
                 "" if remark.cost is None else flops(remark.cost.before.flops),
                 share(remark, report),
@@ -46,13 +47,13 @@ def markdown(report: Report) -> str:
         parts.append(_table(rows, headers))
     if report.findings:
         rows = [
-            [f"`{line_of(f.location or f.target)}`", f"`{f.code}`", f.text, f.cure]
+            [_code(line_of(f.location or f.target)), f"`{f.code}`", f.text, f.cure]
             for f in report.findings
         ]
         parts += ["### Usual mistakes", _table(rows, ["where", "code", "what", "cure"])]
     if left := left_by_cost(report):
         rows = [
-            [f"`{place(remark)}`", remark.what or remark.rule, f"`{code}`", text, f"{line}: {cure}"]
+            [_code(place(remark)), remark.what or remark.rule, f"`{code}`", text, f"{line}: {cure}"]
             for remark in left
             for code, text, line, cure in cures(remark)
         ]
@@ -68,6 +69,13 @@ def _table(rows: list[list[str]], headers: list[str]) -> str:
     kept = [k for k in range(len(headers)) if any(row[k] for row in rows)]
     cells = [[_escaped(row[k]) for k in kept] for row in rows]
     return tabulate(cells, [headers[k] for k in kept], tablefmt="github", disable_numparse=True)
+
+
+def _code(text: str) -> str:
+    """A code span, also of a name that holds backquotes."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * bool(longest)
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _escaped(text: str) -> str:
