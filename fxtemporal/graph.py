@@ -8,6 +8,7 @@ change them through this class; :meth:`Program.refresh` ends each rewrite.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MappingProxyType
@@ -100,15 +101,28 @@ def _leaves_traces(module: nn.Module) -> bool:
     return carries_hooks(module) or (module.training and bool(module._buffers))
 
 
+_attention = threading.Lock()
+_slow: list[bool] = []
+"""Of each that has switched the fast path off, how it was: of the first, how it is to be again."""
+
+
 @contextmanager
 def _without_fast_attention() -> Iterator[None]:
-    """Fake attention on the fast path gives empty weights where the real one gives None."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Fake attention on the fast path gives empty weights where the real one gives None.
+
+    The switch is the process's: another thread may round otherwise meanwhile, as it would had it
+    switched the fast path off itself.
+    """
+    with _attention:
+        _slow.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        with _attention:
+            if len(_slow) == 1:
+                torch.backends.mha.set_fastpath_enabled(_slow[0])
+            _slow.pop()
 
 
 def _one_by_one(op: Op) -> bool:

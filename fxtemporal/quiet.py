@@ -1,24 +1,102 @@
-"""Silence for what is tried, and may fail."""
+"""Silence for what is tried, and may fail.
+
+It is this thread's alone: what others log, warn of and write goes on being seen. Nothing of it is
+saved and put back, so that two threads can be quiet at once, and end in any order.
+"""
 
 from __future__ import annotations
 
-import io
+import collections
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["quiet"]
+
+_quiet_threads: collections.Counter[int] = collections.Counter()
+_changes = threading.Lock()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch logs and warns of on the way to an error: the error says it all."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    here = threading.get_ident()
+    with _changes:
+        _quiet_threads[here] += 1
+        _listen()
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(disabled)
+        with _changes:
+            _quiet_threads[here] -= 1
+            if not _quiet_threads[here]:
+                del _quiet_threads[here]
+            if not _quiet_threads:
+                _leave()
+
+
+def _is_quiet() -> bool:
+    return threading.get_ident() in _quiet_threads
+
+
+class _AnyText:
+    """In place of the pattern of a warning filter: matches every text in a thread that is quiet."""
+
+    def match(self, text: str) -> bool:
+        return _is_quiet()
+
+
+class _Stderr:
+    """``stream``, but for what a thread that is quiet writes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if _is_quiet() else int(self.stream.write(text) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _unheard(record: logging.LogRecord) -> bool:
+    return record.thread not in _quiet_threads
+
+
+_FILTER: Any = ("ignore", _AnyText(), Warning, None, 0)
+
+
+def _listen() -> None:
+    if _FILTER not in warnings.filters[:1]:
+        warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = _Stderr(sys.stderr)
+    for handler in _handlers():
+        if _unheard not in handler.filters:
+            handler.addFilter(_unheard)
+
+
+def _leave() -> None:
+    """What is left where another thread has put filters or streams of its own around is inert."""
+    if _FILTER in warnings.filters:
+        warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+    if isinstance(sys.stderr, _Stderr):
+        sys.stderr = sys.stderr.stream
+    for handler in _handlers():
+        handler.removeFilter(_unheard)
+
+
+def _handlers() -> Iterator[logging.Handler]:
+    """Those that what torch logs may reach."""
+    loggers = [logging.root, *list(logging.root.manager.loggerDict.values())]
+    for logger in loggers:
+        if isinstance(logger, logging.Logger):
+            yield from list(logger.handlers)
+    if logging.lastResort is not None:
+        yield logging.lastResort
