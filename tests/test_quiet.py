@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fxtemporal
-from fxtemporal.quiet import _AnyText, quiet
+from fxtemporal.quiet import quiet
 from tests.models import noise
 
 
@@ -72,7 +72,7 @@ def test_threads_that_end_in_another_order_leave_nothing() -> None:
     assert not any(handler.filters for handler in logging.root.handlers)
 
 
-def test_two_that_optimize_leave_the_process_as_it_was() -> None:
+def test_some_that_optimize_leave_the_process_as_it_was() -> None:
     before = sys.stderr, torch.backends.mha.get_fastpath_enabled()
     failures: list[Exception] = []
 
@@ -88,4 +88,3 @@ def test_two_that_optimize_leave_the_process_as_it_was() -> None:
         thread.join()
     assert not failures
     assert (sys.stderr, torch.backends.mha.get_fastpath_enabled()) == before
-    assert not any(isinstance(entry[1], _AnyText) for entry in warnings.filters)
