@@ -10,7 +10,7 @@ from typing import Any, NoReturn, get_args
 
 from fxtemporal import __version__
 from fxtemporal.locate import UsageError, nearest
-from fxtemporal.promises import Exact, Layout, Nan
+from fxtemporal.promises import Exact, Layout, Nan, Promises
 
 __all__ = ["DTYPES", "FORMATS", "STATUSES", "Input", "parser"]
 
@@ -230,25 +230,14 @@ def _choices(command: argparse.ArgumentParser) -> None:
         help="with --factorize: a .pt file with a tensor of example inputs, (N, ...), or a list of "
         "inputs of the model; the factors then minimise the error on these",
     )
-    command.add_argument(
-        "--exact",
-        choices=get_args(Exact),
-        default="rounding",
-        help="bitwise: keep only what gives the model's numbers bit for bit (default: rounding)",
-    )
-    command.add_argument(
-        "--nan",
-        choices=get_args(Nan),
-        default="any",
-        help="confined: take no form that spreads NaN or infinite values to other frames "
-        "(default: any)",
-    )
-    command.add_argument(
-        "--layout",
-        choices=get_args(Layout),
-        default="same",
-        help="any: outputs lie in memory as the last op wrote them (default: same, as the model's)",
-    )
+    for name, known, text in (
+        ("exact", Exact, "bitwise: keep only what gives the model's numbers bit for bit"),
+        ("nan", Nan, "confined: take no form that spreads NaN or infinite values to other frames"),
+        ("layout", Layout, "any: outputs lie in memory as the last op wrote them"),
+    ):
+        default = getattr(Promises, name)
+        text = f"{text} (default: {default})"
+        command.add_argument(f"--{name}", choices=get_args(known), default=default, help=text)
     command.add_argument(
         "--no-verify", action="store_true", help="do not compare the result with the model"
     )

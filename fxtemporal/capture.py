@@ -96,6 +96,7 @@ def _captured(
         raise CaptureError(
             "the model has lazy layers, which get their weights at the first call: call it once"
         )
+    _refuse_quotes(model)
     example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
     if isinstance(model, fx.GraphModule):
         return _from_graph_module(model, example)
@@ -262,7 +263,22 @@ _TAKEN = frozenset(dir(fx.GraphModule)) | {"_graph", "meta"}
 
 
 _NOT_IN_QUOTES = re.compile(r'["\\]|[^\x20-\U0010ffff]|[\x7f-\x9f\u2028\u2029\u202a-\u202e]')
-"""Graphs put a name that is no identifier between quotes, as it is."""
+"""A name that is no identifier stands between quotes in generated code, as it is."""
+
+
+def _refuse_quotes(model: nn.Module) -> None:
+    """Whatever captures the model: a name must not end its quotes, and go on as code."""
+    for named in (model.named_modules(), model.named_parameters(), model.named_buffers()):
+        for path, _ in named:
+            if _NOT_IN_QUOTES.search(path):
+                raise _no_name(path.rpartition(".")[2], path)
+
+
+def _no_name(name: str, path: str) -> CaptureError:
+    return CaptureError(
+        f"the model has a part called {name!r} (in {path!r}), a name that code generated from a "
+        "graph cannot use: rename it"
+    )
 
 
 def _refuse_names(graph: fx.Graph) -> None:
@@ -279,12 +295,8 @@ def _refuse_names(graph: fx.Graph) -> None:
         first, *rest = str(node.target).split(".")
         taken = [first] if first in _TAKEN else []
         taken += [name for name in (first, *rest) if keyword.iskeyword(name)]
-        taken += [name for name in (first, *rest) if _NOT_IN_QUOTES.search(name)]
         if taken:
-            raise CaptureError(
-                f"the model has a part called {taken[0]!r} (in {node.target!r}), a name that code "
-                "generated from a graph cannot use: rename it"
-            )
+            raise _no_name(taken[0], str(node.target))
 
 
 def _graph_module(root: nn.Module, graph: fx.Graph, name: str) -> OptimizedModule:

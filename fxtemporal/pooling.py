@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxtemporal.functional.form import plain_strides
+from fxtemporal.functional.layout import plain_strides
 from fxtemporal.opaque import opaque
 
 __all__ = [

@@ -1714,6 +1714,8 @@ def test_a_name_that_would_be_code_is_refused(name: str) -> None:
     model.add_module(name, nn.Linear(2, 2))
     with pytest.raises(CaptureError, match="cannot use: rename it"):
         fxtemporal.optimize(model, (torch.ones(1, 2),), tune="static")
+    with pytest.raises(CaptureError, match="cannot use: rename it"):
+        capture(model, (torch.ones(1, 2),), frontend="export")
 
 
 @pytest.mark.parametrize("name", ["a b", "a'b", "a|b`c", "<img src=x>", "é", "a=b", "{x}", "%s"])

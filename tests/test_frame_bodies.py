@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import einops
@@ -15,6 +17,7 @@ from torch import Tensor, fx, nn
 import fxtemporal
 from benchmarks._torchvision import torchvision_models
 from benchmarks.measure import CountConvolutions
+from fxtemporal import SpecializationError
 from fxtemporal.analysis.families import families_of
 from fxtemporal.capture import capture
 from tests.models import noise
@@ -243,3 +246,37 @@ def test_torch_compile_takes_the_result_in_one_graph(build: Any) -> None:
     with torch.no_grad():
         compiled = torch.compile(result, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+COMPUTED: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "flatten": lambda f, n: f.flatten(n - 3, n - 2),
+    "movedim": lambda f, n: f.movedim((n - 4,), (1,)),
+    "transpose": lambda f, n: f.transpose(n - 4, n - 2),
+    "permute": lambda f, n: f.permute((n - 3, n - 4, n - 2)),
+    "squeeze": lambda f, n: f.squeeze(n - 4),
+    "sum": lambda f, n: f.sum(n - 4),
+    "cat": lambda f, n: torch.cat([f, f], n - 4),
+    "chunk": lambda f, n: f.chunk(2, n - 4)[0],
+    "select": lambda f, n: f.select(n - 4, 0),
+    "pad": lambda f, n: F.pad(f, (n - 3, n - 4)),
+    "layer_norm": lambda f, n: F.layer_norm(f, f.shape[1:]),
+    "layer_norm over samples": lambda f, n: F.layer_norm(f, f.shape),
+    "attention": lambda f, n: F.scaled_dot_product_attention(f, f, f, scale=n**-0.5),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_arguments_that_are_computed_from_sizes(name: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            frames = range(x.shape[1])
+            return torch.stack([COMPUTED[name](x[:, t].tanh(), x.shape[-1]) for t in frames], 1)
+
+    model, x = Net(), noise(2, 5, 3, 4)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    for given in (x, noise(3, 5, 3, 4), noise(2, 5, 4, 4)):
+        torch.testing.assert_close(result(given), model(given))
+    for given in (noise(2, 7, 3, 4), noise(2, 5, 3, 3)):
+        with contextlib.suppress(SpecializationError):  # refused, or right
+            found = result(given)
+            torch.testing.assert_close(found, model(given))

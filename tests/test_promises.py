@@ -142,6 +142,37 @@ def test_what_is_not_known_is_refused(settings: dict[str, Any], text: str) -> No
         optimized(network(), **settings)
 
 
+def test_bitwise_and_a_loss_contradict_each_other() -> None:
+    with pytest.raises(PassError, match="contradict"):
+        optimized(network(), exact="bitwise", factorize=fxtemporal.Factorize(0.5))
+
+
+def test_a_rule_keeps_what_it_was_asked_for() -> None:
+    rule = Conv3dForms(bitwise=True)
+    result = optimized(network(), passes=[rule], nan="confined", tune=Tune(seconds=1))
+    with torch.no_grad():
+        assert torch.equal(result(CLIP), network()(CLIP))
+    assert vars(rule.but(confined=True)) == {"choices": None, "confined": True, "bitwise": True}
+
+
+def test_a_layout_holds_where_torch_export_captures() -> None:
+    class Gradless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.seen.add_(1)
+            return self.conv(x)
+
+    model = Gradless().to(memory_format=torch.channels_last_3d)
+    result = optimized(model)
+    assert fxtemporal.report(result).frontend == "export"
+    assert result(CLIP).stride() == model(CLIP).stride()
+
+
 def test_bitwise_needs_inputs() -> None:
     with pytest.raises(PassError, match="needs example inputs"):
         fxtemporal.optimize(network(), exact="bitwise")

@@ -28,30 +28,23 @@ def speak() -> None:
     print("written", file=sys.stderr)
 
 
-def test_nothing_is_seen_of_the_thread_that_is_quiet(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("here", [True, False])
+def test_only_the_thread_that_is_quiet_is_not_heard(
+    here: bool, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    heard = 0 if here else 1
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         with quiet():
-            speak()
-        assert not seen
+            if here:
+                speak()
+            else:
+                in_thread(speak).join()
+        assert (len(seen), len(caplog.messages)) == (heard, heard)
         speak()
-    assert [str(w.message) for w in seen] == ["warned"]
-    assert caplog.messages == ["logged"]
-    assert capsys.readouterr().err.count("written") == 1
-
-
-def test_another_thread_is_seen(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        with quiet():
-            in_thread(speak).join()
-        assert [str(w.message) for w in seen] == ["warned"]
-    assert caplog.messages == ["logged"]
-    assert capsys.readouterr().err.count("written") == 1
+    assert [str(w.message) for w in seen] == ["warned"] * (heard + 1)
+    assert caplog.messages == ["logged"] * (heard + 1)
+    assert capsys.readouterr().err.count("written") == heard + 1
 
 
 def test_threads_that_end_in_another_order_leave_nothing() -> None:

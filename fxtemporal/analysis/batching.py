@@ -86,16 +86,6 @@ class Call:
         value = value.meta.get("val") if isinstance(value, fx.Node) else value
         return len(value) if isinstance(value, tuple | list) else None
 
-    def computed(self) -> Iterator[str]:
-        """The arguments that are a number computed from sizes, where a table of ops reads it."""
-        for name, value in self.op.args.items():
-            if name in _MAY_BE_COMPUTED or not isinstance(value, fx.Node):
-                continue
-            known = value.meta.get("val")
-            number = isinstance(known, int | float | tuple | list | torch.SymInt)
-            if number or (known is None and name in _LITERAL):
-                yield name
-
     def aligned(self, dimensions: int) -> bool:
         """Whether an element-wise op, its result of that rank, broadcasts nothing over samples."""
         fixed = [self.dims(value) for value in self.op.args.values() if value not in self.lanes]
@@ -120,13 +110,6 @@ class Call:
         if not self.lanes <= expected:
             yield "an argument besides its input differs from frame to frame"
 
-
-_MAY_BE_COMPUTED = frozenset(
-    "input shape size normalized_shape index start end step length value other alpha".split()
-)
-"""Arguments that a batching rule takes as a number whose value it does not know."""
-_LITERAL = frozenset("dim dims dim0 dim1 start_dim end_dim pad padding repeats".split())
-"""Arguments that are never tensors, and whose value a batching rule reads."""
 
 Blockers = Iterator[str]
 Entry = Callable[[Call], Blockers]
@@ -163,10 +146,6 @@ def fold_blockers(
     entry = _TABLE.get(op.name)
     if entry is None:
         yield Reason(Code.UNSUPPORTED_OP, f"{module}: no batching rule for {op.name}")
-        return
-    if computed := next(call.computed(), None):
-        text = f"{module}: {op.name}: its {computed} is computed from sizes"
-        yield Reason(Code.UNSUPPORTED_OP, text)
         return
     for text in entry(call):
         code = Code.FIXED_BATCH if text in _FIXED else Code.UNSUPPORTED_OP
@@ -465,8 +444,8 @@ def _layer_norm(call: Call) -> Blockers:
 
 def _padded(call: Call) -> Blockers:
     yield from call.only("input")
-    pad = call.op.args["pad"]
-    if len(pad) // 2 >= call.rank():
+    pad = call.entries("pad")
+    if pad is None or pad // 2 >= call.rank():
         yield "it pads dimension 0"
 
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Padding
-from fxtemporal.functional.layout import transformed
+from fxtemporal.functional.layout import plain_strides
 from fxtemporal.functional.packed import Weights
 from fxtemporal.opaque import opaque
 
@@ -66,23 +65,6 @@ def _always(prepared: Tensor, geometry: ConvGeometry) -> bool:
 
 def _any_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
     yield from ()
-
-
-def plain_strides(maps: Tensor) -> Tensor:
-    """``maps``, (B, C, T, H, W), with the strides of its format where a size of 1 leaves a choice.
-
-    The backward of a BatchNorm in eval mode takes maps of T = 1 with other strides for another
-    format, and gives wrong gradients (torch 2.13, on a CPU); so does one whose gradient comes
-    back with such strides. Nothing is copied.
-    """
-    if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0 or transformed():
-        return maps
-    if maps.is_contiguous():
-        return maps.flatten().view(maps.shape)
-    rows = maps.permute(0, 2, 3, 4, 1)
-    if rows.is_contiguous():
-        return rows.flatten().view(rows.shape).permute(0, 4, 1, 2, 3)
-    return maps
 
 
 @dataclass(frozen=True)

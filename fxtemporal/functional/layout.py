@@ -1,11 +1,11 @@
-"""Channels last in memory, also where torch.func transforms the call."""
+"""How maps lie in memory: channels last, and as is plain where a size of 1 leaves a choice."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["channels_last", "transformed"]
+__all__ = ["channels_last", "plain_strides", "transformed"]
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -25,3 +25,20 @@ def channels_last(maps: Tensor) -> Tensor:
     if not transformed():
         return maps.contiguous(memory_format=_FORMATS[maps.dim()])
     return maps.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def plain_strides(maps: Tensor) -> Tensor:
+    """``maps``, (B, C, T, H, W), with the strides of its format where a size of 1 leaves a choice.
+
+    The backward of a BatchNorm in eval mode takes maps of T = 1 with other strides for another
+    format, and gives wrong gradients (torch 2.13, on a CPU); so does one whose gradient comes
+    back with such strides. Nothing is copied.
+    """
+    if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
+        return maps
+    if maps.is_contiguous():
+        return maps.flatten().view(maps.shape)
+    rows = maps.permute(0, 2, 3, 4, 1)
+    if rows.is_contiguous():
+        return rows.flatten().view(rows.shape).permute(0, 4, 1, 2, 3)
+    return maps

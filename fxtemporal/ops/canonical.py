@@ -59,6 +59,8 @@ def base_rank(args: Arguments, context: Context) -> int | None:
 def normal_dim(dim: Any, rank: int | None) -> Any:
     if isinstance(dim, str):
         raise UndescribedError("named dimensions")
+    if isinstance(dim, fx.Node):
+        raise UndescribedError("a dimension that is computed from sizes")
     return dim + rank if isinstance(dim, int) and dim < 0 and rank is not None else dim
 
 

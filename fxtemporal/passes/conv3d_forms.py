@@ -118,9 +118,9 @@ class Conv3dForms(Rule[Conv3dSite]):
         self.confined = confined
         self.bitwise = bitwise
 
-    def choosing(self, choices: Mapping[str, Choice]) -> Conv3dForms:
-        """The same rule, with these choices."""
-        return Conv3dForms(choices, confined=self.confined, bitwise=self.bitwise)
+    def but(self, **settings: Any) -> Conv3dForms:
+        """The same rule with some of its settings changed."""
+        return Conv3dForms(**(vars(self) | settings))
 
     def _choice(self, site: Conv3dSite) -> Choice | None:
         choice = None if self.choices is None else self.choices.get(site.key)
