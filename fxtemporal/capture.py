@@ -50,7 +50,7 @@ from fxtemporal.tracing.answers import custom_functions, modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer, one_capture
 from fxtemporal.tracing.shape_tracer import ShapeTracer
-from fxtemporal.tracing.state import settle, settle_export
+from fxtemporal.tracing.state import refuse_unseen, settle, settle_export
 from fxtemporal.twins import twin
 
 __all__ = ["Model", "behind_pre_hooks", "bind_example", "capture", "check_arguments", "example_of"]
@@ -492,6 +492,7 @@ def _from_export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
                 settle_export(other, states)
+            refuse_unseen(model, exported, (args, kwargs))
         except StatefulError as error:
             raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
         except Exception as error:  # torch.export raises its own tree, and the model's errors

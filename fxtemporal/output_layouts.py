@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from fxtemporal.form_layouts import chooses_layout, keep_form_layouts
 from fxtemporal.functional.layout import transformed
 from fxtemporal.graph import Program
 from fxtemporal.opaque import opaque
@@ -26,7 +27,6 @@ __all__ = ["keep_output_layouts", "laid_out", "layout_of"]
 
 _MAPS = 4
 """The least dimensions of a map, which may lie in memory with its channels last."""
-_FORMS = ("fxtemporal.functional", "fxtemporal.pooling")
 Layout: TypeAlias = tuple[int | None, ...]
 """The dimensions in memory, the slowest first; None where there may be a gap between two."""
 _Layouts: TypeAlias = tuple[Layout | None, ...]
@@ -59,36 +59,17 @@ def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: 
     return pytree.tree_unflatten(laid, structure)
 
 
-@opaque
-def as_conv3d_lays_out(tensor: Tensor, given: Tensor, weight: Tensor | None) -> Tensor:
-    """``tensor``, the result of a form, in the layout that ``conv3d`` makes of ``weight``'s.
-
-    The same tensor where the model's input ``given`` is not contiguous.
-    """
-    if transformed() or not given.is_contiguous() or tensor.dim() != 5:
-        return tensor
-    last = (
-        weight is not None
-        and weight.dim() == 5
-        and weight.is_contiguous(memory_format=torch.channels_last_3d)
-        and not weight.is_contiguous()
-    )
-    return tensor.contiguous(
-        memory_format=torch.channels_last_3d if last else torch.contiguous_format
-    )
-
-
 def keep_output_layouts(program: Program, captured: Program) -> None:
     """Lay out each output of ``program`` as that of ``captured`` is."""
     before, after = _outputs(captured), _outputs(program)
     if len(before) != len(after):
         return None
-    chooses = any(map(_chooses, program.graph.nodes))
+    chooses = any(map(chooses_layout, program.graph.nodes))
     if chooses:
         _reshape_views(program)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     if not any("val" in node.meta for node in inputs):
-        return _keep_without_shapes(program, after)
+        return keep_form_layouts(program)
     dense = [node for node in inputs if layout_of(node.meta.get("val")) is not None]
     if not dense:
         return None
@@ -138,33 +119,6 @@ def _asked(fake: Any, layout: Layout | None, value: Any, unsure: bool) -> bool:
     return not known or (unsure and len(_order(layout)) >= _MAPS)
 
 
-def _keep_without_shapes(program: Program, outputs: list[Any]) -> None:
-    """Lay out, as ``conv3d`` does, what comes of forms alone through ops that keep a layout."""
-    (end,) = (node for node in program.graph.nodes if node.op == "output")
-    for new in outputs:
-        form = new
-        viewed = False
-        while isinstance(form, fx.Node) and _is_call(form) and not _chooses(form):
-            op = program.op(form)
-            form = op.args.get("input") if op is not None else None
-            viewed |= op is not None and not op.owns and not op.inplace
-        if not isinstance(form, fx.Node) or not _is_call(form):
-            continue
-        given: Any = form
-        while isinstance(given, fx.Node) and given.op != "placeholder":
-            given = next(iter(given.all_input_nodes), None)
-        if given is None:
-            continue
-        weight = form.args[1] if str(form.target.__module__).startswith(_FORMS[0]) else None
-        with program.graph.inserting_after(form) if viewed else program.graph.inserting_before(end):
-            put_back = program.graph.call_function(as_conv3d_lays_out, (new, given, weight))
-        if viewed:
-            form.replace_all_uses_with(put_back)
-            put_back.update_arg(0, form)
-        else:
-            end.replace_input_with(new, put_back)
-
-
 def _is_call(node: fx.Node) -> bool:
     return node.op.startswith("call")
 
@@ -181,11 +135,6 @@ def _reshape_views(program: Program) -> None:
             node.target = "reshape"
         elif node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
-
-
-def _chooses(node: fx.Node) -> bool:
-    """Whether a node is a form that chooses its layout when it runs, unlike its fake."""
-    return str(getattr(node.target, "__module__", "")).startswith(_FORMS)
 
 
 def _outputs(program: Program) -> list[Any]:

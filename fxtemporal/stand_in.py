@@ -363,7 +363,10 @@ def _called(name: str, entry: Any) -> str:
     """What an entry is called in a message: ``self.encoder.cache``."""
     if isinstance(entry, str) and entry.startswith((".", "'s ")):
         return name + entry
-    return f"{name.removesuffix('._buffers')}.{entry}" if name.endswith("._buffers") else name
+    for held in ("._buffers", "._parameters"):
+        if name.endswith(held):
+            return f"{name.removesuffix(held)}.{entry}"
+    return name
 
 
 def own_inputs(inputs: Any) -> Any:

@@ -375,16 +375,21 @@ def _item(call: Call) -> Blockers:
     yield from call.only("input")
 
 
-def _matmul(call: Call) -> Blockers:
-    left, right = call.op.args["input"], call.op.args["other"]
-    if left in call.lanes and right in call.lanes:
-        if call.rank("input") < 3 or call.rank("input") != call.rank("other"):
-            yield "dimension 0 of its inputs is not a batch"
-    elif left in call.lanes:
-        if call.rank("input") < 2 or (call.dims(right) or 3) > 2:
+def _matrix_product(second: str) -> Entry:
+    """A product of two matrices or vectors, ``input`` and what is called ``second``."""
+
+    def entry(call: Call) -> Blockers:
+        left, right = call.op.args["input"], call.op.args[second]
+        if left in call.lanes and right in call.lanes:
+            if call.rank("input") < 3 or call.rank("input") != call.rank(second):
+                yield "dimension 0 of its inputs is not a batch"
+        elif left in call.lanes:
+            if call.rank("input") < 2 or (call.dims(right) or 3) > 2:
+                yield "dimension 0 of its input is not a batch"
+        elif call.rank(second) < 3 or (call.dims(left) or 3) > 2:
             yield "dimension 0 of its input is not a batch"
-    elif call.rank("other") < 3 or (call.dims(left) or 3) > 2:
-        yield "dimension 0 of its input is not a batch"
+
+    return entry
 
 
 def _all_lanes(dimensions: int, *names: str) -> Entry:
@@ -504,8 +509,8 @@ _TABLE: Mapping[str, Entry] = {
     # products
     "linear": _at_least(1),
     "embedding": _at_least(1),
-    "matmul": _matmul,
-    "mm": _matmul,
+    "matmul": _matrix_product("other"),
+    "mm": _matrix_product("mat2"),
     "bmm": _all_lanes(3, "input", "mat2"),
     "einsum": _einsum,
     "prelu": _at_least(2),

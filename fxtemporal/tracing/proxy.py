@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
 from fxtemporal.specializations import TRIP_COUNT
-from fxtemporal.tracing.errors import GradientModeError
+from fxtemporal.tracing.errors import GradientModeError, StatefulError
 
 if TYPE_CHECKING:
     from fxtemporal.tracing.shape_tracer import ShapeTracer
@@ -57,6 +57,23 @@ class ShapeProxy(Proxy):
         if isinstance(self.val, torch.Tensor) and self.node.op == "get_attr" and name == "shape":
             return value
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("tracer", "node"):
+            object.__setattr__(self, name, value)
+        elif name in _OF_GRADIENTS:
+            raise GradientModeError(f"the forward sets {name}, which only a real tensor has")
+        elif name == "data":
+            raise StatefulError(
+                "the forward puts other memory behind a tensor (x.data = ..., not x.copy_(...))"
+            )
+        elif self.node.op == "get_attr":
+            text = (
+                f"the forward sets {name} of self.{self.node.target}, which its next call may read"
+            )
+            raise StatefulError(text)
+        else:
+            object.__setattr__(self, name, value)
 
     def entry(self, index: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+from torch.export import ExportedProgram
 from torch.fx.proxy import Proxy
 
+from fxtemporal.quiet import quiet
 from fxtemporal.shared_state import RandomStates
 from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.tracing.errors import StatefulError
 from fxtemporal.tracing.shape_tracer import is_leaf
 
-__all__ = ["settle", "settle_export"]
+__all__ = ["refuse_unseen", "settle", "settle_export"]
 
 _EXPORTS_OWN = "self.constants"
 """An attribute that torch.export leaves on what it exports."""
@@ -72,6 +74,42 @@ def settle_export(exported: StandIn, states: RandomStates) -> None:
             )
 
 
+def refuse_unseen(model: nn.Module, exported: ExportedProgram, example: Any) -> None:
+    """Refuse what the forward writes into tensors in a way that torch.export does not see.
+
+    It puts parameters back, for one, and passes by ``buffer.data = ...``. So both run once.
+
+    Raises:
+        StatefulError: a later call would read it.
+    """
+    expected = _written(model, example)
+    found = _written(exported.module(), example) if expected else {}
+    for name, tensor in expected.items():
+        if name not in found or not _same(found[name], tensor):
+            raise StatefulError(
+                f"the forward writes self.{name} in a way that torch.export does not see"
+            )
+
+
+def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that a call of ``model`` writes, as it leaves them."""
+    args, kwargs = own_inputs(example)
+    before = _state(model)
+    with stand_in(model) as other, torch.no_grad(), quiet():
+        torch.manual_seed(0)
+        other.module(*args, **kwargs)
+        replaced = {change.called for change in other.changes()}
+        return {
+            name: tensor
+            for name, tensor in _state(other.module).items()
+            if f"self.{name}" in replaced or name not in before or not _same(before[name], tensor)
+        }
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def _refuse_chance(states: RandomStates) -> None:
     if (generator := states.drawn()) is not None:
         raise StatefulError(
@@ -92,5 +130,9 @@ def _repeats(model: nn.Module, example: Any) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
+        return torch.equal(one, other) or (
+            one.shape == other.shape
+            and torch.equal(one.isnan(), other.isnan())
+            and torch.equal(one.nan_to_num(), other.nan_to_num())
+        )
     return bool(one == other)
