@@ -37,14 +37,15 @@ from torch.fx._pytree import tree_flatten_spec
 from torch.nn.parameter import is_lazy
 
 from fxtemporal.errors import CaptureError, ForwardError
+from fxtemporal.exported_guards import check_exported_sizes, holds_on_example
 from fxtemporal.graph import Program, run_node
 from fxtemporal.mistakes.failing import failing
 from fxtemporal.module import OptimizedModule
 from fxtemporal.ops import WHOLE, Op
 from fxtemporal.quiet import quiet
 from fxtemporal.shared_state import RandomStates
+from fxtemporal.small_sizes import refuse_small_sizes
 from fxtemporal.source import is_user_file, short_location
-from fxtemporal.specializations import expect
 from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.tracing.answers import custom_functions, modes_read
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
@@ -500,11 +501,15 @@ def _from_export(
             continue
         _refuse_frozen_parameters(exported, other.module)
         program = _from_exported(exported, args, kwargs)
+        if not holds_on_example(program):  # of a batch of one, where two were shown
+            errors.append(CaptureError("a guard that does not hold on the example inputs"))
+            continue
         program.frontend, program.note = "export", why
         _share_tensors(program.gm, model, other)
         _set_training_as(program.gm, model)
         known = dict(program.gm.named_modules())
         program.modes = {path if path in known else "": fixed for path, fixed in modes.items()}
+        refuse_small_sizes(program, exported, model, (args, kwargs))
         return program
     raise CaptureError(
         f"{type(model).__name__} could not be captured. The tracer stopped at {why}; torch.export "
@@ -585,15 +590,6 @@ def _from_exported(
 ) -> Program:
     gm = exported.module()
     assert isinstance(gm, fx.GraphModule)
-    free = {
-        spec.arg.name: node.meta.get("val")
-        for spec, node in zip(
-            exported.graph_signature.input_specs,
-            [n for n in exported.graph.nodes if n.op == "placeholder"],
-            strict=True,
-        )
-        if spec.kind.name == "USER_INPUT"
-    }
     for hooks in (  # its checks of the input follow as nodes of the graph
         gm._forward_pre_hooks,
         gm._forward_pre_hooks_with_kwargs,
@@ -603,39 +599,9 @@ def _from_exported(
     ):
         hooks.clear()
     program = _from_graph_module(gm, (args, kwargs) if args or kwargs else None)
-    _check_exported_sizes(program, free)
+    check_exported_sizes(program, exported)
     program.refresh()
     return program
-
-
-def _fixed_size(size: Any) -> int | None:
-    """A size that torch.export holds to one number; None for a free one."""
-    if isinstance(size, torch.SymInt):
-        return None if size.node.expr.free_symbols else int(size)
-    return int(size)
-
-
-def _check_exported_sizes(program: Program, exported: Mapping[str, Any]) -> None:
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    if not placeholders:
-        return
-    for node in program.graph.nodes:
-        if node.op == "call_module" and str(node.target) == "_guards_fn" and not node.users:
-            program.graph.erase_node(node)
-            break
-    with program.graph.inserting_after(placeholders[-1]):
-        for node in reversed(placeholders):
-            value = exported.get(node.name)
-            if not isinstance(value, torch.Tensor):
-                continue
-            for dim, size in reversed(list(enumerate(map(_fixed_size, value.shape)))):
-                if size is None:
-                    continue
-                text = f"{node.target}.size({dim})"
-                why = "torch.export fixed it"
-                actual = program.graph.call_method("size", (node, dim))
-                with program.graph.inserting_after(actual):
-                    program.graph.call_function(expect, (actual, size, text, None, why))
 
 
 # -- GraphModule -----------------------------------------------------------------------------------

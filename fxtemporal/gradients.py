@@ -3,15 +3,16 @@
 A graph holds the numbers of a forward, not what a user's code does to gradients on their way back:
 the backward of a custom ``torch.autograd.Function``, a hook on a tensor, a reentrant checkpoint. So
 both run on the example inputs, gradients flow back from the same random numbers, and those of every
-input and parameter are compared; those of parameters once more with a bad first and last frame, for
-a frame that the model never read must not spoil them. A result of other gradients is refused for
+input and parameter are compared; and once more with NaN and Inf in frames, for one that the model
+never read must not spoil them. A result of other gradients is refused for
 training: see :meth:`fxtemporal.module.OptimizedModule.refuse_gradients`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,8 +43,7 @@ def other_gradients(
         found = _compared(original, result, example, double=False)
     if found is not None:
         return found
-    for frame in (0, -1) if thorough else ():
-        bad = pytree.tree_map_only(Tensor, partial(_with_bad_frame, frame=frame), example)
+    for bad in _bad_examples(original, example) if thorough else ():
         if (expected := _gradients(original, bad, False)) is None:
             continue
         actual = _gradients(result, bad, False) or {}
@@ -52,7 +52,8 @@ def other_gradients(
             finite = mine is not None and bool(mine.isfinite().all())
             if finite and theirs is not None and not bool(theirs.isfinite().all()):
                 return (
-                    f"where a frame that the model does not read holds NaN, so does that of {name}"
+                    "where a frame that the model does not read holds NaN or Inf, that of "
+                    f"{name} is NaN"
                 )
     return None
 
@@ -135,14 +136,47 @@ def _difference(mine: Tensor | None, theirs: Tensor | None, largest: float) -> s
             return None
         return "is missing" if theirs is None else "is there, where the model gives none"
     eps = torch.finfo(mine.dtype).eps
-    bound = eps**0.5 * _largest(mine) + _ROUNDING * eps * (largest or 1.0)
+    bound = eps**0.5 * _largest(mine) + min(_ROUNDING * eps, 2 * eps**0.5) * (largest or 1.0)
     close = torch.allclose(theirs, mine, rtol=0.0, atol=bound, equal_nan=True)
     return None if close else "is another one"
 
 
-def _with_bad_frame(tensor: Tensor, frame: int) -> Tensor:
-    if tensor.dim() < 3 or not tensor.is_floating_point() or tensor.shape[1] < 2:
+def _bad_examples(original: nn.Module, example: Example) -> Iterator[Example]:
+    """``example`` with NaN or Inf in its first or last frame, or where no gradient comes."""
+    for value in (math.nan, math.inf):
+        for frame in (0, -1):
+            fill = partial(_with_bad_frame, frame=frame, value=value)
+            yield pytree.tree_map_only(Tensor, fill, example)
+    gradients = _gradients(original, example, False) or {}
+    leaves, structure = pytree.tree_flatten(example)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    unread = {
+        place: mask
+        for number, place in enumerate(places)
+        if (mask := _without_gradient(gradients.get(f"input {number}"))) is not None
+    }
+    for value in (math.nan, math.inf) if unread else ():
+        bad = [
+            leaf.masked_fill(unread[place], value) if place in unread else leaf
+            for place, leaf in enumerate(leaves)
+        ]
+        yield pytree.tree_unflatten(bad, structure)
+
+
+def _without_gradient(gradient: Tensor | None) -> Tensor | None:
+    """Where whole entries of one of the first three dimensions have a gradient of zero."""
+    if gradient is None:
+        return None
+    found = torch.zeros_like(gradient, dtype=torch.bool)
+    for dim in range(min(3, gradient.dim())) if gradient.numel() else ():
+        rest = [other for other in range(gradient.dim()) if other != dim]
+        found |= (gradient == 0).all(rest, keepdim=True) if rest else gradient == 0
+    return found if bool(found.any()) and not bool(found.all()) else None
+
+
+def _with_bad_frame(tensor: Tensor, frame: int, value: float) -> Tensor:
+    if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.shape[1] < 2:
         return tensor
     bad = tensor.clone()
-    bad[:, frame] = float("nan")
+    bad[:, frame] = value
     return bad

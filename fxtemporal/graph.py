@@ -280,8 +280,16 @@ class Program:
         """
         for node in reversed(list(self.graph.nodes)):
             op = self.op(node) if node.op.startswith("call") and not node.users else None
-            if op is not None and op.pure:
+            if op is not None and (op.pure or self._writes_unread(node, op)):
                 self.graph.erase_node(node)
+
+    def _writes_unread(self, node: fx.Node, op: Op) -> bool:
+        """Whether ``node`` writes in place into a new tensor that nothing else reads."""
+        written = op.args.get("input")
+        if not op.inplace or op.random or op.updates or not isinstance(written, fx.Node):
+            return False
+        source = self.op(written)
+        return source is not None and source.owns and set(written.users) == {node}
 
     def dims(self, value: Any) -> int | None:
         """The rank of a described argument: 0 for a number, None where it is not known."""

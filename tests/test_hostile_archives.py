@@ -124,6 +124,31 @@ def test_a_name_in_the_layout_of_the_arguments_is_never_run(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "__import__('pathlib').Path({marker!r}).touch() is None",
+        "L['clip'].size()[0] == 2, '')\n  open({marker!r}, 'w')\n  torch._assert(True",
+        "L['clip'].size()[0] == 2, '')\nopen({marker!r}, 'w')\ndef f(): (0",
+        "[open({marker!r}, 'w') for x in (1,)]",
+        "math.__loader__.load_module('os').system('touch ' + {marker!r}) == 0",
+    ],
+    ids=["call", "lines", "outside", "list", "attribute"],
+)
+def test_a_guard_is_never_run(
+    guard: str, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "marker"
+
+    def change(text: str) -> str:
+        program: Any = json.loads(text)
+        assert program["guards_code"] == []
+        return json.dumps(program | {"guards_code": [guard.format(marker=str(marker))]})
+
+    assert "the guard" in refused(rewritten(archive, tmp_path / "evil.pt2", change), capsys)
+    assert not marker.exists()
+
+
 def test_entries_that_are_none_of_an_archive(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fxtemporal.errors import CaptureError, FxTemporalError, LoweringError
+from fxtemporal.exported_guards import is_guard
 from fxtemporal.lowering.archive_names import bad_entry, bad_name
 from fxtemporal.lowering.artifact import checked
 from fxtemporal.lowering.program import export, first_line, leaves_of, same
@@ -204,8 +205,22 @@ def _check_program(file: Path, program: Any) -> None:
             _refuse(file, f"a call of {value!r}")
         if key == "expr_str" and _NO_SIZE.search(value):
             _refuse(file, f"the size {value!r}")
+    for text in _guards(program):
+        if not isinstance(text, str) or not is_guard(text):
+            _refuse(file, f"the guard {text!r}")
     if (name := bad_name(program)) is not None:
         _refuse(file, f"the name {name}")
+
+
+def _guards(program: Any) -> Iterator[Any]:
+    """All that is listed as a guard, wherever it stands in a JSON value."""
+    pending = [program]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            yield from part.get("guards_code") or ()
+        if isinstance(part, dict | list):
+            pending += part.values() if isinstance(part, dict) else part
 
 
 def _strings(value: Any) -> Iterator[tuple[str, str]]:

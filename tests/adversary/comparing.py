@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 # An error below so many units of rounding of the largest value needs no second opinion.
-_FREE = 64.0
+FREE = 64.0
 
 
 def leaves(value: Any, path: str = "out") -> Iterator[tuple[str, Any]]:
@@ -129,6 +129,6 @@ def beyond_rounding(want: torch.Tensor, got: torch.Tensor, *, loosely: bool = Fa
     if measured is None:
         return "NaN or Inf stand at other places"
     off, largest = measured
-    if off > _FREE * rounding(want.dtype) * largest:
+    if off > FREE * rounding(want.dtype) * largest:
         return f"off by {off:.3g} of {largest:.3g}"
     return None

@@ -29,7 +29,7 @@ from torch import nn
 
 import fxtemporal
 
-from . import comparing, state
+from . import comparing, state, uneven
 from .case import HEADER, Call, Case, Program, compiled, seed_all, tensors
 
 FAULTS = ("wrong", "crash", "changed")
@@ -107,6 +107,7 @@ class _Judge:
         self.case, self.code = case, code
         self.notes: list[str] = []
         self.minor: _Fault | None = None  # reported where nothing worse is found
+        self.scale = 1.0  # of the gradients of a call, whose cotangents are about 1
 
     def verdict(self) -> Verdict:
         case = self.case
@@ -297,9 +298,12 @@ class _Judge:
             ("inputs", want.inputs, got.inputs),
         ):
             a, b = comparing.tensors_in(ours), comparing.tensors_in(theirs)
-            for place in range(len(a)):
+            for place in range(0 if call.poison and self._uses(uneven.VALUES) else len(a)):
                 self._numbers(index, call, done, aspect, (aspect, place), a[place], b[place])
-        for name in () if self._untold_gradients() else want.gradients:
+        spoilt = call.poison and not any(map(_any_finite, comparing.tensors_in(want.out)))
+        spoilt = spoilt or (call.poison and self._uses(uneven.GRADIENTS))
+        self.scale = max([1.0, *map(_largest, want.gradients.values())])
+        for name in () if spoilt or self._untold_gradients() else want.gradients:
             ours, theirs = want.gradients[name], got.gradients.get(name)
             if (ours is None) != (theirs is None):
                 have = ["None" if value is None else "there" for value in (ours, theirs)]
@@ -309,6 +313,10 @@ class _Judge:
             if ours is not None:
                 where = ("gradients", name)
                 self._numbers(index, call, done, "gradient", where, ours, theirs)
+
+    def _uses(self, names: frozenset[str]) -> bool:
+        """Whether one of these functions stands in the source, as such or as a module."""
+        return any(re.search(rf"\b{name}\b", self.case.source, re.IGNORECASE) for name in names)
 
     def _untold_gradients(self) -> bool:
         """torch's conv3d in bfloat16 reads memory that nobody wrote, for the gradient of a weight
@@ -330,6 +338,9 @@ class _Judge:
         """Whether rounding explains a difference: in float64 it would be gone or far smaller."""
         measured = comparing.error(a, b)
         off = measured[0] if measured else float("inf")
+        scale = self.scale if aspect == "gradient" else measured[1] if measured else 0.0
+        if off <= comparing.FREE * comparing.rounding(a.dtype) * scale:
+            return True
         case = dataclasses.replace(self.case, calls=tuple(done), audited=False, threaded=False)
         own = self._own_error(case, where, a, double=True)
         if own is not None and off <= _OWN * own:
@@ -340,7 +351,7 @@ class _Judge:
         confirmed = judge(dataclasses.replace(case, dtype="float64"))
         if confirmed.key == ("wrong", aspect) and not confirmed.off < 1e-4 * off:
             return False
-        if measured and off <= _GROSS * measured[1] and not self._low(a):
+        if off <= _GROSS * scale and not self._low(a):
             return True
         return off <= _OWN * self._noise(case, where, a)
 
@@ -349,7 +360,8 @@ class _Judge:
         return a.dtype in (torch.bfloat16, torch.float16)
 
     def _noise(self, case: Case, where: Any, a: torch.Tensor) -> float:
-        found = [self._own_error(case, where, a, noise=seed) for seed in (1, 2, 3)]
+        seeds = range(1, 13) if self._low(a) else (1, 2, 3)  # where an order of few values turns
+        found = [self._own_error(case, where, a, noise=seed) for seed in seeds]
         return max((value for value in found if value is not None), default=0.0)
 
     def _own_error(
@@ -440,6 +452,16 @@ def _run(
         result.error = error
     result.inputs = args
     return result
+
+
+def _any_finite(value: torch.Tensor) -> bool:
+    return bool(value.isfinite().any())
+
+
+def _largest(gradient: torch.Tensor | None) -> float:
+    if gradient is None or not gradient.numel():
+        return 0.0
+    return float(gradient.detach().abs().nan_to_num(posinf=0.0).max())
 
 
 def _cotangent(value: torch.Tensor) -> torch.Tensor:

@@ -169,6 +169,7 @@ def world_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str
                     key
                     for key in {**a, **b}
                     if a.get(key) is not b.get(key)
+                    and key != "__warningregistry__"  # where Python notes what was warned of
                     # a module that was imported for the first time replaces nothing
                     and (key in a or not isinstance(b[key], types.ModuleType))
                 ]
