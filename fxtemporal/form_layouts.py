@@ -84,7 +84,10 @@ def as_conv3d_lays_out(
         last = _is_channels_last(clip) or _is_channels_last(weight)
         memory_format = torch.channels_last_3d if last else torch.contiguous_format
     else:
-        around = (0, 0, 0) if isinstance(padding, str) else padding
+        around = padding
+        if isinstance(padding, str):  # as much as any side gets: it chooses no backend
+            sizes = zip(weight.shape[2:], dilation, strict=True)
+            around = tuple(step * (taps - 1) for taps, step in sizes)
         window = (stride, around, dilation, False, (0, 0, 0), groups)
         backend = torch._C._select_conv_backend(clip, weight, None, *window, [weight.shape[0]])
         memory_format = torch._C._conv_determine_backend_memory_format(clip, weight, backend)

@@ -21,9 +21,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxtemporal.quiet import quiet
-from fxtemporal.stand_in import stand_in
+from fxtemporal.stand_in import own_inputs, stand_in
 
-__all__ = ["other_gradients"]
+__all__ = ["other_gradients", "outputs_of_parameters"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _ROUNDING = 2**12
@@ -56,6 +56,17 @@ def other_gradients(
                     f"{name} is NaN"
                 )
     return None
+
+
+def outputs_of_parameters(model: nn.Module, example: Example) -> tuple[int, ...]:
+    """The outputs of ``model``, by number, that gradients of its parameters come from."""
+    args, kwargs = own_inputs(example)
+    try:
+        with stand_in(model) as other, torch.enable_grad(), quiet():
+            leaves = pytree.tree_leaves(other.module(*args, **kwargs))
+    except Exception:  # a model may fail in any way
+        return ()
+    return tuple(n for n, leaf in enumerate(leaves) if getattr(leaf, "requires_grad", False))
 
 
 def _compared(

@@ -281,7 +281,27 @@ class Program:
         for node in reversed(list(self.graph.nodes)):
             op = self.op(node) if node.op.startswith("call") and not node.users else None
             if op is not None and (op.pure or self._writes_unread(node, op)):
+                self._hold_mode(node)
                 self.graph.erase_node(node)
+
+    def _hold_mode(self, node: fx.Node) -> None:
+        """Hold the module of a call that is dropped to its mode, if it does more in the other."""
+        if node.op != "call_module":
+            return
+        path = str(node.target)
+        modules = list(self.gm.get_submodule(path).modules())
+        modes = [module.training for module in modules]
+        try:
+            for module in modules:
+                module.training = True
+            op = self._describe(node)
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+        if op is None or not (op.pure or self._writes_unread(node, op)):
+            why = "a call of it that nothing reads was dropped"
+            fixed = Specialization(f"{path}.training", False, self.location(node), why)
+            self.modes = {**self.modes, path: fixed}
 
     def _writes_unread(self, node: fx.Node, op: Op) -> bool:
         """Whether ``node`` writes in place into a new tensor that nothing else reads."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -96,9 +96,12 @@ class OptimizedModule(fx.GraphModule):
         vars(self)["_watch"] = Watch(model, self, captured)
         warn_of_late_hooks(self, captured)
 
-    def refuse_gradients(self, why: str) -> None:
-        """Let no gradient flow back: those of this graph are not the model's."""
-        self.meta[_GRADIENTS] = why
+    def refuse_gradients(self, why: str, outputs: Collection[int] = ()) -> None:
+        """Let no gradient flow back: those of this graph are not the model's.
+
+        ``outputs`` are those, by number, that gradients of the model's parameters come from.
+        """
+        self.meta[_GRADIENTS] = why, frozenset(outputs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for module, fixed in vars(self).get("_held_modes", ()):
@@ -114,18 +117,19 @@ class OptimizedModule(fx.GraphModule):
 
     def _without_gradients(self, outputs: Any, inputs: Any) -> Any:
         """``outputs`` through which a backward raises, where the model's would have gradients."""
-        given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-        source = next((t for t in given if t.requires_grad), None)
-        why = self.meta[_GRADIENTS]
-
-        def refusing(tensor: torch.Tensor) -> torch.Tensor:
-            asked = tensor.requires_grad or source is not None
-            if not asked or not tensor.is_floating_point():
-                return tensor
-            refused: torch.Tensor = _Refused.apply(tensor, source, why)  # type: ignore[no-untyped-call]
-            return refused
-
-        return pytree.tree_map_only(torch.Tensor, refusing, outputs)
+        why, of_parameters = self.meta[_GRADIENTS]
+        given = next(filter(_requires_grad, pytree.tree_leaves(inputs)), None)
+        source = (
+            given if given is not None else next(filter(_requires_grad, self.parameters()), None)
+        )
+        leaves, structure = pytree.tree_flatten(outputs)
+        for number, leaf in enumerate(leaves):
+            if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+                continue
+            asked = given is not None or (source is not None and number in of_parameters)
+            if asked or leaf.requires_grad:
+                leaves[number] = _Refused.apply(leaf, source, why)  # type: ignore[no-untyped-call]
+        return pytree.tree_unflatten(leaves, structure)
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Switch modes as ``nn.Module.train`` does, where the result is right in both.
@@ -160,6 +164,10 @@ class OptimizedModule(fx.GraphModule):
             if watch is not None:
                 vars(self)["_watch"] = watch
         return _rebuild, (rebuild, state, _contents(self))
+
+
+def _requires_grad(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _other_mode(fixed: Specialization) -> str:

@@ -40,9 +40,11 @@ def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout
     ``given_layout``, as it did in the example: what the model makes of another is not known. The
     layout under a transform of ``torch.func`` is the transform's.
     """
-    if transformed() or not _holds(given, given_layout) or _holds(tensor, layout):
-        return tensor
     order = _order(layout)
+    if tensor.dim() != len(order) or transformed():  # a size of 1 that was squeezed
+        return tensor
+    if not _holds(given, given_layout) or _holds(tensor, layout):
+        return tensor
     back = [order.index(dim) for dim in range(len(order))]
     return tensor.permute(order).contiguous().permute(back)
 

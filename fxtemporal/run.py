@@ -27,7 +27,7 @@ from fxtemporal.factorization.planning import plan
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.free_frames import freed, trip_counts
 from fxtemporal.freezing import freeze, memory
-from fxtemporal.gradients import other_gradients
+from fxtemporal.gradients import other_gradients, outputs_of_parameters
 from fxtemporal.graph import Program
 from fxtemporal.module import OptimizedModule
 from fxtemporal.output_layouts import layout_of
@@ -460,7 +460,9 @@ class Run:
         )
         gradients = None if settings.get("freeze") or self.changed else self._other_gradients(gm)
         if gradients is not None:
-            gm.refuse_gradients(gradients)
+            example = self.example
+            outputs = () if example is None else outputs_of_parameters(self.original, example)
+            gm.refuse_gradients(gradients, outputs)
         used = memory(self.original, gm)
         if settings.get("freeze"):
             freeze(gm)

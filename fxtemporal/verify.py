@@ -266,7 +266,11 @@ class Verifier:
             wide = self._outcome(double, pytree.tree_map_only(torch.Tensor, _double, inputs))
         except Exception:  # a model may insist on its dtype in any way
             return None
-        return wide if len(_tensors(wide)) == len(_tensors(outcome)) else None
+        return (
+            wide
+            if list(map(_shape, _tensors(wide))) == list(map(_shape, _tensors(outcome)))
+            else None
+        )
 
     def _sample(self, run: _Run, outputs: Any) -> Sample:
         mine, theirs = _tensors(outputs), _tensors(run.outputs)
@@ -388,6 +392,10 @@ def _tensors(outputs: Any) -> list[Any]:
         else:
             leaves.append(leaf)
     return leaves
+
+
+def _shape(leaf: Any) -> torch.Size | None:
+    return leaf.shape if isinstance(leaf, torch.Tensor) else None
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
