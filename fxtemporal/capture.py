@@ -47,7 +47,7 @@ from fxtemporal.shared_state import RandomStates
 from fxtemporal.small_sizes import refuse_small_sizes
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.stand_in import StandIn, own_inputs, stand_in
-from fxtemporal.tracing.answers import custom_functions, modes_read
+from fxtemporal.tracing.answers import custom_functions, modes_read, refusing_seeds
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer, one_capture
 from fxtemporal.tracing.shape_tracer import ShapeTracer
@@ -76,7 +76,7 @@ def capture(
         CaptureError: the model cannot be captured, or does not run on the example inputs.
     """
     check_arguments(model, args, kwargs)
-    with one_capture, custom_functions() as functions:
+    with one_capture, custom_functions() as functions, refusing_seeds():
         program = _captured(model, args, kwargs, frontend, only)
     if functions:
         named = ", ".join(dict.fromkeys(functions))

@@ -247,12 +247,7 @@ class RandomStates:
         self._numpy = None if numpy is None else numpy.random.get_state(legacy=False)
 
     def drawn(self) -> str | None:
-        """Which generator was drawn from or seeded since; None where none was.
-
-        In a trace torch draws from none of its own.
-        """
-        if not torch.equal(torch.get_rng_state(), self._torch):
-            return "torch's generator, or seeds it"
+        """Which generator outside of torch was drawn from since; None where none was."""
         if random.getstate() != self._python:
             return "Python's random"
         if self._numpy is not None:

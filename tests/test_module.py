@@ -414,3 +414,42 @@ def test_only_an_optimized_module_has_a_report() -> None:
 def test_the_class_keeps_the_models_name() -> None:
     assert type(optimized(build())).__name__ in ("Everything", "GraphModuleImpl")
     assert optimized(build())._get_name() == "Everything"
+
+
+class LastFrame(nn.Module):
+    """Computes every frame, and returns the last."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = [self.layer(x[:, t]) for t in range(x.size(1))]
+        return frames[-1]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(4),
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.5, inplace=True)),
+        nn.TransformerEncoderLayer(4, 1, 8, batch_first=True),
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_call_that_was_dropped_is_not_missed_in_training(layer: nn.Module) -> None:
+    model = LastFrame(layer).eval()
+    x = torch.randn(3, 5, 4)
+    fast = fxtemporal.optimize(model, (x,), tune="static", progress=False)
+    torch.testing.assert_close(fast(x), model(x))
+    with pytest.raises(SpecializationError, match="nothing reads was dropped"):
+        fast.train()
+
+
+def test_a_dropped_call_that_is_the_same_in_training_holds_no_mode() -> None:
+    model = LastFrame(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.LayerNorm(4))).eval()
+    x = torch.randn(3, 5, 4)
+    fast = fxtemporal.optimize(model, (x,), tune="static", progress=False).train()
+    torch.testing.assert_close(fast(x), model.train()(x))

@@ -8,6 +8,8 @@ mode alone.
 from __future__ import annotations
 
 import builtins
+import functools
+import itertools
 import sys
 import threading
 import types
@@ -22,14 +24,14 @@ from torch.fx.proxy import TraceError
 
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import Specialization
-from fxtemporal.tracing.errors import GradientModeError
+from fxtemporal.tracing.errors import GradientModeError, StatefulError
 from fxtemporal.tracing.proxy import ShapeProxy
 from fxtemporal.tracing.recording import namespaces, swap, swap_item
 
 if TYPE_CHECKING:
     from fxtemporal.tracing.shape_tracer import ShapeTracer
 
-__all__ = ["answering", "custom_functions", "modes_read", "user_location"]
+__all__ = ["answering", "custom_functions", "modes_read", "refusing_seeds", "user_location"]
 
 _OUTSIDE = "fxtemporal.capture"
 """The module that traces: what is further out on the stack is not the forward's."""
@@ -149,6 +151,28 @@ def custom_functions() -> Iterator[list[str]]:
         yield called
     finally:
         setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+
+
+@contextmanager
+def refusing_seeds() -> Iterator[None]:
+    """Refuse a forward, in this thread, that seeds torch's generator: no graph holds that."""
+    names = ("manual_seed", "seed", "set_rng_state")
+    with ExitStack() as stack:
+        for owner, name in itertools.product((torch, torch.random), names):
+            stack.enter_context(swap(owner, name, _refusing_to_seed(getattr(owner, name))))
+        yield
+
+
+def _refusing_to_seed(function: Callable[..., Any]) -> Callable[..., Any]:
+    owner = threading.get_ident()
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
+            raise StatefulError("the forward seeds torch's random numbers")
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 def _frames() -> Iterator[types.FrameType]:

@@ -141,9 +141,146 @@ def _case(
     return Case(name, source, build, inputs, calls, example, given=given)
 
 
+def _short(init: str, forward: str, before: str = "") -> str:
+    """A model of a few lines: what it holds, and what it computes of ``x``."""
+    lines = [
+        before,
+        "class Net(nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+    ]
+    lines += [f"        {line}" for line in init.splitlines()]
+    lines += ["    def forward(self, x):", *(f"        {line}" for line in forward.splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+_STRAIGHT = """
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v):
+        return v.view_as(v)
+    @staticmethod
+    def backward(ctx, g):
+        return g
+"""
+_EVAL = "Net().eval()"
+_SHORT = (
+    _case(
+        "a gradient of zero, and none at all",
+        _short(
+            "self.layer = nn.Linear(4, 4)",
+            "return Straight.apply(self.layer(x)).angle()",
+            _STRAIGHT,
+        ),
+    ),
+    _case(
+        "a product by mm",
+        _short(
+            "self.layer = nn.Linear(4, 2)",
+            "outs = []\nfor t in range(x.size(1)):\n    f = self.layer(x[:, t])\n"
+            "    outs.append(f.mm(self.layer.weight))\nreturn outs",
+        ),
+    ),
+    _case(
+        "a parameter that is replaced",
+        _short(
+            "self.gain = nn.Parameter(torch.ones(1))",
+            "self.gain = nn.Parameter(self.gain.detach() * 0.9)\nreturn x * self.gain",
+        ),
+    ),
+    *(
+        _case(
+            f"other memory behind a buffer, {'shapes known' if given else 'shapes unknown'}",
+            _short(
+                'self.register_buffer("seen", torch.zeros(1))',
+                "self.seen.data = self.seen.data + 1\nreturn x + self.seen",
+            ),
+            given=given,
+        )
+        for given in (True, False)
+    ),
+    _case(
+        "an attribute of a parameter",
+        _short(
+            "self.gain = nn.Parameter(torch.ones(1))",
+            "x = x * getattr(self.gain, 'times', 1)\nself.gain.times = 3\nreturn x * self.gain",
+        ),
+    ),
+    _case(
+        "a forward that seeds",
+        _short("pass", "torch.manual_seed(3)\nreturn x + torch.randn(1)"),
+        given=False,
+    ),
+    _case(
+        "guards of torch.export",
+        _short(
+            "self.layer = nn.Linear(4, 4)",
+            "total = 0\nfor t in range(x.shape[1] // 2):\n    f = self.layer(x[:, t])\n"
+            "    total = total + (f * 1 if f.requires_grad else f)\nreturn total",
+        ),
+    ),
+    _case(
+        "reentrant checkpoint of parameters alone",
+        _short(
+            "self.layer = nn.Linear(4, 4)\nself.pos = nn.Parameter(torch.randn(3, 4))",
+            "return x[..., :1] * 0 + checkpoint(self.layer, self.pos).sum()",
+        ),
+    ),
+    _case(
+        "a view of bits as another dtype",
+        _short("self.conv = nn.Conv3d(3, 2, 1)", "return self.conv(x).view(torch.float32)"),
+        _CLIP,
+        _EVAL,
+    ),
+    _case(
+        "a batch of one that is squeezed",
+        _short(
+            "self.conv = nn.Conv3d(3, 2, (2, 1, 1))", "return torch.squeeze_copy(self.conv(x), 0)"
+        ),
+        _CLIP,
+        _EVAL,
+    ),
+    *(
+        _case(name, _short(init, forward), _CLIP, build, given=False)
+        for name, init, forward, build in (
+            (
+                "dropout behind a form, shapes unknown",
+                "self.conv = nn.Conv3d(3, 2, (1, 2, 2))\nself.drop = nn.Dropout(0.3)",
+                "return self.drop(self.conv(x))",
+                "Net()",
+            ),
+            (
+                "a write into what may be a copy, shapes unknown",
+                "self.conv = nn.Conv3d(3, 2, (1, 2, 2))",
+                "f = self.conv(x)\nf.contiguous().relu_()\nreturn f",
+                _EVAL,
+            ),
+            (
+                "a form and a cat, shapes unknown",
+                "self.conv = nn.Conv3d(3, 2, (1, 2, 2), padding='same')",
+                "return torch.cat([self.conv(x)])",
+                _EVAL,
+            ),
+            (
+                "a pooling before channels_last_3d weights, shapes unknown",
+                "self.conv = nn.Conv3d(3, 2, 2)\nself.pool = nn.AvgPool3d((1, 2, 2))",
+                "return self.conv(self.pool(x))",
+                _LAST,
+            ),
+            (
+                "two forms, a residual, and padding to the same size, shapes unknown",
+                "self.a = nn.Conv3d(3, 3, (1, 3, 3), padding='same')\n"
+                "self.b = nn.Conv3d(3, 3, (2, 1, 1), padding='same')",
+                "f = self.a(x).relu()\nreturn [self.b(f) + f, self.b(f)]",
+                _LAST,
+            ),
+        )
+    ),
+)
 CASES = {
     case.name: case
     for case in (
+        *_SHORT,
         _case("layer_norm", _LAYER_NORM),
         _case("layer_norm over a whole frame", _LAYER_NORM_SHAPE),
         _case("a buffer that is written", _BUFFER),
