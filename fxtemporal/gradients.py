@@ -38,12 +38,13 @@ def other_gradients(
 
     ``thorough``: in float64 where the model runs so, and with bad frames too.
     """
-    found = _compared(original, result, example, double=thorough)
+    expected = _gradients(original, example, thorough)
+    found = _compared(expected, result, example, double=thorough)
     if found is not None and thorough:  # a model may do something else in float64
-        found = _compared(original, result, example, double=False)
+        found = _compared(_gradients(original, example, False), result, example, double=False)
     if found is not None:
         return found
-    for bad in _bad_examples(original, example) if thorough else ():
+    for bad in _bad_examples(example, expected or {}) if thorough else ():
         if (expected := _gradients(original, bad, False)) is None:
             continue
         actual = _gradients(result, bad, False) or {}
@@ -70,9 +71,8 @@ def outputs_of_parameters(model: nn.Module, example: Example) -> tuple[int, ...]
 
 
 def _compared(
-    original: nn.Module, result: nn.Module, example: Example, *, double: bool
+    expected: Gradients | None, result: nn.Module, example: Example, *, double: bool
 ) -> str | None:
-    expected = _gradients(original, example, double)
     if expected is None:
         return None
     actual = _gradients(result, example, double)
@@ -152,21 +152,26 @@ def _difference(mine: Tensor | None, theirs: Tensor | None, largest: float) -> s
     return None if close else "is another one"
 
 
-def _bad_examples(original: nn.Module, example: Example) -> Iterator[Example]:
-    """``example`` with NaN or Inf in its first or last frame, or where no gradient comes."""
-    for value in (math.nan, math.inf):
-        for frame in (0, -1):
-            fill = partial(_with_bad_frame, frame=frame, value=value)
-            yield pytree.tree_map_only(Tensor, fill, example)
-    gradients = _gradients(original, example, False) or {}
+def _bad_examples(example: Example, gradients: Gradients) -> Iterator[Example]:
+    """``example`` with NaN and with Inf where the model's gradients do not come.
+
+    Where there are no gradients of inputs, with NaN in the first frame and in the last.
+    """
     leaves, structure = pytree.tree_flatten(example)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    unread = {
-        place: mask
+    known = {
+        place: gradient
         for number, place in enumerate(places)
-        if (mask := _without_gradient(gradients.get(f"input {number}"))) is not None
+        if (gradient := gradients.get(f"input {number}")) is not None
     }
-    for value in (math.nan, math.inf) if unread else ():
+    if not known:
+        for frame in (0, -1):
+            yield pytree.tree_map_only(Tensor, partial(_with_bad_frame, frame=frame), example)
+        return
+    unread = {place: _unread(gradient) for place, gradient in known.items()}
+    if not any(bool(mask.any()) for mask in unread.values()):
+        return
+    for value in (math.nan, math.inf):
         bad = [
             leaf.masked_fill(unread[place], value) if place in unread else leaf
             for place, leaf in enumerate(leaves)
@@ -174,20 +179,18 @@ def _bad_examples(original: nn.Module, example: Example) -> Iterator[Example]:
         yield pytree.tree_unflatten(bad, structure)
 
 
-def _without_gradient(gradient: Tensor | None) -> Tensor | None:
+def _unread(gradient: Tensor) -> Tensor:
     """Where whole entries of one of the first three dimensions have a gradient of zero."""
-    if gradient is None:
-        return None
     found = torch.zeros_like(gradient, dtype=torch.bool)
     for dim in range(min(3, gradient.dim())) if gradient.numel() else ():
         rest = [other for other in range(gradient.dim()) if other != dim]
         found |= (gradient == 0).all(rest, keepdim=True) if rest else gradient == 0
-    return found if bool(found.any()) and not bool(found.all()) else None
+    return found
 
 
-def _with_bad_frame(tensor: Tensor, frame: int, value: float) -> Tensor:
+def _with_bad_frame(tensor: Tensor, frame: int) -> Tensor:
     if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.shape[1] < 2:
         return tensor
     bad = tensor.clone()
-    bad[:, frame] = value
+    bad[:, frame] = math.nan
     return bad
