@@ -1072,6 +1072,20 @@ def test_state_in_python_is_refused_or_right_at_every_call(forward: Forward, ver
 RANDOM_ELSEWHERE: dict[str, Forward] = {
     "random": lambda self, x: x * random.random(),
     "numpy": lambda self, x: x * float(np.random.rand()),
+    "a depth by chance": lambda self, x: x if random.random() < 0.5 else x * 2,
+    "a layer by choice": lambda self, x: random.choice((torch.sin, torch.cos))(x),
+    "frames in an order": lambda self, x: torch.stack(
+        [x[t] for t in np.random.permutation(len(x))]
+    ),
+}
+SEEDING: dict[str, Forward] = {
+    "manual_seed": lambda self, x: (torch.manual_seed(3), x + torch.rand(1))[1],
+    "seed": lambda self, x: (torch.seed(), x + torch.rand(1))[1],
+    "set_rng_state": lambda self, x: (
+        torch.set_rng_state(torch.get_rng_state()),
+        x + torch.rand(1),
+    )[1],
+    "torch.random": lambda self, x: (torch.random.manual_seed(3), x + torch.rand(1))[1],
 }
 
 
@@ -1079,6 +1093,13 @@ RANDOM_ELSEWHERE: dict[str, Forward] = {
 def test_random_numbers_of_python_and_numpy_are_not_frozen(forward: Forward) -> None:
     with pytest.raises(CaptureError, match="the forward draws from"):
         fxtemporal.optimize(Case(forward).build(), (X,), tune="static")
+
+
+@pytest.mark.parametrize("example", [(X,), None], ids=["shapes", "no shapes"])
+@pytest.mark.parametrize("forward", named(SEEDING))
+def test_a_seed_in_the_forward_is_not_left_out(forward: Forward, example: Any) -> None:
+    with pytest.raises(CaptureError, match="the forward seeds"):
+        fxtemporal.optimize(Case(forward).build(), example, tune="static")
 
 
 def test_hooks_run_once_at_every_call_and_never_during_optimize() -> None:
