@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import sys
 import time
 import traceback
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from . import ops, workers
-from .case import Case
+from .case import Call, Case
 from .networks import network
 from .oracle import FAULTS, Verdict, judge
 from .programs import program
@@ -129,10 +130,20 @@ def campaign(
         for note in {note.split(":")[0] + ":" + note.split(":")[1][:25] for note in verdict.notes}:
             if not note.startswith("lenient"):
                 notes[f"{item[0]}s, {note}"] += 1
-        if verdict.kind in faults:
+        if verdict.kind in faults:  # said at once: a long run may be cut off
+            print(*item, verdict.kind, verdict.aspect, verdict.detail, file=sys.stderr, flush=True)
             failures.setdefault(verdict.key, []).append((*item, verdict))
     seconds = time.monotonic() - start
     return Outcome(counts, notes, _grouped(failures, jobs, shrunk), seconds)
+
+
+def _again(item: tuple[str, int, Verdict]) -> Case:
+    """The case of a seed; an empty one where it cannot be made."""
+    kind, seed, _ = item
+    try:
+        return _MADE[kind](seed)
+    except Exception as error:
+        return Case(f"{kind}{seed}", f"# {error}\n", "None", (), (), Call())
 
 
 def _grouped(
@@ -144,7 +155,7 @@ def _grouped(
     for item, result, _ in workers.run(
         _shrink_seed, todo, jobs=jobs, limit=3 * _SHRINKING + _LIMIT
     ):
-        case, verdict = result or (_MADE[item[0]](item[1]), item[2])
+        case, verdict = result or (_again(item), item[2])
         mark = fingerprint(case, verdict)
         found = groups.setdefault(mark, Found(verdict, case, []))
         found.seeds.append(f"{item[0]} {item[1]}")

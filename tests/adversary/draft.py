@@ -63,4 +63,9 @@ class Draft:
             return False
         if value.layout != torch.strided or not 0 < value.numel() <= most:
             return False
-        return bool(value.isfinite().double().mean() > 0.5) and float(value.abs().max()) < 1e6
+        try:
+            with torch.no_grad():
+                finite = bool(value.isfinite().double().mean() > 0.5)
+                return finite and float(value.abs().max()) < 1e6
+        except RuntimeError:  # a view that may no longer be looked at
+            return False
