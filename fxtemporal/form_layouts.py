@@ -1,8 +1,9 @@
-"""The memory layout behind a form, where no example inputs tell that of the outputs.
+"""The memory layout behind a form, where more than numbers comes of it.
 
-A form may write its result in another layout than the ``conv3d`` that it stands for. Where that
-can be seen, at an output or in a mask that is drawn in the order of the memory, the result is laid
-out right behind the form, as ``conv3d`` lays out what it is given when it runs::
+A form may write its result in another layout than the ``conv3d`` that it stands for. Where numbers
+depend on that, as a mask does that is drawn in the order of the memory, the result is laid out
+right behind the form, as ``conv3d`` lays out what it is given when it runs. So it is for an output,
+where no example inputs tell how that lies in memory::
 
     conv3d_spatial = conv3d_spatial(x, weight, ...)                 channels_last
     as_conv3d_lays_out = as_conv3d_lays_out(conv3d_spatial, x, weight, ...)     contiguous
@@ -57,6 +58,11 @@ _ALIKE = (ELEMENTWISE - {"contiguous", "to"}) | frozenset(
 )
 """Ops that give memory of their input in any layout, or in none."""
 
+_DENSE = frozenset(("addmm", "bmm", "embedding", "flatten", "linear", "matmul", "mm", "size"))
+"""Ops whose result is the same in memory for any layout of their input."""
+_A_CHANNEL = frozenset(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
+"""Ops that draw a number for each channel, in the order of the channels."""
+
 
 class _Seen(IntEnum):
     """How much the layout of a result makes a difference."""
@@ -103,12 +109,16 @@ def contiguous_among(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     return tensor.contiguous()
 
 
-def keep_form_layouts(program: Program) -> None:
-    """Lay out the result of each form of ``program`` whose layout makes a difference."""
+def keep_form_layouts(program: Program, *, outputs: bool) -> None:
+    """Lay out the result of each form of ``program`` whose layout makes a difference.
+
+    ``outputs``: where it is seen at an output alone, too.
+    """
+    least = _Seen.AT_AN_OUTPUT if outputs else _Seen.IN_NUMBERS
     pending: dict[fx.Node, _Seen] = {}
     writes = [node for node in program.graph.nodes if _writes(program, node)]
     for node in program.graph.nodes:
-        if _chooses(node) and (seen := _seen(program, node, writes[-1:])):
+        if _chooses(node) and (seen := _seen(program, node, writes[-1:])) >= least:
             pending[node] = seen
     plain = not any(map(_is_channels_last, program.gm.parameters()))
     laid: set[fx.Node] = set()
@@ -154,9 +164,10 @@ def _seen(program: Program, form: fx.Node, last_write: Sequence[fx.Node]) -> _Se
             if user.op == "output":
                 found = max(found, _Seen.AT_AN_OUTPUT)
             elif not _chooses(user) and user.target not in (as_conv3d_lays_out, contiguous_among):
-                pending.append(user)
                 if _reads_layout(program, user, last_write):
                     return _Seen.IN_NUMBERS
+                if not _is_alike(program, user):
+                    pending.append(user)
     return found
 
 
@@ -169,10 +180,16 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
     if _follows(node):
         return False
     op = program.op(node)
-    if op is None or op.random:
-        return True
+    if op is None or op.random or ("training" in op.args and "norm" not in op.name):
+        return op is None or op.name not in _A_CHANNEL
     alike = op.owns or op.inplace or op.name in _ALIKE
     return not alike and any(node < write for write in last_write)
+
+
+def _is_alike(program: Program, node: fx.Node) -> bool:
+    """Whether the result of ``node`` lies in memory as it does, however its input lies."""
+    op = program.op(node)
+    return op is not None and op.name in _DENSE
 
 
 def _writes(program: Program, node: fx.Node) -> bool:

@@ -125,6 +125,16 @@ def _without_fast_attention() -> Iterator[None]:
             _slow.pop()
 
 
+def _lies_alike(value: Any, other: Any) -> bool:
+    """Whether the tensors of two values have the same strides."""
+    mine, theirs = pytree.tree_leaves(value), pytree.tree_leaves(other)
+    return len(mine) == len(theirs) and all(
+        one.stride() == two.stride()
+        for one, two in zip(mine, theirs, strict=True)
+        if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)
+    )
+
+
 def _one_by_one(op: Op) -> bool:
     """Whether ``op`` cuts a tensor into pieces of one entry each."""
     return op.name == "split" and op.args["sizes"] == 1
@@ -357,18 +367,31 @@ class Program:
         self.gm.recompile()
 
     def fill_in(self) -> None:
-        """Give new nodes their values, and those that may look into their memory a view of it."""
+        """Give new nodes their values, and those that may look into their memory a view of it.
+
+        What reads a new node may lie in another layout from then on.
+        """
         renewed: set[fx.Node] = set()
+        moved: set[fx.Node] = set()
         for node in self.graph.nodes:
             if node.op in ("placeholder", "output"):
                 continue
             looks = self._looks_into(node, renewed)
-            if "val" in node.meta and not looks:
+            follows = not moved.isdisjoint(node.all_input_nodes)
+            if "val" in node.meta and not looks and not follows:
                 continue
             if all("val" in source.meta for source in node.all_input_nodes):
-                # A size that depends on the data has no value here.
-                with suppress(DataDependentOutputException, DynamicOutputShapeException):
-                    node.meta["val"] = run_node(self.gm, node, self.fake_mode, again=looks)
+                # A size that depends on the data has no value here; and a view that the new
+                # layout refuses is the next rule's to mend.
+                new = "val" not in node.meta
+                kinds = (DataDependentOutputException, DynamicOutputShapeException)
+                with suppress(*kinds if new or looks else (Exception,)):
+                    value = run_node(self.gm, node, self.fake_mode, again=not new)
+                    if new or not _lies_alike(value, node.meta["val"]):
+                        moved.add(node)
+                    elif not looks:
+                        continue
+                    node.meta["val"] = value
                     renewed.add(node)
         self._ops.clear()
 

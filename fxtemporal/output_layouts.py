@@ -71,7 +71,8 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
         _reshape_views(program)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     if not any("val" in node.meta for node in inputs):
-        return keep_form_layouts(program)
+        return keep_form_layouts(program, outputs=True)
+    keep_form_layouts(program, outputs=False)
     dense = [node for node in inputs if layout_of(node.meta.get("val")) is not None]
     if not dense:
         return None

@@ -311,6 +311,8 @@ class _Judge:
                 text += f"{have[1]} in the result"
                 raise _Fault("wrong", "gradient", text, index)
             if ours is not None:
+                if call.poison:  # a tap that meets padding alone is 0 to one kernel, NaN to another
+                    theirs = torch.where(~ours.isfinite() & theirs.isfinite(), ours, theirs)
                 where = ("gradients", name)
                 self._numbers(index, call, done, "gradient", where, ours, theirs)
 
