@@ -6,6 +6,8 @@ Run it: ``python examples/conv3d_network.py``.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -80,7 +82,10 @@ def milliseconds(model: nn.Module, clip: Tensor) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    model, clip = build(), torch.randn(1, 3, 16, 112, 112)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=112, help="height and width of the clip")
+    size = parser.parse_args().size
+    model, clip = build(), torch.randn(1, 3, 16, size, size)
     fast = fxtemporal.optimize(model, (clip,))
     print(fxtemporal.report(fast))
 

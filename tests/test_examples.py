@@ -26,7 +26,8 @@ SAYS = {
 }
 
 ARGUMENTS = {
-    "finetune.py": ["--epochs", "1", "--clips", "256"],
+    "conv3d_network.py": ["--size", "32"],
+    "finetune.py": ["--epochs", "1", "--clips", "64"],
     "deploy_inductor.py": ["--quick"],
     "deploy_onnx.py": ["--quick"],
     "deploy_openvino.py": ["--quick"],
