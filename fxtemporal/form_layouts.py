@@ -58,7 +58,7 @@ _ALIKE = (ELEMENTWISE - {"contiguous", "to"}) | frozenset(
 )
 """Ops that give memory of their input in any layout, or in none."""
 
-_DENSE = frozenset(("addmm", "bmm", "embedding", "flatten", "linear", "matmul", "mm", "size"))
+_DENSE = frozenset("addmm bmm contiguous embedding flatten linear matmul mm size".split())
 """Ops whose result is the same in memory for any layout of their input."""
 _A_CHANNEL = frozenset(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
 """Ops that draw a number for each channel, in the order of the channels."""
@@ -114,28 +114,30 @@ def keep_form_layouts(program: Program, *, outputs: bool) -> None:
 
     ``outputs``: where it is seen at an output alone, too.
     """
-    least = _Seen.AT_AN_OUTPUT if outputs else _Seen.IN_NUMBERS
-    pending: dict[fx.Node, _Seen] = {}
     writes = [node for node in program.graph.nodes if _writes(program, node)]
-    for node in program.graph.nodes:
-        if _chooses(node) and (seen := _seen(program, node, writes[-1:])) >= least:
-            pending[node] = seen
+    forms = [node for node in program.graph.nodes if _chooses(node)]
+    seen = {form: _seen(program, form, writes[-1:]) for form in forms}
+    above = {form: _above(form) for form in forms if seen[form]}
     plain = not any(map(_is_channels_last, program.gm.parameters()))
-    laid: set[fx.Node] = set()
-    while pending:
-        form, seen = pending.popitem()
-        laid.add(form)
-        above = _above(form)
-        forms = [node for node in above if _chooses(node)]
-        keeps = forms and plain and seen is _Seen.AT_AN_OUTPUT
-        if keeps and all(_keeps_contiguous(program, node) for node in above):
-            _insert(program, form, contiguous_among, [n for n in above if n.op == "placeholder"])
-            continue
-        pending.update({node: _Seen.IN_NUMBERS for node in forms if node not in laid})
-        if _is_pool(form):
-            _insert(program, form, contiguous_among, [])
-        else:
+    simple = {
+        form
+        for form, nodes in above.items()
+        if seen[form] is _Seen.AT_AN_OUTPUT
+        and plain
+        and any(map(_chooses, nodes))
+        and all(_keeps_contiguous(program, node) for node in nodes)
+    }
+    exact = {form for form in above if seen[form] is _Seen.IN_NUMBERS}
+    exact |= set(above) - simple if outputs else set()
+    exact |= {node for form in exact for node in above[form] if _chooses(node)}
+    for form in forms:
+        if form in exact and not _is_pool(form):
             _insert(program, form, as_conv3d_lays_out, *_convolved(form))
+        elif form in exact:  # a mean is contiguous, of whatever it is
+            _insert(program, form, contiguous_among, [])
+        elif outputs and form in simple:
+            inputs = [node for node in above[form] if node.op == "placeholder"]
+            _insert(program, form, contiguous_among, sorted(inputs))
 
 
 def _insert(program: Program, form: fx.Node, function: Callable[..., Tensor], *args: Any) -> None:
@@ -166,7 +168,7 @@ def _seen(program: Program, form: fx.Node, last_write: Sequence[fx.Node]) -> _Se
             elif not _chooses(user) and user.target not in (as_conv3d_lays_out, contiguous_among):
                 if _reads_layout(program, user, last_write):
                     return _Seen.IN_NUMBERS
-                if not _is_alike(program, user):
+                if not _makes_dense(program, user):
                     pending.append(user)
     return found
 
@@ -186,7 +188,7 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
     return not alike and any(node < write for write in last_write)
 
 
-def _is_alike(program: Program, node: fx.Node) -> bool:
+def _makes_dense(program: Program, node: fx.Node) -> bool:
     """Whether the result of ``node`` lies in memory as it does, however its input lies."""
     op = program.op(node)
     return op is not None and op.name in _DENSE

@@ -94,7 +94,20 @@ class HookedAtTheEnd(Base):
         return y
 
 
-REFUSED = [Reversed, Quantized, InTheLoop, Checkpointed, Hooked, HookedAtTheEnd]
+class InFloat32Alone(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(Reverse.apply(self.features(x)).float())
+
+
+class OfZeros(Base):
+    """Its gradients are zeros, which are not the same as none for an optimizer with momentum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Reverse.apply(self.head(self.features(x))).angle()
+
+
+REFUSED = [Reversed, Quantized, InTheLoop, Checkpointed, Hooked, HookedAtTheEnd, InFloat32Alone]
+REFUSED += [OfZeros]
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs", "ignore:`isinstance")

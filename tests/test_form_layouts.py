@@ -1,0 +1,120 @@
+"""What draws by the order of memory, or shows it, finds what conv3d leaves there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxtemporal
+
+LAST = torch.channels_last_3d
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "spatial": lambda: nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3)), nn.Dropout(0.5)),
+    "temporal": lambda: nn.Sequential(nn.Conv3d(3, 4, (3, 1, 1)), nn.ReLU(), nn.AlphaDropout(0.5)),
+    "pointwise": lambda: nn.Sequential(nn.Conv3d(3, 4, 1, 2), nn.Dropout3d(0.5), nn.Dropout(0.5)),
+    "same": lambda: nn.Sequential(nn.Conv3d(3, 4, (1, 5, 3), padding="same"), nn.Dropout(0.5)),
+    "two": lambda: nn.Sequential(
+        nn.Conv3d(3, 4, (1, 3, 3)), nn.ReLU(), nn.Conv3d(4, 4, (3, 1, 1)), nn.Dropout(0.5)
+    ),
+    "pooled": lambda: nn.Sequential(
+        nn.Conv3d(3, 4, (1, 3, 3)), nn.AvgPool3d((2, 1, 1)), nn.Dropout(0.5)
+    ),
+    "max": lambda: nn.Sequential(
+        nn.Conv3d(3, 4, (1, 3, 3)), nn.MaxPool3d((1, 2, 2)), nn.Dropout(0.5)
+    ),
+    "classifier": lambda: nn.Sequential(
+        nn.Conv3d(3, 4, (1, 3, 3)), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Dropout(0.5)
+    ),
+}
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        return maps + 0.1 * torch.randn_like(maps)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv3d(3, 3, (1, 3, 3), padding=(0, 1, 1))
+        self.b = nn.Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.b(self.a(x).relu())
+        return nn.functional.dropout(x, 0.3, self.training)
+
+
+NETS |= {"noisy": Noisy, "residual": Residual}
+CLIPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels_last_3d": lambda x: x.contiguous(memory_format=LAST),
+    "frames first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "sliced": lambda x: torch.cat([x, x], 4)[..., ::2],
+}
+
+
+def drawn(model: nn.Module, clip: Tensor) -> Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        out: Tensor = model(clip)
+    return out
+
+
+def assert_alike(result: nn.Module, model: nn.Module, clip: Tensor, layout: bool = True) -> None:
+    mine, theirs = drawn(result, clip), drawn(model, clip)
+    torch.testing.assert_close(mine, theirs)
+    if layout:
+        assert mine.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("last", [False, True], ids=["weights", "weights last"])
+@pytest.mark.parametrize("name", NETS)
+def test_without_example_inputs(name: str, last: bool, clip: str) -> None:
+    torch.manual_seed(0)
+    model = NETS[name]()
+    model = model.to(memory_format=LAST) if last else model
+    x = CLIPS[clip](torch.randn(2, 3, 6, 8, 8))
+    for training in (True, False):
+        if name == "residual":  # reads its mode
+            model.train(training)
+        result = fxtemporal.optimize(model, None, tune="static", progress=False)
+        laid = any("lays_out" in n.name or "among" in n.name for n in result.graph.nodes)
+        assert laid == (name != "classifier")  # whose noise is drawn for a flat tensor
+        model.train(training)
+        # What conv3d makes of a layout that nobody saw is known where nothing stands before it.
+        layout = clip == "contiguous" or name in ("spatial", "temporal", "pointwise", "same")
+        assert_alike(result.train(training), model, x, layout)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval and then train"])
+@pytest.mark.parametrize("name", NETS)
+def test_with_example_inputs(name: str, training: bool, clip: str) -> None:
+    torch.manual_seed(0)
+    model = NETS[name]().train(training or name == "residual")
+    x = CLIPS[clip](torch.randn(2, 3, 6, 8, 8))
+    passes = ["conv3d-forms", "pool3d-forms"]
+    result = fxtemporal.optimize(model, (x,), passes=passes, tune="static", progress=False)
+    assert any(node.name.startswith(("conv3d_", "avg_", "max_")) for node in result.graph.nodes)
+    assert_alike(result.train(), model.train(), x)
+    again = fxtemporal.optimize(result, (x,), passes=passes, tune="static", progress=False)
+    assert len(again.graph.nodes) == len(result.graph.nodes)
+
+
+def test_numbers_alone_are_laid_out_nowhere() -> None:
+    model = nn.Sequential(
+        nn.Conv3d(3, 4, (1, 3, 3)), nn.ReLU(), nn.Conv3d(4, 4, (3, 1, 1)), nn.Flatten(1)
+    )
+    result = fxtemporal.optimize(model, None, tune="static", progress=False)
+    names = {str(node.name) for node in result.graph.nodes}
+    assert {"conv3d_spatial", "conv3d_temporal"} <= names
+    assert not any("lays_out" in name or "among" in name for name in names)
