@@ -114,9 +114,11 @@ class SharedState:
             if base in self._seen or base is object or not is_user_file(path):
                 continue
             self._seen.add(base)
-            held = {n: v for n, v in vars(base).items() if not n.startswith("__")}
-            data = {n: v for n, v in held.items() if not isinstance(v, _CODE)}
-            self._remember(base, base.__qualname__, data)
+            held = _entries(base)
+            self._places[id(base)] = _Place(base, base.__qualname__, held)
+            for name, value in held.items():
+                if not isinstance(value, _CODE):
+                    self._value(value, f"{base.__qualname__}.{name}")
             for value in held.values():
                 for function in _functions(value):
                     self.code(function)
@@ -199,10 +201,11 @@ def _of_user(value: Any) -> bool:
 
 
 def _entries(owner: Any, only: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    """What is in ``owner``, by position, key or name; of namespaces and classes ``only`` these."""
-    if isinstance(owner, type) or (isinstance(owner, dict) and "__builtins__" in owner):
-        held = vars(owner) if isinstance(owner, type) else owner
-        return {name: held[name] for name in only or () if name in held}
+    """What is in ``owner``, by position, key or name; of namespaces ``only`` these."""
+    if isinstance(owner, type):
+        return {name: value for name, value in vars(owner).items() if not name.startswith("__")}
+    if isinstance(owner, dict) and "__builtins__" in owner:
+        return {name: owner[name] for name in only or () if name in owner}
     if isinstance(owner, dict):
         return dict(owner)
     if isinstance(owner, list | collections.deque):
@@ -214,9 +217,12 @@ def _entries(owner: Any, only: dict[Any, Any] | None = None) -> dict[Any, Any]:
 
 def _refill(owner: Any, before: dict[Any, Any], after: dict[Any, Any]) -> None:
     if isinstance(owner, type):
-        for name, value in before.items():
-            if after.get(name, ABSENT) is not value:
-                with suppress(AttributeError, TypeError):
+        for name in {**before, **after}:
+            value = before.get(name, ABSENT)
+            with suppress(AttributeError, TypeError):
+                if value is ABSENT:
+                    delattr(owner, name)
+                elif after.get(name, ABSENT) is not value:
                     setattr(owner, name, value)
     elif isinstance(owner, dict) and "__builtins__" in owner:
         for name, value in before.items():

@@ -39,7 +39,8 @@ A form that lays the weight out anew, or transforms it, can do so once for many 
 with: a prepared weight or not, and conv3d itself outside the domain.
 
 Where a clip holds NaN or infinite values, conv3d_toeplitz and conv3d_winograd_3 and 4 spread them
-to frames that conv3d computes without them: :attr:`Form.confined` is False of these.
+to frames that conv3d computes without them: :attr:`Form.confined` is False of these. In half
+precision on a CPU conv2d itself (oneDNN in torch 2.13) carries NaN to the next pixel.
 
 No form branches on the batch size, and only conv3d_full_extent and conv3d_toeplitz on T, so that
 ``torch.export`` and ``torch.compile`` keep sizes free; that the input is no smaller than the

@@ -207,6 +207,22 @@ _SHORT = (
         ),
     ),
     _case(
+        "an attribute of the class that is not there yet",
+        _short(
+            "pass", "type(self).count = getattr(type(self), 'count', 0) + 1\nreturn x * self.count"
+        ),
+        given=False,
+    ),
+    _case(
+        "an output of rounding errors alone",
+        _short(
+            "self.conv = nn.Conv3d(3, 3, (3, 1, 1), padding=1)",
+            "f = self.conv(self.conv(x))\nf = f - f.mean(2, keepdim=True)\nreturn f.mean((2, 3, 4))",
+        ),
+        _CLIP,
+        _EVAL,
+    ),
+    _case(
         "a forward that seeds",
         _short("pass", "torch.manual_seed(3)\nreturn x + torch.randn(1)"),
         given=False,
