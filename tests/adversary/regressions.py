@@ -217,7 +217,7 @@ _SHORT = (
         "an output of rounding errors alone",
         _short(
             "self.conv = nn.Conv3d(3, 3, (3, 1, 1), padding=1)",
-            "f = self.conv(self.conv(x))\nf = f - f.mean(2, keepdim=True)\nreturn f.mean((2, 3, 4))",
+            "f = self.conv(self.conv(x))\nreturn (f - f.mean(2, keepdim=True)).mean((2, 3, 4))",
         ),
         _CLIP,
         _EVAL,
