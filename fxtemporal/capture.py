@@ -180,7 +180,7 @@ def _from_module(
     fall_back: bool = True,
 ) -> Program:
     """Trace: through what a library put under ``torch.fx.wrap``, or, if that fails, ``wrapped``."""
-    with stand_in(model, share_parameters=True) as other:
+    with stand_in(model, share_parameters=True, watched=True) as other:
         try:
             return _traced(model, other, example, wrapped)
         except CaptureError:
@@ -486,7 +486,7 @@ def _from_export(
     errors = []
     for a, k, dynamic in attempts:
         try:
-            with stand_in(model, share_parameters=True) as other:
+            with stand_in(model, share_parameters=True, watched=True) as other:
                 states = RandomStates()
                 with quiet(), modes_read(other.module) as modes:
                     exported = torch.export.export(

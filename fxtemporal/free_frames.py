@@ -86,6 +86,7 @@ def freed(
     frames: int,
     again: Callable[[int], Program],
     agrees: Callable[[Program, int], bool],
+    accepted: Callable[[Program], bool],
     wanted: Iterable[int] = (),
 ) -> Program | None:
     """A copy of ``program`` that is right for every number of frames that it admits.
@@ -96,6 +97,7 @@ def freed(
         program: rewritten, with ``frames`` frames in dimension ``dim`` of its inputs.
         again: gives the program, rewritten in the same way, for another number of frames.
         agrees: whether a program gives the numbers of the model with so many frames.
+        accepted: whether a program gives them for the example. It admits no other numbers yet.
         wanted: numbers of frames to try beside those that are needed.
     """
     alike, strange = [(frames, program)], []
@@ -133,10 +135,10 @@ def freed(
             return False
         return more is not None and _code(more) == code
 
-    if not all(agrees(loose, t) for t, _ in alike):
+    if not accepted(loose) or not all(agrees(loose, t) for t, _ in alike[1:]):
         return None
     checks._same_graph = same_graph
-    for other in sorted({1, frames + 1, *strange, *wanted} - checks.counts):
+    for other in sorted({1, *strange, *wanted} - checks.counts):
         # A loop of one trip is no loop to re-roll: there, the numbers are compared.
         if same_graph(other) or (
             other in (1, *strange) and _is_right(loose, checks, other, agrees)

@@ -257,19 +257,27 @@ class Run:
                     program = capture(model, *_empty(shapes, dim, frames, other, 2), only="fx")
                 return run_rules(program, self.rules, self.skips).program
 
+        tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+        ranks = (3, 2) if any(tensor.dim() == 2 for tensor in tensors) else (3,)
+
         def agrees(dim: int, frames: int, tried: Program, other: int) -> bool:
             change = {dim: (frames, other)}
             return all(
                 verifier.agrees(tried.gm, resized(example, change, least_rank=least_rank))
-                for least_rank in (3, 2)
+                for least_rank in ranks
             )
+
+        compared: list[Comparison] = []
+
+        def accepted(loose: Program) -> bool:
+            compared.append(verifier.compare(loose.gm))
+            return compared[-1].equal
 
         for dim, frames in dict.fromkeys(trip_counts(self.captured)):
             tries = partial(again, dim, frames), partial(agrees, dim, frames)
-            loose = freed(outcome.program, dim, frames, *tries, wanted)
-            compared = None if loose is None else verifier.compare(loose.gm)
-            if loose is not None and compared is not None and compared.equal:
-                outcome, comparison = Outcome(loose, outcome.remarks), compared
+            loose = freed(outcome.program, dim, frames, *tries, accepted, wanted)
+            if loose is not None:
+                outcome, comparison = Outcome(loose, outcome.remarks), compared[-1]
         return outcome, comparison
 
     @property

@@ -51,7 +51,9 @@ _LARGE = 2**28
 class StandIn:
     """``module``, the copy, and what each part of it is a copy of."""
 
-    def __init__(self, model: nn.Module, share_parameters: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, share_parameters: bool = False, watched: bool = False
+    ) -> None:
         self._share_parameters = share_parameters
         self._copies: dict[int, Any] = {}
         self._kept: list[Any] = []  # what ids in _copies belong to must not be freed
@@ -67,7 +69,9 @@ class StandIn:
                 fill(original, copy, name)
         assert isinstance(copied, nn.Module)
         self.module = copied
-        self._before = self._contents()
+        self._before: dict[int, tuple[Any, str, dict[Any, Any]]] = {}
+        if watched:
+            self.forget_changes()
 
     def original(self, value: Any) -> Any:
         """What ``value`` is a copy of; itself where it is none."""
@@ -250,10 +254,15 @@ class StandIn:
 
 
 @contextmanager
-def stand_in(model: nn.Module, *, share_parameters: bool = False) -> Iterator[StandIn]:
-    """A copy of ``model`` to run, with all that runs see of random numbers put back afterwards."""
+def stand_in(
+    model: nn.Module, *, share_parameters: bool = False, watched: bool = False
+) -> Iterator[StandIn]:
+    """A copy of ``model`` to run, with all that runs see of random numbers put back afterwards.
+
+    ``watched``: its :meth:`StandIn.changes` will be asked for.
+    """
     states = RandomStates()
-    other = StandIn(model, share_parameters)
+    other = StandIn(model, share_parameters, watched)
     try:
         yield other
     finally:

@@ -95,7 +95,7 @@ def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     """The parameters and buffers that a call of ``model`` writes, as it leaves them."""
     args, kwargs = own_inputs(example)
     before = _state(model)
-    with stand_in(model) as other, torch.no_grad(), quiet():
+    with stand_in(model, watched=True) as other, torch.no_grad(), quiet():
         torch.manual_seed(0)
         other.module(*args, **kwargs)
         replaced = {change.called for change in other.changes()}
