@@ -30,16 +30,25 @@ _HOOKS = (
 _TENSORS = ("_parameters", "_buffers")
 _FIRST = 8
 """So many calls in a row are checked in any case."""
-_SHARE = 0.01
-"""The share of the time that checks may take after that."""
+_SHARE = 0.005
+"""The share of the time that all checks together may take after that."""
 
 
 class Schedule:
-    """When to do what would take too long at every call: at the first ones, then now and then."""
+    """When to do what would take too long at every call: at the first ones, then now and then.
+
+    All schedules that there are share one allowance of time.
+    """
+
+    _living = 0
 
     def __init__(self) -> None:
         self._calls = 0
         self._next = 0.0
+        Schedule._living += 1
+
+    def __del__(self) -> None:
+        Schedule._living -= 1
 
     def due(self, check: Callable[[], bool]) -> bool:
         """The answer of ``check()`` where it is time for it, else True."""
@@ -49,7 +58,7 @@ class Schedule:
             return True
         answer = check()
         end = time.perf_counter()
-        self._next = end + (end - start) / _SHARE
+        self._next = end + (end - start) * Schedule._living / _SHARE
         return answer
 
 
