@@ -17,7 +17,8 @@ It is also computed again as soon as a source is another tensor, lies elsewhere,
 an optimizer, ``load_state_dict``, ``.to(...)``, ``.data = ...``. Writes that PyTorch does not count
 (``weight.data[3] = 9``, NumPy) are found on the CPU: by a sample of the entries at each call, and
 by a checksum of them all at the first calls, after a switch between training and eval, and then as
-often as takes 0.5 % of the time. On other devices call :func:`fxtemporal.refresh` after such a write.
+often as takes 0.5 % of the time. On other devices call :func:`fxtemporal.refresh` after such a
+write.
 
 While a gradient is to reach a source, and under ``torch.compile``, ``torch.export``,
 ``torch.jit.trace``, ``torch.func``, fake tensors and the like, nothing is kept: the function

@@ -260,24 +260,28 @@ class Run:
         tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
         ranks = (3, 2) if any(tensor.dim() == 2 for tensor in tensors) else (3,)
 
-        def agrees(dim: int, frames: int, tried: Program, other: int) -> bool:
-            change = {dim: (frames, other)}
-            return all(
-                verifier.agrees(tried.gm, resized(example, change, least_rank=least_rank))
-                for least_rank in ranks
-            )
+        found: list[Sample] = []
 
-        compared: list[Comparison] = []
+        def agrees(dim: int, frames: int, tried: Program, other: int) -> bool:
+            name = f"{other} {'entry' if other == 1 else 'entries'} in dimension {dim}"
+            for least_rank in ranks:
+                inputs = resized(example, {dim: (frames, other)}, least_rank=least_rank)
+                sample = verifier.at(tried.gm, inputs, name + ", masks too" * (least_rank == 2))
+                if sample is not None and not sample.equal:
+                    return False
+                found.extend([sample] if sample is not None else [])
+            return True
 
         def accepted(loose: Program) -> bool:
-            compared.append(verifier.compare(loose.gm))
-            return compared[-1].equal
+            compared = verifier.compare(loose.gm)
+            found[:] = compared.samples
+            return compared.equal
 
         for dim, frames in dict.fromkeys(trip_counts(self.captured)):
             tries = partial(again, dim, frames), partial(agrees, dim, frames)
             loose = freed(outcome.program, dim, frames, *tries, accepted, wanted)
             if loose is not None:
-                outcome, comparison = Outcome(loose, outcome.remarks), compared[-1]
+                outcome, comparison = Outcome(loose, outcome.remarks), Comparison(tuple(found))
         return outcome, comparison
 
     @property

@@ -202,13 +202,13 @@ class Verifier:
                 error = raised
         if error is not None:
             text = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            return Sample(run.name, float("inf"), float("inf"), None, 0.0, text)
+            return _failed(run.name, text)
         sample = self._sample(run, outputs)
         wide = self._in_float64(run, candidate) if sample.equal else None
         return sample if wide is None else wide
 
-    def agrees(self, candidate: nn.Module, inputs: Example) -> bool:
-        """Whether ``candidate`` gives the original's numbers, if the original takes ``inputs``.
+    def at(self, candidate: nn.Module, inputs: Example, name: str) -> Sample | None:
+        """The comparison on ``inputs``; None where the original does not take them, or both refuse.
 
         What the original refuses as specialized, the candidate has to refuse too: nobody can say
         what its numbers would be.
@@ -219,14 +219,16 @@ class Verifier:
         except SpecializationError:
             refused = True
         except Exception:  # in any way that a model may
-            return True
+            return None
         try:
             result = self._outcome(candidate, inputs)
         except SpecializationError:
-            return True
-        except Exception:  # a rewritten graph may fail in any way
-            return False
-        return not refused and self._sample(_Run("", inputs, outputs, None), result).equal
+            return None
+        except Exception as raised:  # a rewritten graph may fail in any way
+            return _failed(name, f"raised {type(raised).__name__}")
+        if refused:
+            return _failed(name, "gave numbers where the model is specialized")
+        return self._sample(_Run(name, inputs, outputs, None), result)
 
     def _in_float64(self, run: _Run, candidate: nn.Module) -> Sample | None:
         """The comparison in float64, where the rounding of half precision would hide errors.
@@ -276,11 +278,9 @@ class Verifier:
     def _sample(self, run: _Run, outputs: Any) -> Sample:
         mine, theirs = _tensors(outputs), _tensors(run.outputs)
         if pytree.tree_structure(outputs) != pytree.tree_structure(run.outputs):
-            problem = "its outputs are nested in another way"
-            return Sample(run.name, float("inf"), float("inf"), None, 0.0, problem)
+            return _failed(run.name, "its outputs are nested in another way")
         if len(mine) != len(theirs):
-            problem = f"gave {len(mine)} tensors, not {len(theirs)}"
-            return Sample(run.name, float("inf"), float("inf"), None, 0.0, problem)
+            return _failed(run.name, f"gave {len(mine)} tensors, not {len(theirs)}")
         best = [None] * len(theirs) if run.reference is None else _tensors(run.reference)
         worst = Sample(run.name, 0.0, 0.0, 0.0 if run.reference is not None else None, 0.0)
         for number, (result, original) in enumerate(zip(mine, theirs, strict=True)):
@@ -377,6 +377,10 @@ class _Run:
     outputs: Any
     reference: Any
     wide: bool = False
+
+
+def _failed(name: str, problem: str) -> Sample:
+    return Sample(name, float("inf"), float("inf"), None, 0.0, problem)
 
 
 def _shaken(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
