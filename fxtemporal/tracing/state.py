@@ -64,10 +64,15 @@ def settle_export(exported: StandIn, states: RandomStates) -> None:
         StatefulError: the next call may depend on this one, or on chance.
     """
     _refuse_chance(states)
-    for change in exported.changes():
+    _refuse_python(exported)
+
+
+def _refuse_python(run: StandIn) -> None:
+    """Refuse a forward that changes anything but tensors."""
+    for change in run.changes():
         owner, new = change.owner, change.new
         tensors = isinstance(new, torch.Tensor) or isinstance(change.old, torch.Tensor)
-        leaf = isinstance(owner, nn.Module) and owner is not exported.module and is_leaf(owner)
+        leaf = isinstance(owner, nn.Module) and owner is not run.module and is_leaf(owner)
         if not tensors and not leaf and change.called != _EXPORTS_OWN:
             raise StatefulError(
                 f"the forward changes {change.called}, which its next call may read"
@@ -75,9 +80,9 @@ def settle_export(exported: StandIn, states: RandomStates) -> None:
 
 
 def refuse_unseen(model: nn.Module, exported: ExportedProgram, example: Any) -> None:
-    """Refuse what the forward writes into tensors in a way that torch.export does not see.
+    """Refuse what the forward writes in a way that torch.export does not see.
 
-    It puts parameters back, for one, and passes by ``buffer.data = ...``. So both run once.
+    It puts attributes and parameters back, and passes by ``buffer.data = ...``. So both run once.
 
     Raises:
         StatefulError: a later call would read it.
@@ -98,6 +103,7 @@ def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     with stand_in(model, watched=True) as other, torch.no_grad(), quiet():
         torch.manual_seed(0)
         other.module(*args, **kwargs)
+        _refuse_python(other)
         replaced = {change.called for change in other.changes()}
         return {
             name: tensor

@@ -428,7 +428,8 @@ class _Judge:
             if b is None or not isinstance(a, torch.Tensor) or a.shape != b.shape:
                 raise _Fault("wrong", "state dict", f"{name} is not in the result's", index)
             measured = comparing.error(a, b)
-            if measured is None or measured[0] > 1e-3 * (measured[1] + 1e-6):
+            # the mean of what was normalized before is made of rounding errors
+            if measured is None or measured[0] > 1e-3 * measured[1] + 1e-6:
                 if self._low(a) and measured and measured[0] < 0.05 * measured[1]:
                     continue
                 raise _Fault("wrong", "state", f"after the call {name} differs", index)
