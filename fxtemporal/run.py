@@ -93,6 +93,11 @@ class Run:
             assert self.example is not None
             self._refuse_meta_tensors()
             self.verifier = self._verifier(self.original)
+            if self.verifier.switches_gradients_on:
+                raise CaptureError(
+                    "the forward switches gradients on (torch.enable_grad), which a graph cannot "
+                    "hold under torch.no_grad(): leave that to what calls the model"
+                )
             self._keeping(self.captured)
             if self.captured.doubt is not None:
                 with_gradients = Verifier(self.original, self.example, gradients=True)

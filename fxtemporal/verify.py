@@ -177,6 +177,16 @@ class Verifier:
         return self._cheap
 
     @property
+    def switches_gradients_on(self) -> bool:
+        """Whether the original gives what gradients flow back from, where they are off."""
+        outputs, args, kwargs, _ = self._example.outputs
+        given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        return not self._gradients and any(
+            isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None and id(leaf) not in given
+            for leaf in pytree.tree_leaves(outputs)
+        )
+
+    @property
     def outputs(self) -> list[Any]:
         """The leaves of what the original gave on the example inputs."""
         return pytree.tree_leaves(self._example.outputs[0])

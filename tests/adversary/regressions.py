@@ -223,6 +223,30 @@ _SHORT = (
         _EVAL,
     ),
     _case(
+        "memory from its start",
+        _short(
+            "self.layer = nn.Linear(4, 4)",
+            "outs = []\nfor t in range(x.size(1)):\n    f = self.layer(x[:, t])\n"
+            "    r = torch.as_strided(f, (2, 2), (2, 1), storage_offset=0)\n"
+            "    outs.append(f * r.sum())\nreturn torch.stack(outs).amax(0)",
+        ),
+    ),
+    _case(
+        "gradients that are switched on",
+        _short(
+            "self.layer = nn.Linear(4, 4)",
+            "with torch.enable_grad():\n    x = self.layer(x)\nreturn x * 2",
+        ),
+    ),
+    _case(
+        "a counter that torch.export puts back",
+        _short(
+            "self.calls = 0",
+            "self.calls += 1\nx = x * self.calls\nx = x.requires_grad_(x.requires_grad)\n"
+            "return x * 2",
+        ),
+    ),
+    _case(
         "a forward that seeds",
         _short("pass", "torch.manual_seed(3)\nreturn x + torch.randn(1)"),
         given=False,
