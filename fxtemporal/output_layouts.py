@@ -145,6 +145,7 @@ def _outputs(program: Program) -> list[Any]:
     return pytree.tree_leaves(end.args)
 
 
+@torch.no_grad()
 def layout_of(value: Any) -> Layout | None:
     """The dimensions by their strides, with the gaps between them."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:

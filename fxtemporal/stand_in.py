@@ -18,9 +18,11 @@ from them. A tensor keeps its class, strides, and what it shares memory with.
 
 from __future__ import annotations
 
+import array
 import collections
 import copy as copying
 import functools
+import io
 import itertools
 import random
 import sys
@@ -44,6 +46,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(
 _TUPLES = (tuple, frozenset)
 _LIBRARY_OBJECTS = (types.SimpleNamespace, collections.UserDict, collections.UserList)
 """Objects of Python's own classes that hold what a user puts into them."""
+_BYTES = (bytearray, array.array, io.BytesIO, io.StringIO)
 _LARGE = 2**28
 """An array of more bytes is taken for data that no forward writes."""
 
@@ -162,6 +165,8 @@ class StandIn:
             return _generator_or_array(value)
         if isinstance(value, torch.Generator):
             return value.clone_state()
+        if isinstance(value, _BYTES):
+            return copying.copy(value)
         if isinstance(value, itertools.count):
             return itertools.count(*value.__reduce__()[1])
         if _is_plain_object(value) and not self._shared.holds(value):
@@ -334,6 +339,8 @@ def _entries(owner: Any) -> dict[Any, Any] | None:
     if type(owner).__module__.split(".")[0] == "numpy":
         state = getattr(getattr(owner, "bit_generator", owner), "state", owner)
         return {"": sys.intern(repr(state.tobytes() if hasattr(state, "tobytes") else state))}
+    if isinstance(owner, _BYTES):
+        return {"": owner.getvalue() if isinstance(owner, io.IOBase) else bytes(owner)}
     found: dict[Any, Any] = {}
     if isinstance(owner, dict):
         found = {(id(key) if _by_identity(key) else key): value for key, value in owner.items()}

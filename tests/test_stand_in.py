@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import io
 import random
 import threading
 from collections.abc import Callable
@@ -53,6 +54,8 @@ class Model(nn.Module):
         self.elsewhere = [nn.Linear(2, 2)]
         self.random = random.Random(0)
         self.numpy = np.ones(3)
+        self.bytes = bytearray(3)
+        self.file = io.StringIO()
         variable = [0]
         self.read = lambda: variable
         self.in_hooks: list[Any] = []
@@ -97,6 +100,8 @@ WRITES: dict[str, Write] = {
     "a closure": lambda self, y: self.read().append(y),
     "a random generator": lambda self, y: self.random.random() and None,
     "an array": lambda self, y: self.numpy.fill(2.0),
+    "bytes": lambda self, y: self.bytes.append(1),
+    "a file in memory": lambda self, y: self.file.write("x") and None,
     "a global": count,
     "a global dict": lambda self, y: STORE.update(held=y),
     "a class attribute": class_attribute,
@@ -117,6 +122,7 @@ def state(model: Model) -> Any:
             sorted(vars(model)),
             sorted(vars(model.elsewhere[0])),
             (model.list, model.nested, list(model.deque), model.read(), list(model.numpy)),
+            (bytes(model.bytes), model.file.getvalue()),
             (vars(model.holder), model.slotted.held, model.random.getstate()),
             (COUNT, STORE, Model.calls, Model.shared, model.training),
             (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),

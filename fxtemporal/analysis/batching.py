@@ -181,6 +181,8 @@ def shifted(call: Call) -> tuple[Any, ...] | None:
         return None
     if 0 not in touched:
         return None
+    if op.name == "squeeze" and (shape(call.lane()) or (1,))[0] != 1:
+        return None  # a batch of one would be dropped
     if op.name == "select":
         return (1, op.args["index"])
     return tuple(tuple(d + 1 for d in a) if isinstance(a, tuple) else a + 1 for a in arguments)
@@ -199,7 +201,7 @@ _SHIFTED = {
 # -- the shapes of blockers ------------------------------------------------------------------------
 
 _SIZED = "a size of its result is written out, and would be wrong for the folded batch"
-_SQUEEZED = "squeeze() without a dimension also drops a batch of one"
+_SQUEEZED = "squeeze() also drops a batch of one"
 _FIXED = frozenset((_SIZED, _SQUEEZED))
 
 _SPATIAL = {
@@ -354,7 +356,8 @@ def _squeezed(call: Call) -> Blockers:
     if dims is None:
         yield _SQUEEZED
     elif 0 in (dims if isinstance(dims, tuple) else (dims,)):
-        yield "it drops dimension 0"
+        several = (shape(call.lane()) or (1,))[0] != 1
+        yield _SQUEEZED if several else "it drops dimension 0"
 
 
 def _indexed(call: Call) -> Blockers:

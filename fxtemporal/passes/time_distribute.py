@@ -470,7 +470,7 @@ class _Rewriter:
                 if node in written or reader.op == "output":  # memory that nothing else sees
                     frame = self.graph.call_method("clone", (frame,))
                 elif op is None:  # may read strides, or memory from its start (as_strided)
-                    dense = {"memory_format": torch.contiguous_format}
+                    dense: dict[str, Any] = {"memory_format": torch.contiguous_format}
                     frame = self.graph.call_method("clone", (frame,), dense)
                 elif op.name == "view":  # relies on strides that a view may not have
                     frame = self.graph.call_method("contiguous", (frame,))
