@@ -9,7 +9,7 @@ import random
 import torch
 
 from . import modules, ops, twists
-from .case import Call, Case, Input, tensors
+from .case import Call, Case, Input, compiled, tensors
 from .draft import Draft
 
 _FRAMES = {  # the sizes of a frame behind the batch
@@ -102,7 +102,12 @@ def _composed(draft: Draft, seed: int) -> Case | None:
         return None
     _join(draft)
     _finish(draft)
-    return _case(draft, seed, tuple(specs), header, example)
+    case = _case(draft, seed, tuple(specs), header, example)
+    try:
+        compiled(case)
+    except SyntaxError:  # two twists that do not fit together
+        return None
+    return case
 
 
 def _apply(draft: Draft, twist: twists.Twist) -> None:
