@@ -25,6 +25,7 @@ __all__ = ["OptimizedModule"]
 
 _MODES = "fxtemporal_modes"
 _GRADIENTS = "fxtemporal_gradients"
+_SWITCHED = "fxtemporal_switched_gradients"
 _CONTENTS = ("_modules", "_parameters", "_buffers")
 _KEPT = (
     *_CONTENTS,
@@ -103,6 +104,11 @@ class OptimizedModule(fx.GraphModule):
         """
         self.meta[_GRADIENTS] = why, frozenset(outputs)
 
+    def refuse_gradients_when_off(self, outputs: Collection[int]) -> None:
+        """Let no gradient flow back from these, by number, to where the model switches them on."""
+        why = "the forward switches gradients on (torch.enable_grad), which a graph does not hold"
+        self.meta[_SWITCHED] = why, frozenset(outputs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for module, fixed in vars(self).get("_held_modes", ()):
             if module.training != fixed.value:
@@ -111,13 +117,17 @@ class OptimizedModule(fx.GraphModule):
         if watch is not None and not torch.compiler.is_compiling():
             watch.look()
         outputs = super().__call__(*args, **kwargs)
-        if _GRADIENTS in self.meta and torch.is_grad_enabled():
-            return self._without_gradients(outputs, (args, kwargs))
-        return outputs
+        on = torch.is_grad_enabled()
+        refused = self.meta.get(_GRADIENTS if on else _SWITCHED)
+        if refused is None:
+            return outputs
+        return self._without_gradients(outputs, (args, kwargs) if on else (), *refused)
 
-    def _without_gradients(self, outputs: Any, inputs: Any) -> Any:
+    @torch.enable_grad()
+    def _without_gradients(
+        self, outputs: Any, inputs: Any, why: str, of_parameters: Collection[int]
+    ) -> Any:
         """``outputs`` through which a backward raises, where the model's would have gradients."""
-        why, of_parameters = self.meta[_GRADIENTS]
         given = next(filter(_requires_grad, pytree.tree_leaves(inputs)), None)
         source = (
             given if given is not None else next(filter(_requires_grad, self.parameters()), None)

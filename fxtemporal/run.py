@@ -93,11 +93,6 @@ class Run:
             assert self.example is not None
             self._refuse_meta_tensors()
             self.verifier = self._verifier(self.original)
-            if self.verifier.switches_gradients_on:
-                raise CaptureError(
-                    "the forward switches gradients on (torch.enable_grad), which a graph cannot "
-                    "hold under torch.no_grad(): leave that to what calls the model"
-                )
             self._keeping(self.captured)
             if self.captured.doubt is not None:
                 with_gradients = Verifier(self.original, self.example, gradients=True)
@@ -480,6 +475,8 @@ class Run:
             example = self.example
             outputs = () if example is None else outputs_of_parameters(self.original, example)
             gm.refuse_gradients(gradients, outputs)
+        if self.verifier is not None and (switched := self.verifier.outputs_with_gradients):
+            gm.refuse_gradients_when_off(switched)
         used = memory(self.original, gm)
         if settings.get("freeze"):
             freeze(gm)

@@ -177,16 +177,17 @@ class Verifier:
         return self._cheap
 
     @property
-    def switches_gradients_on(self) -> bool:
-        """Whether the original gives what gradients flow back from, where they are off."""
+    def outputs_with_gradients(self) -> tuple[int, ...]:
+        """The original's outputs, by number, that have gradients where these are switched off."""
         outputs, args, kwargs, _ = self._example.outputs
         given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
-        leaves = [leaf for leaf in pytree.tree_leaves(outputs) if id(leaf) not in given]
         with contextlib.suppress(RuntimeError):  # a view that was written where they are off
-            return not self._gradients and any(
-                isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None for leaf in leaves
+            return tuple(
+                number
+                for number, leaf in enumerate(pytree.tree_leaves(outputs))
+                if not self._gradients and getattr(leaf, "grad_fn", None) and id(leaf) not in given
             )
-        return False
+        return ()
 
     @property
     def outputs(self) -> list[Any]:
