@@ -95,8 +95,12 @@ class Run:
             self.verifier = self._verifier(self.original)
             self._keeping(self.captured)
             if self.captured.doubt is not None:
-                with_gradients = Verifier(self.original, self.example, gradients=True)
-                for verifier in (self.verifier, with_gradients):
+                self._refuse_unless_equal(self.verifier.compare(self.captured.gm))
+                for example in (self.example, pytree.tree_map_only(Tensor, _asking, self.example)):
+                    try:
+                        verifier = Verifier(self.original, example, gradients=True)
+                    except Exception:  # the model may not take gradients, in any way
+                        continue
                     self._refuse_unless_equal(verifier.compare(self.captured.gm))
         lossy = tuple(rule for rule in self.rules if not rule.exact)
         if self.promises.bitwise and (lossy or self.factorize is not None):
@@ -519,6 +523,11 @@ class Run:
                 detail["network_milliseconds_before"] = round(timing.before, 4)
                 detail["network_milliseconds"] = round(timing.after, 4)
             yield key, replace(remark, cost=cost, detail=detail)
+
+
+def _asking(tensor: Tensor) -> Tensor:
+    """An input that gradients are asked of."""
+    return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
 
 def _empty(shapes: Any, dim: int, old: int, new: int, least_rank: int) -> Any:
