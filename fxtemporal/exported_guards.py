@@ -71,6 +71,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
         if hasattr(torch, name)
     },
 }
+_GROWING = (ast.Pow, ast.LShift)
+_LARGEST_POWER = 8
+"""A file could hold 9**9**9, which nobody has the time to compute."""
 _NUMBERS = {"math.inf": math.inf, "math.pi": math.pi}
 _OF_TENSORS = ("size", "stride", "storage_offset")
 
@@ -102,7 +105,7 @@ def check_exported_sizes(program: Program, exported: ExportedProgram) -> None:
     try:
         for text in exported._guards_code:
             checks.guard(ast.parse(text.strip(), mode="eval").body, paths)
-    except _UnreadableError:
+    except (_UnreadableError, KeyError, SyntaxError):
         checks.all_sizes(_UNREADABLE)
 
 
@@ -294,7 +297,14 @@ def _is_arithmetic(tree: ast.AST) -> bool:
         case ast.Constant(value):
             return isinstance(value, int | float | str)
         case ast.BinOp(left, sign, right):
-            return type(sign) in _OPERATORS and _is_arithmetic(left) and _is_arithmetic(right)
+            if type(sign) in _GROWING and (not _is_small(right) or _grows(left)):
+                return False
+            sides = left, right
+            return (
+                type(sign) in _OPERATORS
+                and not any(map(_is_text, sides))
+                and (all(map(_is_arithmetic, sides)))
+            )
         case ast.UnaryOp(sign, operand):
             return type(sign) in _OPERATORS and _is_arithmetic(operand)
         case ast.BoolOp(_, values):
@@ -311,6 +321,18 @@ def _is_arithmetic(tree: ast.AST) -> bool:
         case ast.Subscript(value, index):
             return _is_arithmetic(index) and (_is_source(value) or _is_arithmetic(value))
     return ast.unparse(tree) in _NUMBERS
+
+
+def _is_text(tree: ast.AST) -> bool:
+    return isinstance(tree, ast.Constant) and isinstance(tree.value, str)
+
+
+def _is_small(tree: ast.AST) -> bool:
+    return isinstance(tree, ast.Constant) and tree.value in range(_LARGEST_POWER + 1)
+
+
+def _grows(tree: ast.AST) -> bool:
+    return any(isinstance(part, _GROWING) for part in ast.walk(tree))
 
 
 def _is_source(tree: ast.AST) -> bool:

@@ -94,7 +94,7 @@ def _halved(tensor: Tensor) -> Tensor:
 
 def outputs_of_parameters(model: nn.Module, example: Example) -> tuple[int, ...]:
     """The outputs of ``model``, by number, that gradients of its parameters come from."""
-    args, kwargs = own_inputs(example)
+    args, kwargs = own_inputs(pytree.tree_map_only(Tensor, Tensor.detach, example))
     try:
         with stand_in(model) as other, torch.enable_grad(), quiet():
             leaves = pytree.tree_leaves(other.module(*args, **kwargs))
