@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
     here = threading.get_ident()
     with _changes:
         _quiet_threads[here] += 1
-        _listen()
+        _listen(handlers=_quiet_threads[here] == 1)
     try:
         yield
     finally:
@@ -70,13 +70,13 @@ def _unheard(record: logging.LogRecord) -> bool:
 _FILTER: Any = ("ignore", _AnyText(), Warning, None, 0)
 
 
-def _listen() -> None:
+def _listen(handlers: bool) -> None:
     if _FILTER not in warnings.filters[:1]:
         warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
         warnings._filters_mutated()  # type: ignore[attr-defined]
     if not isinstance(sys.stderr, _Stderr):
         sys.stderr = _Stderr(sys.stderr)
-    for handler in _handlers():
+    for handler in _handlers() if handlers else ():
         if _unheard not in handler.filters:
             handler.addFilter(_unheard)
 

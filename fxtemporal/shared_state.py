@@ -258,10 +258,7 @@ class RandomStates:
             return "Python's random"
         if self._numpy is not None:
             now = sys.modules["numpy"].random.get_state(legacy=False)
-            if (
-                repr(now) != repr(self._numpy)
-                or (now["state"]["key"] != self._numpy["state"]["key"]).any()
-            ):
+            if _plain(now) != _plain(self._numpy):
                 return "NumPy's random"
         return None
 
@@ -274,3 +271,10 @@ class RandomStates:
             random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _plain(state: Any) -> Any:
+    """The state of a generator of NumPy, with bytes in place of arrays, which compare by entry."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tobytes() if hasattr(state, "tobytes") else state

@@ -154,7 +154,10 @@ class StandIn:
             referent = value()
             return value if referent is None else weakref.ref(self._copy(referent, name))
         if isinstance(value, dict | list | set | collections.deque):
-            return self._later(self._fill_container, value, _empty_like(value), name)
+            empty = _empty_like(value)
+            if not value and not getattr(value, "__dict__", None):
+                return self._note(value, empty, name)
+            return self._later(self._fill_container, value, empty, name)
         if isinstance(value, _TUPLES):
             parts = [self._copy(part, name) for part in value]
             if all(mine is part for mine, part in zip(parts, value, strict=True)):

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from torch import nn
 
 from fxtemporal.errors import SpecializationError
 from fxtemporal.quiet import quiet
-from fxtemporal.stand_in import StandIn, own_inputs, stand_in
+from fxtemporal.stand_in import own_inputs, stand_in
 
 __all__ = ["Comparison", "Sample", "Tolerance", "Verifier", "culprits", "resized"]
 
@@ -32,6 +31,9 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 _POISONED = "the example with "
 _PIECE = 2**22
+_MANY, _RUN = 2**18, 16
+"""Fresh values of an input of so many entries are drawn in runs: one by one takes longer than a
+forward."""
 _CHEAP_SECONDS = 0.2
 """A model that runs within this also runs in float64 on the fresh inputs, beside the example."""
 
@@ -156,20 +158,20 @@ class Verifier:
 
         ``exact`` False marks a result that is meant to differ: its errors are only reported.
         """
-        samples = [self._compared(self._example, candidate)]
-        for name, inputs in () if example_only else self._fresh.items():
-            if self._cheap and self._run(name) is None:
-                continue
-            try:
-                with quiet():  # a graph that fails prints its code
+        with quiet():  # a graph that fails prints its code
+            samples = [self._compared(self._example, candidate)]
+            for name, inputs in () if example_only else self._fresh.items():
+                if self._cheap and self._run(name) is None:
+                    continue
+                try:
                     outputs, error = self._outcome(candidate, inputs), None
-            except SpecializationError:
-                continue  # this size is not free, and the module says so
-            except Exception as raised:  # a rewritten graph may fail in any way
-                outputs, error = None, raised
-            if (run := self._run(name)) is not None:
-                samples.append(self._compared(run, candidate, outputs, error))
-        return Comparison(tuple(samples), exact)
+                except SpecializationError:
+                    continue  # this size is not free, and the module says so
+                except Exception as raised:  # a rewritten graph may fail in any way
+                    outputs, error = None, raised
+                if (run := self._run(name)) is not None:
+                    samples.append(self._compared(run, candidate, outputs, error))
+            return Comparison(tuple(samples), exact)
 
     @property
     def cheap(self) -> bool:
@@ -258,16 +260,19 @@ class Verifier:
         sample = self._sample(_Run(run.name, run.inputs, run.reference, None, wide=True), wide)
         return None if sample.equal else sample
 
-    def _outcome(self, model: nn.Module, inputs: Example) -> Any:
+    def _outcome(self, model: nn.Module, inputs: Example, *, double: bool = False) -> Any:
         """All that a call leaves: the outputs, the inputs, in training mode the buffers.
 
-        A stand-in is called, so that what the forward writes stays there.
+        A stand-in is called, so that what the forward writes stays there; ``double``: in float64.
         """
+        if double:
+            inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
         args, kwargs = own_inputs(inputs)
         with stand_in(model) as other, torch.set_grad_enabled(self._gradients), quiet():
+            module = other.module.double() if double else other.module
             torch.manual_seed(0)
-            outputs = other.module(*args, **kwargs)
-            buffers = dict(other.module.named_buffers()) if self._training else {}
+            outputs = module(*args, **kwargs)
+            buffers = dict(module.named_buffers()) if self._training else {}
             return outputs, args, kwargs, buffers
 
     def _reference(self, model: nn.Module, inputs: Example, outcome: Any) -> Any:
@@ -276,10 +281,7 @@ class Verifier:
         if not any(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in floats):
             return None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                double = StandIn(model).module.double()
-            wide = self._outcome(double, pytree.tree_map_only(torch.Tensor, _double, inputs))
+            wide = self._outcome(model, inputs, double=True)
         except Exception:  # a model may insist on its dtype in any way
             return None
         return (
@@ -429,11 +431,12 @@ def _distance(value: torch.Tensor, reference: torch.Tensor) -> tuple[float, floa
         mine = flat[start : start + _PIECE].double()
         theirs = flat_reference[start : start + _PIECE].to(mine.device).double()
         difference = (mine - theirs).abs_()
-        if not bool(difference.max().isfinite()):
+        furthest = float(difference.max())
+        if not math.isfinite(furthest):
             same = (mine == theirs) | (mine.isnan() & theirs.isnan())
-            difference = difference.nan_to_num(nan=float("inf")).masked_fill(same, 0.0)
+            furthest = float(difference.nan_to_num(nan=math.inf).masked_fill(same, 0.0).max())
             theirs = theirs.masked_fill(~theirs.isfinite(), 0.0)
-        error = max(error, float(difference.max()))
+        error = max(error, furthest)
         largest = max(largest, float(theirs.abs().max()))
     return error, largest
 
@@ -529,8 +532,11 @@ def _fresh(
     count = int(torch.Size(sizes).numel())
     if like.numel() == 0 or count == 0:
         return like.new_zeros(sizes)
-    picks = torch.randint(like.numel(), (count,), generator=generator).to(like.device)
-    return like.detach().flatten()[picks].reshape(sizes)
+    flat = like.detach().flatten()
+    run = 1 if flat.numel() < _MANY else _RUN
+    runs = flat[: flat.numel() // run * run].view(-1, run)
+    picks = torch.randint(len(runs), (-(-count // run),), generator=generator).to(like.device)
+    return runs.index_select(0, picks).flatten()[:count].reshape(sizes)
 
 
 T = TypeVar("T")

@@ -438,3 +438,43 @@ def test_what_writes_are() -> None:
     (join,) = joins_of(into_every_second)
     assert isinstance(join, Writes)
     assert (join.dim, join.entries) == (1, (1, 3, 5, 7))
+
+
+_GIVES_ITS_INPUT: tuple[Any, ...] = (
+    nn.Dropout(),
+    nn.Dropout1d(),
+    nn.AlphaDropout(),
+    nn.FeatureAlphaDropout(),
+    nn.Identity(),
+    operator.pos,
+)
+
+
+@pytest.mark.parametrize("joined", ["stack", "list"])
+@pytest.mark.parametrize("passing", _GIVES_ITS_INPUT, ids=str)
+def test_frames_that_only_pass_are_copied_where_the_model_copies(passing: Any, joined: str) -> None:
+    """At one frame a view in contiguous memory is the input itself, if nobody copies."""
+
+    class Passing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.passing = passing
+
+        def forward(self, x: Tensor) -> Any:
+            frames = [self.passing(x[:, t]) for t in range(x.size(1))]
+            return torch.stack(frames) if joined == "stack" else frames
+
+    model = Passing().eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 4, 5),), tune="static")
+    for frames in (3, 1, 2):
+        x = torch.randn(2, frames, 4, 5, requires_grad=True)
+        with torch.no_grad():
+            try:
+                expected, found = model(x), fast(x)
+            except fxtemporal.SpecializationError:  # a list of T frames
+                assert frames != 3
+                continue
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine.requires_grad == theirs.requires_grad
+            shared = x.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr()
+            assert shared == (joined == "list")

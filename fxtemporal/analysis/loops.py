@@ -419,3 +419,13 @@ def computes(family: Family) -> bool:
     if family.source or family.uniform:
         return False
     return family.op is None or family.op.name not in VIEWS
+
+
+def owns_memory(family: Family) -> bool:
+    """Whether the frames are memory of the loop's own, not views of what it was given."""
+    if family.source or family.op is None:
+        return False
+    if family.op.owns or (family.op.random and not family.op.inplace):
+        return not family.uniform
+    operands = tuple(family.lane_operands())
+    return bool(operands) and all(owns_memory(lane.family) for lane in operands)

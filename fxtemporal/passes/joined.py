@@ -10,7 +10,7 @@ from torch.fx.node import Argument
 
 from fxtemporal.analysis.families import Family
 from fxtemporal.analysis.joins import Join, Reduction, Writes
-from fxtemporal.analysis.loops import Loop, computes
+from fxtemporal.analysis.loops import Loop, owns_memory
 from fxtemporal.graph import Program
 from fxtemporal.passes.stacked import Stacked, moved, pick, step_of
 from fxtemporal.running import running_maximum, running_minimum
@@ -91,18 +91,10 @@ class Joiner:
 
     def _may_share(self, family: Family, join: fx.Node) -> bool:
         """Whether anyone could tell that the joined frames are a view of the batched value."""
-        if not self._owns_memory(family):
+        if not owns_memory(family):
             return True
         shared = set(self.loop.aliasing.shared_with(join))
         written = any(written in shared for _, written in self.loop.aliasing.writes())
         others = {user for node in family.nodes for user in node.users} - {join}
         escapes = any(user.op == "output" for node in shared for user in node.users)
         return written or (escapes and any(user not in self.loop.lanes for user in others))
-
-    def _owns_memory(self, family: Family) -> bool:
-        """Whether the batched value is memory of the loop's own, not a view of its input."""
-        if family.source or family.op is None:
-            return False
-        if computes(family) and family.op.name not in ("dropout", "identity"):
-            return True
-        return all(self._owns_memory(lane.family) for lane in family.lane_operands())

@@ -28,7 +28,7 @@ from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.apart import mapped_dims
 from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
-from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of
+from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of, owns_memory
 from fxtemporal.errors import PassError
 from fxtemporal.graph import Program, rank
 from fxtemporal.ops import Op
@@ -467,12 +467,12 @@ class _Rewriter:
                 continue  # a frame of the input still stands in the graph
             frame = self.values[family].frame_of(lane)
             with self.graph.inserting_before(reader):
-                if node in written or reader.op == "output":  # memory that nothing else sees
-                    frame = self.graph.call_method("clone", (frame,))
-                elif op is None:  # may read strides, or memory from its start (as_strided)
+                if node in written or (reader.op == "output" and owns_memory(family)):
+                    frame = self.graph.call_method("clone", (frame,))  # nothing else sees it
+                elif op is None and reader.op != "output":  # may read strides, as as_strided
                     dense: dict[str, Any] = {"memory_format": torch.contiguous_format}
                     frame = self.graph.call_method("clone", (frame,), dense)
-                elif op.name == "view":  # relies on strides that a view may not have
+                elif op is not None and op.name == "view":  # relies on strides
                     frame = self.graph.call_method("contiguous", (frame,))
             reader.replace_input_with(node, frame)
 
