@@ -21,6 +21,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxtemporal.quiet import quiet
+from fxtemporal.shared_state import seed
 from fxtemporal.stand_in import own_inputs, stand_in
 
 __all__ = ["other_gradients", "outputs_of_parameters"]
@@ -134,11 +135,11 @@ def _backward(
         for tensor in given:
             if tensor.is_floating_point():
                 tensor.requires_grad_()
-    torch.manual_seed(0)
+    seed(0)
     outputs = _floats(module(*args, **kwargs))
-    torch.manual_seed(1)
+    seed(1)
     # randn_like would draw in the order of the memory, which may be another one in the result.
-    ends = [(t, torch.randn(t.shape, dtype=t.dtype, device=t.device)) for t in outputs]
+    ends = [(t, torch.randn(t.shape, dtype=torch.float32).to(t)) for t in outputs]
     ends = [(t, cotangent) for t, cotangent in ends if t.requires_grad]
     if not ends:
         return None

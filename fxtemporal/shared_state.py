@@ -22,7 +22,7 @@ from torch import nn
 
 from fxtemporal.source import is_user_file
 
-__all__ = ["ABSENT", "Change", "RandomStates", "SharedState"]
+__all__ = ["ABSENT", "Change", "RandomStates", "SharedState", "seed"]
 
 ABSENT = object()
 """Stands for an attribute or entry that is not there."""
@@ -271,6 +271,17 @@ class RandomStates:
             random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def seed(number: int) -> None:
+    """Seed what a call can draw from; what :class:`RandomStates` puts back.
+
+    ``torch.manual_seed`` is for users: where CUDA was not used yet, it decides on the numbers that
+    they will draw there, and nobody can put that back.
+    """
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(number)
 
 
 def _plain(state: Any) -> Any:

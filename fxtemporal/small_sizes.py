@@ -19,6 +19,7 @@ from fxtemporal.errors import SpecializationError
 from fxtemporal.exported_guards import free_sizes, refuse_size
 from fxtemporal.graph import Program
 from fxtemporal.quiet import quiet
+from fxtemporal.shared_state import seed
 from fxtemporal.stand_in import own_inputs, stand_in
 
 __all__ = ["refuse_small_sizes"]
@@ -74,7 +75,7 @@ def _agree(model: nn.Module, program: nn.Module, example: Any) -> bool:
 def _outputs(model: nn.Module, example: Any) -> list[Any]:
     args, kwargs = own_inputs(example)
     with stand_in(model) as other, torch.no_grad(), quiet():
-        torch.manual_seed(0)
+        seed(0)
         return pytree.tree_leaves((other.module(*args, **kwargs), args, kwargs))
 
 

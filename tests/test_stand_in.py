@@ -241,3 +241,11 @@ def test_two_threads_that_optimize_wait_for_each_other() -> None:
     assert {name: getattr(torch, name) for name in before} == before
     assert nn.Module.__call__ is call
     assert "training" not in vars(nn.Module)
+
+
+def test_the_seed_that_cuda_will_start_with_is_the_users() -> None:
+    """``torch.manual_seed`` queues a seed for CUDA where that is not in use yet."""
+    queued = list(torch.cuda._queued_calls)
+    model = nn.Sequential(nn.Conv3d(2, 3, (1, 3, 3)), nn.ReLU())
+    fxtemporal.optimize(model, (torch.randn(1, 2, 3, 5, 5),), tune="static")
+    assert len(torch.cuda._queued_calls) == len(queued)

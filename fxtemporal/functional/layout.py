@@ -37,8 +37,18 @@ def plain_strides(maps: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
         return maps
     if maps.is_contiguous():
-        return maps.flatten().view(maps.shape)
+        return maps if _is_plain(maps) else maps.flatten().view(maps.shape)
     rows = maps.permute(0, 2, 3, 4, 1)
-    if rows.is_contiguous():
+    if rows.is_contiguous() and not _is_plain(rows):
         return rows.flatten().view(rows.shape).permute(0, 4, 1, 2, 3)
     return maps
+
+
+def _is_plain(maps: Tensor) -> bool:
+    """Whether contiguous ``maps`` have the strides of that, in dimensions of size 1 too."""
+    step = 1
+    for size, stride in zip(reversed(maps.shape), reversed(maps.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= size
+    return True

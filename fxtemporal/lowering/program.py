@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxtemporal.admitted import AdmittedFrames
 from fxtemporal.errors import LoweringError
+from fxtemporal.shared_state import seed
 from fxtemporal.stand_in import own_inputs, stand_in
 from fxtemporal.verify import Tolerance
 
@@ -253,7 +254,7 @@ def leaves_of(module: Any, sample: Example) -> list[tuple[str, Any]]:
     args, kwargs = own_inputs(sample)
     protected = stand_in(module) if isinstance(module, nn.Module) else nullcontext()
     with protected as own, torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
+        seed(0)
         call = module if own is None else own.module
         leaves, _ = pytree.tree_flatten_with_path(call(*args, **kwargs))
     return [(pytree.keystr(path), leaf) for path, leaf in leaves]

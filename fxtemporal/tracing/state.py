@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx.proxy import Proxy
 
 from fxtemporal.quiet import quiet
-from fxtemporal.shared_state import RandomStates
+from fxtemporal.shared_state import RandomStates, seed
 from fxtemporal.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.tracing.errors import StatefulError
 from fxtemporal.tracing.shape_tracer import is_leaf
@@ -101,7 +101,7 @@ def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     args, kwargs = own_inputs(example)
     before = _state(model)
     with stand_in(model, watched=True) as other, torch.no_grad(), quiet():
-        torch.manual_seed(0)
+        seed(0)
         other.module(*args, **kwargs)
         _refuse_python(other)
         replaced = {change.called for change in other.changes()}
@@ -129,7 +129,7 @@ def _repeats(model: nn.Module, example: Any) -> bool:
     with stand_in(model) as other, torch.no_grad():
         for _ in range(2):
             args, kwargs = own_inputs(example)
-            torch.manual_seed(0)
+            seed(0)
             results.append(pytree.tree_leaves(other.module(*args, **kwargs)))
     return len(results[0]) == len(results[1]) and all(map(_same, *results))
 
