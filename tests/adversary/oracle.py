@@ -480,7 +480,8 @@ def _form_of(out: Any) -> list[tuple[int, ...]]:
 
 
 def _any_finite(value: torch.Tensor) -> bool:
-    return bool(value.isfinite().any())
+    with torch.no_grad():  # of a view that the forward wrote, gradients cannot be asked
+        return bool(value.isfinite().any())
 
 
 def _largest(gradient: torch.Tensor | None) -> float:
