@@ -43,7 +43,7 @@ from benchmarks.measure import (
     speedup,
 )
 from benchmarks.models import Case
-from fxtemporal.engines import ENGINES, compile_with, reset, versions
+from fxtemporal.tuning.engines import ENGINES, compile_with, reset, versions
 
 __all__ = ["main"]
 

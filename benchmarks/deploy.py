@@ -42,9 +42,9 @@ from benchmarks.measure import (
 )
 from benchmarks.models import Case
 from fxtemporal import Artifact, Factorize, Tune
-from fxtemporal.engines import reset, versions
 from fxtemporal.lowering.lower import BACKENDS
 from fxtemporal.passes import PORTABLE_PASSES
+from fxtemporal.tuning.engines import reset, versions
 
 __all__ = ["main"]
 

@@ -33,7 +33,7 @@ from benchmarks.digits import accuracy, clips, trained
 from benchmarks.measure import Timing, interleaved, machine, machine_slug, speedup
 from examples.finetune import SHARE, cut, distil
 from fxtemporal import Factorize, Tune
-from fxtemporal.engines import ENGINES, compile_with
+from fxtemporal.tuning.engines import ENGINES, compile_with
 
 __all__ = ["main"]
 

@@ -26,7 +26,7 @@ from benchmarks.loop_models import small_cnn_lstm
 from benchmarks.measure import Timing, interleaved, relative_error, speedup
 from benchmarks.memory import peak_of_call
 from benchmarks.models import Case
-from fxtemporal.engines import ENGINES, Compiled, compile_with, reset
+from fxtemporal.tuning.engines import ENGINES, Compiled, compile_with, reset
 
 __all__ = ["VARIANTS", "Cell", "Result", "Scaling", "reason", "run_case", "run_scaling", "settle"]
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks.loop_models import LOOPS
 from benchmarks.loop_runs import VARIANTS, Cell, Result, Scaling, run_case, run_scaling
 from benchmarks.measure import machine, machine_slug
-from fxtemporal.engines import ENGINES, versions
+from fxtemporal.tuning.engines import ENGINES, versions
 
 __all__ = ["main"]
 

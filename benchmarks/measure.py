@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxtemporal.measuring import Samples as Timing
-from fxtemporal.measuring import interleaved, quartiles, relative_error, speedup
+from fxtemporal.tuning.measuring import Samples as Timing
+from fxtemporal.tuning.measuring import interleaved, quartiles, relative_error, speedup
 
 __all__ = [
     "CountConvolutions",

@@ -15,8 +15,16 @@ with warnings.catch_warnings():  # torch warns where NumPy is not installed; not
     import torch as _torch  # noqa: F401
 
 from fxtemporal.api import audit, optimize, refresh, report
-from fxtemporal.converting import convert_to_2plus1d, from_torchvision_r2plus1d
-from fxtemporal.errors import (
+from fxtemporal.factorization.settings import Factorize
+from fxtemporal.ir.freeze import Memory
+from fxtemporal.ir.guards import Specialization
+from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.lowering.lower import Artifact, load, lower
+from fxtemporal.mistakes import Finding, Mistake
+from fxtemporal.nn.convert import convert_to_2plus1d, from_torchvision_r2plus1d
+from fxtemporal.passes.rule import Remark
+from fxtemporal.report.report import Report
+from fxtemporal.support.errors import (
     CaptureError,
     ForwardError,
     FxTemporalError,
@@ -26,15 +34,8 @@ from fxtemporal.errors import (
     SpecializationError,
     VerificationError,
 )
-from fxtemporal.factorization.settings import Factorize
-from fxtemporal.freezing import Memory
-from fxtemporal.lowering.lower import Artifact, load, lower
-from fxtemporal.mistakes import Finding, Mistake
-from fxtemporal.report import Report
-from fxtemporal.rules import Code, Reason, Remark
-from fxtemporal.specializations import Specialization
-from fxtemporal.tuning import Tune
-from fxtemporal.verify import Comparison
+from fxtemporal.tuning.settings import Tune
+from fxtemporal.verification.comparison import Comparison
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fxtemporal.cli import main
+from fxtemporal.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

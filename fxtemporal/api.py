@@ -19,18 +19,19 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from fxtemporal.analysis.cost import Costs, Structure
-from fxtemporal.capture import Model, capture, check_arguments, example_of
-from fxtemporal.errors import ForwardError, FxTemporalError, PassError
+from fxtemporal.capture.arguments import Model, check_arguments, example_of
+from fxtemporal.capture.capture import capture
+from fxtemporal.compiler.promises import Exact, Layout, Nan, Promises
+from fxtemporal.compiler.run import META, Example, Run
 from fxtemporal.factorization.settings import Factorize
+from fxtemporal.ir.prepared import Prepared
 from fxtemporal.mistakes import failing, find
 from fxtemporal.passes import DEFAULT_PASSES
-from fxtemporal.pipeline import run_rules
-from fxtemporal.prepared import Prepared
-from fxtemporal.promises import Exact, Layout, Nan, Promises
-from fxtemporal.report import Report
-from fxtemporal.rules import Rule
-from fxtemporal.run import META, Example, Run
-from fxtemporal.tuning import Tune
+from fxtemporal.passes.pipeline import run_rules
+from fxtemporal.passes.rule import Rule
+from fxtemporal.report.report import Report
+from fxtemporal.support.errors import ForwardError, FxTemporalError, PassError
+from fxtemporal.tuning.settings import Tune
 
 __all__ = ["audit", "optimize", "refresh", "report"]
 
@@ -206,8 +207,8 @@ def refresh(module: nn.Module) -> None:
 
     ``module`` is what :func:`optimize` returned, or holds it. Folded weights follow their sources
     by themselves wherever PyTorch counts a write, and are checked for others on the CPU
-    (:mod:`fxtemporal.prepared`). Call this after a write past PyTorch on another device, or where
-    the very next call has to see it::
+    (:mod:`fxtemporal.ir.prepared`). Call this after a write past PyTorch on another device, or
+    where the very next call has to see it::
 
         model.conv.weight.data[3] = 0.0        on a GPU, or through NumPy in a tight loop
         fxtemporal.refresh(fast)

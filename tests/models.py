@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fxtemporal.rules import Code
+from fxtemporal.ir.reasons import Code
 
 CHANNELS, SIDE, WIDTH, FEATURES = 3, 8, 4, 5
 

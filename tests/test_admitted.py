@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fxtemporal
-from fxtemporal.admitted import AdmittedFrames
-from fxtemporal.errors import SpecializationError
+from fxtemporal.ir.admitted import AdmittedFrames
+from fxtemporal.support.errors import SpecializationError
 from tests.models import noise
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.capture import capture
-from fxtemporal.graph import Program
+from fxtemporal.capture.capture import capture
+from fxtemporal.ir.program import Program
 from tests.models import noise
 
 Body = Callable[[Tensor], Any]

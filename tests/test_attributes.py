@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxtemporal
-from fxtemporal.capture import capture
-from fxtemporal.graph import rank, shape
+from fxtemporal.capture.capture import capture
+from fxtemporal.ir.values import rank, shape
 from tests.models import noise
 
 Use = Callable[["Holder", Tensor], Tensor]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxtemporal import benching, cli
-from fxtemporal.benching import bench
-from fxtemporal.engines import ENGINES, Engine
-from fxtemporal.errors import FxTemporalError, PassError
+from fxtemporal.cli import bench as benching
+from fxtemporal.cli import main as cli
+from fxtemporal.cli.bench import bench
+from fxtemporal.support.errors import FxTemporalError, PassError
+from fxtemporal.tuning.engines import ENGINES, Engine
 
 
 class Loop(nn.Module):
@@ -45,7 +46,7 @@ def test_what_an_engine_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("it knows\nno such op")
 
     monkeypatch.setattr(
-        "fxtemporal.engines.ENGINES", {**ENGINES, "openvino": Engine("openvino", refuses)}
+        "fxtemporal.tuning.engines.ENGINES", {**ENGINES, "openvino": Engine("openvino", refuses)}
     )
     monkeypatch.setattr(benching, "ENGINES", {**ENGINES, "openvino": None})
     found = bench(Loop().eval(), (CLIP,), ["eager", "openvino"], seconds=0.1)

@@ -12,7 +12,7 @@ from benchmarks import loop_models, loop_runs, loops
 from benchmarks.measure import Timing, relative_error
 from benchmarks.memory import peak_of_call
 from benchmarks.models import Case, FoldedByHand, SensorGridLSTM, seeded
-from fxtemporal.engines import ENGINES, Engine, compile_with, versions
+from fxtemporal.tuning.engines import ENGINES, Engine, compile_with, versions
 
 SMALL = {
     "small_cnn_lstm": {"frames": 3, "batch": 2},
@@ -103,7 +103,7 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
         "missing": Engine("missing", missing, ("missing-package",)),
         "failing": Engine("failing", failing),
     }
-    monkeypatch.setattr("fxtemporal.engines.ENGINES", engines)
+    monkeypatch.setattr("fxtemporal.tuning.engines.ENGINES", engines)
     result = loop_runs.run_case(tiny(), tuple(engines), rounds=3, budget=0, memory=False)
     assert set(result.cells) == {("eager", variant) for variant in loop_runs.VARIANTS}
     assert result.notes == [
@@ -121,7 +121,7 @@ def test_a_result_of_another_shape_is_an_infinite_error(monkeypatch):
     def cuts(model, inputs):
         return lambda *args: model(*args)[:1]
 
-    monkeypatch.setattr("fxtemporal.engines.ENGINES", {"cuts": Engine("cuts", cuts)})
+    monkeypatch.setattr("fxtemporal.tuning.engines.ENGINES", {"cuts": Engine("cuts", cuts)})
     result = loop_runs.run_case(tiny(), ("cuts",), rounds=3, budget=0, memory=False)
     assert "cuts, loop: relative error inf, above 1e-05" in result.broken()
 

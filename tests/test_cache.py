@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxtemporal.cache import Cache, default_folder, environment
+from fxtemporal.tuning.cache import Cache, default_folder, environment
 
 ENVIRONMENT = {"torch": "2", "device": "a", "threads": "2"}
 

@@ -26,7 +26,8 @@ from torch.nn.utils import parametrizations, prune
 
 import fxtemporal
 from fxtemporal import CaptureError, FxTemporalError, SpecializationError, VerificationError
-from fxtemporal.capture import bind_example, capture
+from fxtemporal.capture.arguments import bind_example
+from fxtemporal.capture.capture import capture
 
 Forward = Callable[..., Any]
 Setup = Callable[[Any], object]

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxtemporal
-from fxtemporal import choosing
-from fxtemporal.analysis.layouts import layout_regions
-from fxtemporal.capture import capture
-from fxtemporal.choosing import CONTIGUOUS, LAST
+from fxtemporal.analysis.layout_regions import layout_regions
+from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS, ConvGeometry, conv3d_in_form
-from fxtemporal.tuning import Timing, Tune
+from fxtemporal.passes.conv3d_choice import CONTIGUOUS, LAST
+from fxtemporal.tuning import conv3d_forms as choosing
+from fxtemporal.tuning.settings import Tune
+from fxtemporal.tuning.timing import Timing
 from tests.models import noise
 
 
@@ -62,8 +63,8 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(choosing, "_timed", timed)
         monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
-        monkeypatch.setattr("fxtemporal.run._wins", wins)
-        monkeypatch.setattr("fxtemporal.tuning.race", race)
+        monkeypatch.setattr("fxtemporal.compiler.run._wins", wins)
+        monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
         return measured
 
     return decide
@@ -116,7 +117,7 @@ def test_the_fastest_form_is_taken_and_right(fastest: Any, form: str, layout: st
 def test_nothing_is_faster_and_nothing_changes(fastest: Any) -> None:
     fastest("none")
     fast = optimized(Net().eval(), clip())
-    assert set(forms_of(fast).values()) == {fxtemporal.rules.Code.NOT_FASTER}
+    assert set(forms_of(fast).values()) == {fxtemporal.ir.reasons.Code.NOT_FASTER}
     assert all(node.target is not conv3d_in_form for node in fast.graph.nodes)
 
 
@@ -171,14 +172,14 @@ def test_no_time_leaves_what_was_not_measured(fastest: Any) -> None:
     measured = fastest("conv3d_taps")
     fast = optimized(Net().eval(), clip(), seconds=1e-9)
     assert measured == []
-    assert set(forms_of(fast).values()) == {fxtemporal.rules.Code.NOT_FASTER}
+    assert set(forms_of(fast).values()) == {fxtemporal.ir.reasons.Code.NOT_FASTER}
 
 
 def test_static_measures_nothing(fastest: Any) -> None:
     measured = fastest("conv3d_taps")
     fast = fxtemporal.optimize(Net().eval(), (clip(),), tune="static")
     assert measured == []
-    assert fxtemporal.rules.Code.DENSE_KERNEL in forms_of(fast).values()
+    assert fxtemporal.ir.reasons.Code.DENSE_KERNEL in forms_of(fast).values()
 
 
 def test_really_measured() -> None:

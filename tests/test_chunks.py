@@ -20,17 +20,20 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtemporal
-from fxtemporal import Code, Tune, chunking
-from fxtemporal.analysis.folded import regions_of
-from fxtemporal.analysis.liveness import peak
-from fxtemporal.capture import capture
-from fxtemporal.lowering.exported import load_exported, save_exported
+from fxtemporal import Code, Tune
+from fxtemporal.analysis.peak_memory import peak
+from fxtemporal.analysis.row_regions import regions_of
+from fxtemporal.capture.capture import capture
+from fxtemporal.ir.row_chunks import cut, joined, shaped
+from fxtemporal.lowering.pt2 import load_exported, save_exported
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
+from fxtemporal.passes.pipeline import Outcome, run_rules
 from fxtemporal.passes.time_distribute import TimeDistribute
-from fxtemporal.pieces import cut, joined, shaped
-from fxtemporal.pipeline import Outcome, run_rules
-from fxtemporal.tuning import Races, Timing, Verdict
+from fxtemporal.tuning import chunk_counts as chunking
+from fxtemporal.tuning.ablation import Verdict
+from fxtemporal.tuning.races import Races
+from fxtemporal.tuning.timing import Timing
 
 Forward = Callable[..., Any]
 
@@ -489,7 +492,7 @@ def folding_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not (chunks[0] and loops[1])
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
-    monkeypatch.setattr("fxtemporal.tuning.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
 
 
 @pytest.mark.usefixtures("folding_wins")
@@ -586,9 +589,9 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
     def all_pay(groups: Any, *_: Any) -> Any:
         return Verdict(race(None, None), {}, {})
 
-    monkeypatch.setattr("fxtemporal.run.worth_keeping", all_pay)
+    monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", all_pay)
     monkeypatch.setattr(Races, "times", times)
-    monkeypatch.setattr("fxtemporal.tuning.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
     monkeypatch.setattr(chunking, "LARGE", 1000)
     model, x = PerFrame(residual), clip()
     result = limited(model, x, None)
@@ -611,9 +614,9 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
     def none_pays(groups: Any, *_: Any) -> Any:
         return Verdict(race(None, None), dict.fromkeys(groups, race(None, None)), {})
 
-    monkeypatch.setattr("fxtemporal.run.worth_keeping", none_pays)
+    monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", none_pays)
     monkeypatch.setattr(Races, "times", times)
-    monkeypatch.setattr("fxtemporal.tuning.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
     model, x = PerFrame(residual), clip()
     assert remarks(limited(model, x, None), "time-distribute")[0].status == "missed"
     monkeypatch.setattr(chunking, "LARGE", 1000)
@@ -628,7 +631,7 @@ def test_a_loop_that_is_faster_than_chunks_that_fit_stays(monkeypatch: pytest.Mo
         ratio = 0.5 if any(n.target is cut for n in after.graph.nodes) else 2.0
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
-    monkeypatch.setattr("fxtemporal.tuning.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
     model, x = PerFrame(residual), clip(side=16)
     result = limited(model, x, estimated(model, x, 4))
     (remark,) = fxtemporal.report(result).remarks

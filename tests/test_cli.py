@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 import fxtemporal
-from fxtemporal import __version__, arguments, cli
-from fxtemporal.errors import LoweringError, VerificationError
-from fxtemporal.lowering.exported import load_exported
+from fxtemporal import __version__
+from fxtemporal.cli import arguments
+from fxtemporal.cli import main as cli
+from fxtemporal.lowering.pt2 import load_exported
+from fxtemporal.support.errors import LoweringError, VerificationError
 
 ROOT = Path(__file__).parent.parent
 CLIP = ("--input", "2x4x3x6x6")
@@ -411,7 +413,7 @@ def test_errors_while_saving(
     def save(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr("fxtemporal.lowering.exported.save_exported", save)
+    monkeypatch.setattr("fxtemporal.lowering.pt2.save_exported", save)
     path = tmp_path / "fast.pt2"
     ran = run("optimize", f"{model}:instance", "--input", "2x4", "-o", path)
     assert ran.status == status

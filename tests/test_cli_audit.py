@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fxtemporal import cli
+from fxtemporal.cli import main as cli
 
 MODEL = """
 import torch

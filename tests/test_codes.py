@@ -40,8 +40,8 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, Factorize, Report, Tune
-from fxtemporal.graph import Program
-from fxtemporal.rules import Rule
+from fxtemporal.ir.program import Program
+from fxtemporal.passes.rule import Rule
 
 
 class SortedBody(WithBody):

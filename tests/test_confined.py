@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import passes
-from fxtemporal.choosing import Choice
 from fxtemporal.functional import FORMS, ConvGeometry
+from fxtemporal.functional.pool3d import POOL_FORMS, PoolWindow
+from fxtemporal.passes.conv3d_choice import Choice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.pooling import POOL_FORMS, PoolWindow
 from tests.models import noise
 
 SPREADING = {"conv3d_winograd_3", "conv3d_winograd_4", "conv3d_toeplitz"}
@@ -152,7 +152,7 @@ def test_a_confined_rule_never_takes_a_form_that_spreads_nan(form: str) -> None:
 
 def test_a_confined_rule_offers_no_form_that_spreads_nan() -> None:
     model, x, _ = sites("conv3d_taps")
-    program = fxtemporal.capture.capture(model, (x,))
+    program = fxtemporal.capture.capture.capture(model, (x,))
     for confined in (False, True):
         (site,) = Conv3dForms(confined=confined).to_choose(program)
         assert SPREADING.isdisjoint(site.forms) == confined

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxtemporal.capture import capture
-from fxtemporal.choosing import CONTIGUOUS, LAST, Choice
+from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS
+from fxtemporal.passes.conv3d_choice import CONTIGUOUS, LAST, Choice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.pipeline import run_rules
+from fxtemporal.passes.pipeline import run_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 

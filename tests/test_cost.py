@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal.analysis.cost import Costs
-from fxtemporal.capture import capture
+from fxtemporal.capture.capture import capture
 
 
 def cost_of(model: nn.Module, *inputs: Tensor):

@@ -33,12 +33,13 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from torch import nn
 
 import fxtemporal
-from fxtemporal import Code, Mistake, cli
-from fxtemporal.arguments import parser
-from fxtemporal.cures import CURES
+from fxtemporal import Code, Mistake
+from fxtemporal.cli import main as cli
+from fxtemporal.cli.arguments import parser
+from fxtemporal.factorization.factorize_2plus1d import Factorize2Plus1d
 from fxtemporal.passes import DEFAULT_PASSES
-from fxtemporal.passes.factorize_2plus1d import Factorize2Plus1d
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
+from fxtemporal.report.cures import CURES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

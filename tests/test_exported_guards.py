@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import fxtemporal
-from fxtemporal.capture import capture
-from fxtemporal.errors import SpecializationError
-from fxtemporal.exported_guards import is_guard
+from fxtemporal.capture.capture import capture
+from fxtemporal.capture.exported_guards import is_guard
+from fxtemporal.support.errors import SpecializationError
 
 AUTO = {0: Dim.AUTO, 1: Dim.AUTO}
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import Code, Factorize, PassError
-from fxtemporal.factorization.factors import ORDERS, Order, decomposed, matrix
 from fxtemporal.factorization.moments import Regression, SecondMoment
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.functional import ConvGeometry
+from fxtemporal.functional.factors import ORDERS, Order, decomposed, matrix
 from fxtemporal.nn import Conv2Plus1d
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -290,7 +290,7 @@ def test_a_budget_of_time_is_kept_by_measurement(
         ranks = {name: int(name.split()[-1]) for name in calls if " " in name}
         return {name: 0.02 * ranks[name] if name in ranks else 1.0 for name in calls}
 
-    monkeypatch.setattr("fxtemporal.factorization.timing.interleaved", times)
+    monkeypatch.setattr("fxtemporal.factorization.latency.interleaved", times)
     report = fxtemporal.report(factorized(net, latency=0.5))
     assert {name.split()[0] for name in asked} >= {"conv3d", "spatial-temporal", "temporal-spatial"}
     ranks = [remark.detail["rank"] for remark in report.factorized]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fxtemporal.analysis.families import Families, Family, Lane, Uniform, families_of
-from fxtemporal.capture import capture
-from fxtemporal.graph import Program
+from fxtemporal.capture.capture import capture
+from fxtemporal.ir.program import Program
 from tests.models import noise
 
 

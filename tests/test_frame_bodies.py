@@ -19,7 +19,7 @@ from benchmarks._torchvision import torchvision_models
 from benchmarks.measure import CountConvolutions
 from fxtemporal import SpecializationError
 from fxtemporal.analysis.families import families_of
-from fxtemporal.capture import capture
+from fxtemporal.capture.capture import capture
 from tests.models import noise
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxtemporal
-from fxtemporal.errors import GradientError
+from fxtemporal.support.errors import GradientError
 from tests.models import noise
 
 

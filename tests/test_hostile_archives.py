@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxtemporal.cli import main
-from fxtemporal.errors import CaptureError
-from fxtemporal.lowering.exported import load_exported
+from fxtemporal.cli.main import main
+from fxtemporal.lowering.pt2 import load_exported
+from fxtemporal.support.errors import CaptureError
 
 Change = Callable[[str], str]
 

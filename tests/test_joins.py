@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import fxtemporal
 from benchmarks.measure import CountConvolutions
+from fxtemporal.analysis.accumulations import Reduction, Writes
 from fxtemporal.analysis.families import families_of
-from fxtemporal.analysis.joins import Reduction, Writes
-from fxtemporal.capture import capture
+from fxtemporal.capture.capture import capture
 from tests.models import noise
 
 FRAMES = 4

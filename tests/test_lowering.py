@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 import fxtemporal
 from fxtemporal import Artifact, LoweringError, SpecializationError
 from fxtemporal.lowering.artifact import manifest_path
+from fxtemporal.lowering.export import export
 from fxtemporal.lowering.lower import BACKENDS
-from fxtemporal.lowering.program import export
 
 RUNS = {"onnx": "model.onnx", "openvino": "model.xml", "inductor": "model.pt2"}
 """Backends whose engine runs here, and what their files are called."""

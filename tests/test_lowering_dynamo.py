@@ -193,7 +193,7 @@ def test_what_cannot_be_captured_is_compiled_as_it_is(
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise fxtemporal.CaptureError("no")
 
-    monkeypatch.setattr("fxtemporal.lowering.dynamo.optimize", refuse)
+    monkeypatch.setattr("fxtemporal.lowering.torch_compile.optimize", refuse)
     module, graphs = Frames().eval(), Graphs()
     with caplog.at_level(logging.WARNING, "fxtemporal"):
         torch.testing.assert_close(compiled(module, backend=graphs)(clip()), module(clip()))

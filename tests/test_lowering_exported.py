@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxtemporal
-from fxtemporal.errors import CaptureError, LoweringError
-from fxtemporal.lowering.exported import load_exported, save_exported
-from fxtemporal.lowering.program import LSTM_WEIGHTS
+from fxtemporal.lowering.export import LSTM_WEIGHTS
+from fxtemporal.lowering.pt2 import load_exported, save_exported
+from fxtemporal.support.errors import CaptureError, LoweringError
 
 
 class Frames(nn.Module):

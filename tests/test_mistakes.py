@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fxtemporal
 from fxtemporal import Finding, Mistake
-from fxtemporal.capture import capture
+from fxtemporal.capture.capture import capture
 from fxtemporal.mistakes import CHECKS, find
 
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 import fxtemporal
 from fxtemporal import FxTemporalError, Report, SpecializationError
-from fxtemporal.module import OptimizedModule
+from fxtemporal.ir.module import OptimizedModule
 
 
 class Everything(nn.Module):

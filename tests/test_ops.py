@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, weight_norm
 
-from fxtemporal.ops import Attr, Describer, Op, blocked, describe
-from fxtemporal.ops.modules import MODULES
-from fxtemporal.ops.signature import REQUIRED
-from fxtemporal.ops.table import ATEN, FUNCTIONS, ROWS
+from fxtemporal.ir.ops import Attr, Describer, Op, blocked, describe
+from fxtemporal.ir.ops.modules import MODULES
+from fxtemporal.ir.ops.signature import REQUIRED
+from fxtemporal.ir.ops.table import ATEN, FUNCTIONS, ROWS
 
 rearrange, reduce, repeat = einops.rearrange, einops.reduce, einops.repeat
 for name in ("rearrange", "reduce", "repeat"):

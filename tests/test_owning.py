@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.capture import capture
-from fxtemporal.graph import Program
-from fxtemporal.ops import describe
-from fxtemporal.ops.table import ATEN, OPS, ROWS
+from fxtemporal.capture.capture import capture
+from fxtemporal.ir.ops import describe
+from fxtemporal.ir.ops.table import ATEN, OPS, ROWS
+from fxtemporal.ir.program import Program
 from tests.models import noise
 from tests.test_ops import CASES, build, result, trace
 

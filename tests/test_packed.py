@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import fxtemporal
-from fxtemporal import choosing
 from fxtemporal.functional import FORMS, ConvGeometry
-from fxtemporal.prepared import Prepared
-from fxtemporal.tuning import Timing, Verdict
+from fxtemporal.ir.prepared import Prepared
+from fxtemporal.tuning import conv3d_forms as choosing
+from fxtemporal.tuning.ablation import Verdict
+from fxtemporal.tuning.timing import Timing
 
 WIDE = 176
 """Channels from which a 3×3 kernel is packed."""
@@ -98,8 +99,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Any:
         return Verdict(Timing(2.0, 1.0, 2.0, 2.0, 2.0, 5), {}, {})
 
     monkeypatch.setattr(choosing, "_timed", timed)
-    monkeypatch.setattr("fxtemporal.run._wins", wins)
-    monkeypatch.setattr("fxtemporal.run.worth_keeping", keeps)
+    monkeypatch.setattr("fxtemporal.compiler.run._wins", wins)
+    monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", keeps)
 
     def optimized(**settings: Any) -> Any:
         model = nn.Sequential(layer(), nn.ReLU()).eval()

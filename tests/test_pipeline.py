@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, Reason, Remark, VerificationError
-from fxtemporal.capture import capture
-from fxtemporal.graph import Program
+from fxtemporal.capture.capture import capture
+from fxtemporal.ir.program import Program
 from fxtemporal.passes import DEFAULT_PASSES
-from fxtemporal.pipeline import Skip, run_rules
-from fxtemporal.rules import Rule, Site
+from fxtemporal.passes.pipeline import Skip, run_rules
+from fxtemporal.passes.rule import Rule, Site
 
 Edit = Callable[[Program, fx.Node], None]
 

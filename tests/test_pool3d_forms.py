@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, Remark
-from fxtemporal.pooling import POOL_FORMS
+from fxtemporal.functional.pool3d import POOL_FORMS
 
 RULE = "pool3d-forms"
 

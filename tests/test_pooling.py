@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from models import noise
 from torch import Tensor
 
-from fxtemporal import pooling
-from fxtemporal.pooling import POOL_FORMS
-from fxtemporal.pooling import adaptive_avg_pool3d_mean as mean
+from fxtemporal.functional import pool3d as pooling
+from fxtemporal.functional.pool3d import POOL_FORMS
+from fxtemporal.functional.pool3d import adaptive_avg_pool3d_mean as mean
 
 FLAT = {"spatial": (0,), "temporal": (1, 2)}
 

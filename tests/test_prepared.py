@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fxtemporal.opaque import opaque
-from fxtemporal.prepared import Prepared
+from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.prepared import Prepared
 
 CALLS: list[int] = []
 

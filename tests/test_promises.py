@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import PassError, Tune
-from fxtemporal.capture import capture
-from fxtemporal.choosing import Choice
+from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS
+from fxtemporal.ir.reasons import Code
+from fxtemporal.passes.conv3d_choice import Choice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.rules import Code
 from tests.models import noise
 
 

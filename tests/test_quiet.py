@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fxtemporal
-from fxtemporal.quiet import quiet
+from fxtemporal.support.quiet import quiet
 from tests.models import noise
 
 

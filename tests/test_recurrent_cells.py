@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtemporal
 from fxtemporal import Code, Remark
-from fxtemporal.analysis.chains import CELLS
-from fxtemporal.graph import Program
+from fxtemporal.analysis.cell_chains import CELLS
+from fxtemporal.ir.program import Program
 from fxtemporal.passes import recurrent_cells
 from fxtemporal.passes.recurrent_cells import RecurrentCells
 

@@ -24,8 +24,8 @@ from torch import nn
 import fxtemporal
 from fxtemporal import Code, Comparison, Factorize, Reason, Remark, Report, Specialization, Tune
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.tuning import Timing
-from fxtemporal.verify import Sample
+from fxtemporal.tuning.timing import Timing
+from fxtemporal.verification.comparison import Sample
 
 APPLIED = Remark(
     "conv3d-forms", "applied", "stem", "model.py:12", (), {"form": "conv3d_spatial", "frames": 4}

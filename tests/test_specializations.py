@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Specialization, SpecializationError
-from fxtemporal.specializations import expect, specializations
+from fxtemporal.ir.guards import expect, specializations
 
 X = noise(2, 4, 5)
 

@@ -21,8 +21,8 @@ from torch.nn.utils import parametrizations
 
 import fxtemporal
 from benchmarks.measure import CountConvolutions
+from fxtemporal.ir.reasons import Code
 from fxtemporal.passes.split_concat import SplitConcat
-from fxtemporal.rules import Code
 from tests.models import noise
 
 IN, HIDDEN, FRAMES, SIDE = 3, 4, 6, 5

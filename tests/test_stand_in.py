@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import fxtemporal
-from fxtemporal.errors import FxTemporalError
-from fxtemporal.stand_in import StandIn
+from fxtemporal.ir.stand_in import StandIn
+from fxtemporal.support.errors import FxTemporalError
 from tests.models import noise
 
 COUNT = 0

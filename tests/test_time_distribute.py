@@ -26,9 +26,9 @@ from torch.utils import _pytree as pytree
 
 import fxtemporal
 from benchmarks.measure import CountConvolutions, relative_error
-from fxtemporal.analysis.batching import VIEWS
-from fxtemporal.errors import SpecializationError
-from fxtemporal.rules import Code
+from fxtemporal.analysis.batching_rules import VIEWS
+from fxtemporal.ir.reasons import Code
+from fxtemporal.support.errors import SpecializationError
 from tests import models as zoo
 from tests.models import Awkward, noise
 

@@ -16,11 +16,13 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, PassError, Tune
-from fxtemporal.cache import Cache
-from fxtemporal.engines import ENGINES, Engine
-from fxtemporal.graph import Program
+from fxtemporal.ir.program import Program
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.tuning import Races, Timing, race, worth_keeping
+from fxtemporal.tuning.ablation import worth_keeping
+from fxtemporal.tuning.cache import Cache
+from fxtemporal.tuning.engines import ENGINES, Engine
+from fxtemporal.tuning.races import Races
+from fxtemporal.tuning.timing import Timing, race
 
 
 class Sleeps(nn.Module):
@@ -470,7 +472,7 @@ def test_races_of_graphs_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pat
         calls.append(1)
         return race(*args, **kwargs)
 
-    monkeypatch.setattr("fxtemporal.tuning.race", counted)
+    monkeypatch.setattr("fxtemporal.tuning.timing.race", counted)
     x = noise(2, 4, 3, 8, 8)
     tune = Tune(cache=tmp_path, seconds=1.0)
     first = fxtemporal.report(fxtemporal.optimize(FramesLoop(), (x,), tune=tune))

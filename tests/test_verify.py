@@ -16,7 +16,9 @@ from models import noise
 from torch import Tensor, nn
 
 from fxtemporal import Comparison, SpecializationError
-from fxtemporal.verify import Sample, Tolerance, Verifier, culprits
+from fxtemporal.verification.bisect import culprits
+from fxtemporal.verification.comparison import Sample, Tolerance
+from fxtemporal.verification.verifier import Verifier
 
 X = noise(3, 4, 5)
 INF, NAN = float("inf"), float("nan")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxtemporal
-from fxtemporal.errors import SpecializationError
+from fxtemporal.support.errors import SpecializationError
 from tests.models import noise
 
 Write = Callable[[nn.Module], Any]

@@ -2,9 +2,9 @@
 
 ``relu_(bn(x))`` writes memory that only it has: it may be treated as a pure op. ``x[:, t].add_(1)``
 writes into the caller's tensor. The difference is told from storage: fake tensors share theirs as
-the real ones would, and ops that may or may not copy (``reshape``, ``contiguous``, ``to``,
-dropout in eval mode) are taken to share. :attr:`fxtemporal.ops.Op.owns` tells those that never do;
-a call that is not known there may share with all that it reads, unless its fake value tells.
+the real ones would, and ops that may or may not copy (``reshape``, ``contiguous``, ``to``, dropout
+in eval mode) are taken to share. :attr:`fxtemporal.ir.ops.Op.owns` tells those that never do; a
+call that is not known there may share with all that it reads, unless its fake value tells.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from fxtemporal.graph import Program
-from fxtemporal.ops import Attr, Op
-from fxtemporal.specializations import QUESTIONS
-from fxtemporal.twins import carries_hooks
+from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.shallow_copy import carries_hooks
 
 __all__ = ["Aliasing", "written_by"]
 

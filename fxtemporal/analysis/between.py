@@ -7,10 +7,10 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.graph import Program
-from fxtemporal.ops import Attr
-from fxtemporal.prepared import is_prepared
-from fxtemporal.specializations import QUESTIONS
+from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.prepared import is_prepared
+from fxtemporal.ir.program import Program
 
 __all__ = ["attributes_written", "mode_switch", "written_between"]
 

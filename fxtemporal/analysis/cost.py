@@ -27,8 +27,9 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from fxtemporal.graph import Program, run_node
-from fxtemporal.prepared import is_prepared
+from fxtemporal.ir.prepared import is_prepared
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import run_node
 
 __all__ = ["Block", "Cost", "Costs", "SiteCost", "Structure"]
 

@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.analysis.accumulations import Join, chains_of
 from fxtemporal.analysis.gradients import with_gradients
-from fxtemporal.analysis.joins import Join, chains_of
-from fxtemporal.graph import Program, shape
-from fxtemporal.ops import WHOLE, Attr, Op
-from fxtemporal.specializations import expect
+from fxtemporal.ir.guards import expect
+from fxtemporal.ir.ops import WHOLE, Attr, Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import shape
 
 __all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of", "is_input"]
 
@@ -94,7 +95,7 @@ class Family:
     """The same computation on several frames; ``lanes`` maps the frame to its node.
 
     ``op`` and ``operands`` are those of the first lane met, ``operands`` in the order of
-    ``op.nodes()``. ``op`` is None for a call that :mod:`fxtemporal.ops` does not know.
+    ``op.nodes()``. ``op`` is None for a call that :mod:`fxtemporal.ir.ops` does not know.
     """
 
     number: int
@@ -157,8 +158,9 @@ def families_of(program: Program, *, random: bool = False) -> Families:
     """Number every node of ``program`` that depends on a frame.
 
     A first walk finds the joins: ``stack`` and ``cat`` over lanes of one family that no other lane
-    repeats, and :mod:`fxtemporal.analysis.joins`. In the second they are what they are for the
-    rest of the graph: invariants. With ``random``, ops that draw random numbers form families too.
+    repeats, and :mod:`fxtemporal.analysis.accumulations`. In the second they are what they are for
+    the rest of the graph: invariants. With ``random``, ops that draw random numbers form families
+    too.
     """
     numbering = _Numbering(program, frozenset(), random)
     joins = {f.first for f in numbering.families if _joins(f)}

@@ -15,8 +15,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from fxtemporal.graph import Program
-from fxtemporal.specializations import QUESTIONS
+from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.program import Program
 
 __all__ = ["with_gradients"]
 

@@ -1,8 +1,9 @@
 """Which unrolled loops a graph holds, and how much of each can run on all frames at once.
 
 A loop is a region of families (:mod:`fxtemporal.analysis.families`) that feed one another. Each of
-its families is *planned*, if its op folds into the batch (:mod:`fxtemporal.analysis.batching`) and
-so do the families it reads, or there is a reason why not. Nothing is changed here.
+its families is *planned*, if its op folds into the batch
+(:mod:`fxtemporal.analysis.batching_rules`) and so do the families it reads, or there is a reason
+why not. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.analysis.accumulations import Join, Writes
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.analysis.apart import runs_apart
-from fxtemporal.analysis.batching import (
+from fxtemporal.analysis.batching_rules import (
     ELEMENTWISE,
     RECURRENT,
     VIEWS,
@@ -35,10 +36,11 @@ from fxtemporal.analysis.families import (
     Uniform,
     families_of,
 )
-from fxtemporal.analysis.joins import Join, Writes
-from fxtemporal.graph import Program, rank
-from fxtemporal.ops import Attr
-from fxtemporal.rules import Code, Reason, blocked_module
+from fxtemporal.analysis.vmap_fallback import runs_apart
+from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.ir.values import rank
 
 __all__ = ["Loop", "Plan", "Samples", "computes", "loops_of"]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import fx
 
-from fxtemporal.graph import Program, rank
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import rank
 
 __all__ = ["folded_rows"]
 

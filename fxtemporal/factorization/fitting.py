@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fxtemporal.factorization.factors import ORDERS, Decomposition, Order, decomposed
+from fxtemporal.factorization.activations import Data, record
 from fxtemporal.factorization.layers import Layer, layers_of
 from fxtemporal.factorization.moments import Regression, SecondMoment
-from fxtemporal.factorization.recording import Data, record
-from fxtemporal.graph import Program
-from fxtemporal.nn import Conv2Plus1d
+from fxtemporal.functional.factors import ORDERS, Decomposition, Order, decomposed
+from fxtemporal.ir.program import Program
+from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 
 __all__ = ["Fitter", "named"]
 

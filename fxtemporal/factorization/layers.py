@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fxtemporal.analysis.conv3d import conv3d_geometry
-from fxtemporal.factorization.factors import ORDERS, Order
+from fxtemporal.analysis.conv3d_geometry import conv3d_geometry
 from fxtemporal.functional import ConvGeometry
-from fxtemporal.graph import Program
-from fxtemporal.nn import Conv2Plus1d
-from fxtemporal.ops import Attr, Op
-from fxtemporal.rules import Code, Reason, blocked_module
+from fxtemporal.functional.factors import ORDERS, Order
+from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 
 __all__ = ["Layer", "layers_of", "put_in"]
 

@@ -13,8 +13,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fxtemporal.factorization.factors import Order
 from fxtemporal.functional import ConvGeometry
+from fxtemporal.functional.factors import Order
 from fxtemporal.functional.geometry import Triple, pad
 
 __all__ = ["Regression", "SecondMoment"]

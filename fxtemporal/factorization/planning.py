@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxtemporal.errors import PassError
-from fxtemporal.factorization.factors import ORDERS, Decomposition, Order, decomposed
+from fxtemporal.factorization.activations import Arguments, Data, run
+from fxtemporal.factorization.candidates import Points
 from fxtemporal.factorization.fitting import Fitter, named
 from fxtemporal.factorization.layers import Layer, layers_of, put_in
-from fxtemporal.factorization.points import Points
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
-from fxtemporal.factorization.recording import Arguments, Data, run
 from fxtemporal.factorization.settings import Factorize
-from fxtemporal.graph import Program
-from fxtemporal.nn import Conv2Plus1d
-from fxtemporal.rules import Code, Reason
+from fxtemporal.functional.factors import ORDERS, Decomposition, Order, decomposed
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.nn.conv2plus1d import Conv2Plus1d
+from fxtemporal.support.errors import PassError
 
 __all__ = ["LayerPlan", "Plan", "plan"]
 

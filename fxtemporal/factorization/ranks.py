@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fxtemporal.factorization.factors import Order
+from fxtemporal.functional.factors import Order
 
 __all__ = ["Curve", "Point", "allocate", "frontier"]
 

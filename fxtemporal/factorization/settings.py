@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from fxtemporal.errors import PassError
-from fxtemporal.factorization.factors import ORDERS, Order
+from fxtemporal.functional.factors import ORDERS, Order
+from fxtemporal.support.errors import PassError
 
 __all__ = ["Cut", "Factorize"]
 

@@ -68,7 +68,7 @@ from fxtemporal.functional.layout import channels_last
 from fxtemporal.functional.low_rank import temporal_rank
 from fxtemporal.functional.packed import Weights, pack_each, pack_one
 from fxtemporal.functional.winograd import winograd_weight
-from fxtemporal.opaque import opaque
+from fxtemporal.ir.leaf import opaque
 
 __all__ = [
     "FORMS",

@@ -20,7 +20,7 @@ from torch import Tensor
 from fxtemporal.functional.geometry import ConvGeometry, Padding
 from fxtemporal.functional.layout import plain_strides
 from fxtemporal.functional.packed import Weights
-from fxtemporal.opaque import opaque
+from fxtemporal.ir.leaf import opaque
 
 __all__ = ["ConvFunction", "Form", "anywhere", "as_it_is"]
 

@@ -28,8 +28,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from fxtemporal.errors import LoweringError, SpecializationError
-from fxtemporal.lowering.program import Exported
+from fxtemporal.lowering.export import Exported
+from fxtemporal.support.errors import LoweringError, SpecializationError
 
 __all__ = ["Manifest", "Run", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
 

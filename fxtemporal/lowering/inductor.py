@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fxtemporal.lowering.artifact import Manifest, Run
-from fxtemporal.lowering.program import Exported, Free
+from fxtemporal.lowering.export import Exported, Free
 
 __all__ = ["FREE", "absent", "build", "start"]
 

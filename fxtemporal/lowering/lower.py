@@ -26,21 +26,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fxtemporal.errors import FxTemporalError, LoweringError
-from fxtemporal.freezing import freeze
+from fxtemporal.ir.freeze import freeze
+from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.lowering.artifact import Manifest, Run, checked, read, staged, write
-from fxtemporal.lowering.program import (
-    Example,
-    Exported,
-    Free,
-    close,
-    export,
-    first_line,
-    leaves_of,
-)
-from fxtemporal.module import OptimizedModule
-from fxtemporal.quiet import quiet
-from fxtemporal.rules import Remark
+from fxtemporal.lowering.export import Example, Exported, Free, close, export, first_line, leaves_of
+from fxtemporal.passes.rule import Remark
+from fxtemporal.support.errors import FxTemporalError, LoweringError
+from fxtemporal.support.quiet import quiet
 
 __all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower", "settings"]
 

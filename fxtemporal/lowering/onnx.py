@@ -11,9 +11,9 @@ import onnxscript  # noqa: F401  # torch's exporter needs it
 import torch
 from torch import Tensor
 
-from fxtemporal.errors import LoweringError
 from fxtemporal.lowering.artifact import Manifest, Run
-from fxtemporal.lowering.program import Exported, Free
+from fxtemporal.lowering.export import Exported, Free
+from fxtemporal.support.errors import LoweringError
 
 __all__ = ["FREE", "absent", "build", "converted", "session", "start"]
 

@@ -10,9 +10,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fxtemporal.errors import LoweringError
 from fxtemporal.lowering.artifact import Manifest, Run
-from fxtemporal.lowering.program import Exported, Free
+from fxtemporal.lowering.export import Exported, Free
+from fxtemporal.support.errors import LoweringError
 
 __all__ = ["FREE", "absent", "build", "start"]
 

@@ -28,11 +28,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fxtemporal.errors import LoweringError
 from fxtemporal.lowering.artifact import Manifest, Run, dtype_of, read
+from fxtemporal.lowering.export import Exported, Free, close, export, leaves_of
 from fxtemporal.lowering.onnx import converted, session
-from fxtemporal.lowering.program import Exported, Free, close, export, leaves_of
-from fxtemporal.sizes import in_bytes
+from fxtemporal.support.byte_sizes import in_bytes
+from fxtemporal.support.errors import LoweringError
 
 __all__ = ["FREE", "absent", "build", "load_engine", "start"]
 

@@ -17,10 +17,10 @@ import torch.utils._pytree as pytree
 import torch_tensorrt
 from torch import Tensor
 
-from fxtemporal.errors import LoweringError
 from fxtemporal.lowering.artifact import Manifest, Run
-from fxtemporal.lowering.program import Exported, Free
-from fxtemporal.sizes import in_bytes
+from fxtemporal.lowering.export import Exported, Free
+from fxtemporal.support.byte_sizes import in_bytes
+from fxtemporal.support.errors import LoweringError
 
 __all__ = ["FREE", "absent", "build", "start"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fxtemporal.graph import Program
+from fxtemporal.ir.program import Program
 from fxtemporal.mistakes.failing import failing
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.fixed_sizes import fixed_batch_size, fixed_frames

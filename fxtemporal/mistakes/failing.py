@@ -6,8 +6,8 @@ import re
 
 from torch import nn
 
-from fxtemporal.errors import ForwardError
 from fxtemporal.mistakes.finding import Finding, Mistake
+from fxtemporal.support.errors import ForwardError
 
 __all__ = ["failing"]
 

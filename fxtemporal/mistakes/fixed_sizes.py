@@ -9,12 +9,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from fxtemporal.errors import SpecializationError
-from fxtemporal.graph import Program, run_node, shape
+from fxtemporal.ir.guards import TRIP_COUNT, expect
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import run_node, shape
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.reading import place
-from fxtemporal.quiet import quiet
-from fxtemporal.specializations import TRIP_COUNT, expect
+from fxtemporal.support.errors import SpecializationError
+from fxtemporal.support.quiet import quiet
 
 __all__ = ["fixed_batch_size", "fixed_frames"]
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching import ELEMENTWISE
-from fxtemporal.graph import Program, rank
+from fxtemporal.analysis.batching_rules import ELEMENTWISE
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import rank
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.reading import KEEPS_AXES, calls, made_from, place, tensor
-from fxtemporal.ops import Op
 
 __all__ = ["layout_destroyed", "permutes_undone"]
 

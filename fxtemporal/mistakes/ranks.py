@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching import RECURRENT
-from fxtemporal.graph import Program, shape
+from fxtemporal.analysis.batching_rules import RECURRENT
+from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import shape
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, calls, made_from, place
-from fxtemporal.ops import Attr
 
 __all__ = ["linear_on_map", "map_into_recurrence", "missing_time_axis"]
 

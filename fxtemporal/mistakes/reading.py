@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching import ELEMENTWISE
-from fxtemporal.graph import Program
-from fxtemporal.ops import Op
+from fxtemporal.analysis.batching_rules import ELEMENTWISE
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.program import Program
 
 __all__ = ["KEEPS_AXES", "MOVES_AXES", "before", "calls", "made_from", "place", "tensor"]
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from fxtemporal.graph import Program, shape
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import shape
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, calls, made_from, place
-from fxtemporal.ops import Op
 
 __all__ = ["axes_mixed", "flattened_2plus1d", "squeezed_conv3d"]
 

@@ -10,9 +10,9 @@ from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.recurrent_cells import RecurrentCells
+from fxtemporal.passes.rule import Rule
 from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
-from fxtemporal.rules import Rule
 
 __all__ = ["DEFAULT_PASSES", "PORTABLE_PASSES"]
 

@@ -9,9 +9,9 @@ the same numbers::
     after    w = self.layer1[0].conv1.weight
              y = conv3d_in_form("conv3d_winograd_4", x, w, None, stride, ..., prepared)
 
-Which form is the fastest is measured (:mod:`fxtemporal.choosing`), and the rule is given what was
-chosen. Without that, a table says: it knows the flat kernels alone. Zeros that ``F.pad`` puts
-before and after the clip, as causal networks do, become part of the convolution.
+Which form is the fastest is measured (:mod:`fxtemporal.tuning.conv3d_forms`), and the rule is given
+what was chosen. Without that, a table says: it knows the flat kernels alone. Zeros that ``F.pad``
+puts before and after the clip, as causal networks do, become part of the convolution.
 
 The parameters stay where they are, so the state dict is that of the original.
 """
@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtemporal.analysis.conv3d import conv3d_geometry
-from fxtemporal.analysis.layouts import LAYOUT_KEPT
-from fxtemporal.choosing import LAST, Choice, ToChoose
+from fxtemporal.analysis.conv3d_geometry import conv3d_geometry
+from fxtemporal.analysis.layout_regions import LAYOUT_KEPT
 from fxtemporal.functional import (
     FORMS,
     ConvGeometry,
@@ -36,10 +35,13 @@ from fxtemporal.functional import (
     conv3d_spanning,
     conv3d_weight,
 )
-from fxtemporal.graph import Program, rank, shape
-from fxtemporal.ops import Op
-from fxtemporal.prepared import origin, prepare
-from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.prepared import origin, prepare
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.ir.values import rank, shape
+from fxtemporal.passes.conv3d_choice import LAST, Choice, ToChoose
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["Conv3dForms", "Conv3dSite"]
 

@@ -5,7 +5,7 @@ convolution with other weights, at no cost. Between the two the whole activation
 once more, which on a CPU is a good part of a video network's time::
 
     before   y = self.norm(self.conv(x))              nn.Conv3d, nn.BatchNorm3d
-    after    w, b = self._prepared_0(...)             computed once, see fxtemporal.prepared
+    after    w, b = self._prepared_0(...)             computed once, see fxtemporal.ir.prepared
              y = F.conv3d(x, w, b, stride, ...)
 
 with ``w = weight · s``, ``b = (bias - mean) · s + shift`` and ``s = scale / sqrt(var + eps)`` along
@@ -29,12 +29,14 @@ from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.between import attributes_written, mode_switch
-from fxtemporal.graph import Program, rank
-from fxtemporal.opaque import opaque
-from fxtemporal.ops import Attr, Op
-from fxtemporal.passes.layers import FUNCTIONS, layer_call
-from fxtemporal.prepared import prepare
-from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
+from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.prepared import prepare
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.ir.values import rank
+from fxtemporal.passes.building.convolution_call import FUNCTIONS, layer_call
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["FoldBatchNorm", "Normalized", "folded"]
 

@@ -11,7 +11,7 @@ are alive, and on a CPU they may stay in its cache::
                                         y = joined([a, b], y)           # (B·T, C', H', W')
 
 The parameters are the same for each chunk. How many chunks a region runs in is decided by
-:mod:`fxtemporal.chunking`.
+:mod:`fxtemporal.tuning.chunk_counts`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.analysis.folded import Region, regions_of
-from fxtemporal.analysis.liveness import peak
-from fxtemporal.graph import Program
-from fxtemporal.pieces import cut, joined, shaped
-from fxtemporal.rules import Reason, Rule, Site
-from fxtemporal.specializations import expect
+from fxtemporal.analysis.peak_memory import peak
+from fxtemporal.analysis.row_regions import Region, regions_of
+from fxtemporal.ir.guards import expect
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Reason
+from fxtemporal.ir.row_chunks import cut, joined, shaped
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["FoldInChunks"]
 

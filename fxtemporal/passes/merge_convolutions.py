@@ -29,12 +29,13 @@ from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.analysis.between import attributes_written, mode_switch, written_between
-from fxtemporal.graph import Program
-from fxtemporal.opaque import opaque
-from fxtemporal.ops import Attr, Op
-from fxtemporal.passes.layers import layer_call
-from fxtemporal.prepared import derivation, origin, prepare
-from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
+from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.prepared import derivation, origin, prepare
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.passes.building.convolution_call import layer_call
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["Branches", "MergeConvolutions", "concatenated"]
 

@@ -9,7 +9,7 @@ itself, a backbone before a temporal head, can be done before the clips are cut:
                                                     y = y.unfold(1, w, s).movedim(2, -1)...
 
 Loops over clips look like that once time-distribute has re-rolled them. What is a clip, and what is
-done to its frames alone, is told by :mod:`fxtemporal.analysis.windows`.
+done to its frames alone, is told by :mod:`fxtemporal.analysis.overlapping_clips`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.analysis.windows import Axes, Layout, Windows, windows_of
-from fxtemporal.graph import Program, rank
-from fxtemporal.rules import Reason, Rule, Site
-from fxtemporal.specializations import expect
+from fxtemporal.analysis.overlapping_clips import Axes, Layout, Windows, windows_of
+from fxtemporal.ir.guards import expect
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Reason
+from fxtemporal.ir.values import rank
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["OverlappingWindows"]
 

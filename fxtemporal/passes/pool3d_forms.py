@@ -1,8 +1,8 @@
 """Put an exact, cheaper form in place of a 3-D pooling whose window is flat along some axis.
 
 Video networks pool space and time apart: (1, 3, 3) after a stem, (2, 1, 1) between stages, and one
-average over everything before the classifier. The forms of :mod:`fxtemporal.pooling` compute the
-same with 2-D poolings and means::
+average over everything before the classifier. The forms of :mod:`fxtemporal.functional.pool3d`
+compute the same with 2-D poolings and means::
 
     before   y = self.pool(x)                      nn.MaxPool3d, window (1, 3, 3)
     after    y = max_pool3d_spatial(x, ...)        max_pool2d over (B, C·T, H, W)
@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxtemporal.graph import Program
-from fxtemporal.ops import Op
-from fxtemporal.pooling import POOL_FORMS, PoolForm, PoolWindow
-from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
+from fxtemporal.functional.pool3d import POOL_FORMS, PoolForm, PoolWindow
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["Pool3dForms", "Pool3dSite"]
 

@@ -10,9 +10,9 @@ step to step, so the steps cannot share a batch, but they are one op for all tha
     out = torch.stack(outs, dim=1)                out = y.movedim(0, 1)              # (B, T, H)
 
 which multiplies all inputs with the weights at once, and goes back to Python once instead of T
-times. What is such a loop is told by :mod:`fxtemporal.analysis.chains`. The weights stay those of
-the cell. The inputs of all steps move up to the first of them, where
-:mod:`fxtemporal.analysis.moving` says that they may.
+times. What is such a loop is told by :mod:`fxtemporal.analysis.cell_chains`. The weights stay those
+of the cell. The inputs of all steps move up to the first of them, where
+:mod:`fxtemporal.analysis.effects` says that they may.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, fx
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.chains import CELLS, Chain, Step, chains_of, item_of
-from fxtemporal.analysis.moving import Mover, needed_by
-from fxtemporal.graph import Program
-from fxtemporal.ops import Attr
-from fxtemporal.passes.sequenced import Sequenced
-from fxtemporal.rules import Code, Reason, Rule, Site
+from fxtemporal.analysis.cell_chains import CELLS, Chain, Step, chains_of, item_of
+from fxtemporal.analysis.effects import Mover, needed_by
+from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.passes.building.sequence_op import Sequenced
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["RecurrentCells"]
 

@@ -31,10 +31,12 @@ from torch._prims_common import suggest_memory_format
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.cells import Cell, Part, Step, cells_of
-from fxtemporal.graph import Program, shape
-from fxtemporal.ops import Attr
-from fxtemporal.rules import Code, Reason, Rule, Site, blocked_module
+from fxtemporal.analysis.conv_recurrences import Cell, Part, Step, cells_of
+from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason, blocked_module
+from fxtemporal.ir.values import shape
+from fxtemporal.passes.rule import Rule, Site
 
 __all__ = ["SplitConcat"]
 

@@ -9,8 +9,8 @@ frames folded into the batch::
     out = torch.stack(outs, dim=1)              out = y.unflatten(0, (-1, T))  # (B, T, C', H', W')
 
 What is a copy of what is told by :mod:`fxtemporal.analysis.families`, what may be folded by
-:mod:`fxtemporal.analysis.batching`. An op of the body that does not fold stays in the loop and
-reads its frame from the batched result.
+:mod:`fxtemporal.analysis.batching_rules`. An op of the body that does not fold stays in the loop
+and reads its frame from the batched result.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
-from fxtemporal.analysis.apart import mapped_dims
-from fxtemporal.analysis.batching import ELEMENTWISE, shifted, unbatched
+from fxtemporal.analysis.batching_rules import ELEMENTWISE, shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of, owns_memory
-from fxtemporal.errors import PassError
-from fxtemporal.graph import Program, rank
-from fxtemporal.ops import Op
-from fxtemporal.passes.joined import Joiner
-from fxtemporal.passes.stacked import Stacked, moved, pick, step_of
-from fxtemporal.rules import Code, Reason, Rule, Site
-from fxtemporal.specializations import expect, one_shape
-from fxtemporal.vmapped import spelled, vmapped
+from fxtemporal.analysis.vmap_fallback import mapped_dims
+from fxtemporal.ir.guards import expect, one_shape
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.per_frame import spelled, vmapped
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.ir.values import rank
+from fxtemporal.passes.building.batched_frames import Stacked, moved, pick, step_of
+from fxtemporal.passes.building.collect_frames import Joiner
+from fxtemporal.passes.rule import Rule, Site
+from fxtemporal.support.errors import PassError
 
 __all__ = ["TimeDistribute"]
 

@@ -1,0 +1,39 @@
+"""What kind of convolution a node is."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fxtemporal.functional import ConvGeometry
+from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import shape
+
+__all__ = ["conv3d_geometry"]
+
+
+def conv3d_geometry(program: Program, op: Op) -> ConvGeometry | None:
+    """The geometry of a described conv3d; None where its weight has no known shape."""
+    weight = op.args["weight"]
+    kernel = shape(weight) if isinstance(weight, fx.Node) else None
+    if isinstance(weight, Attr):
+        kernel = tuple(program.tensor(weight.name).shape)
+    if kernel is None:
+        return None
+    source = op.args["input"]
+    sizes = shape(source) if isinstance(source, fx.Node) else None
+    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    return ConvGeometry(
+        in_channels=kernel[1] * op.args["groups"],
+        out_channels=kernel[0],
+        kernel=(kernel[2], kernel[3], kernel[4]),
+        stride=op.args["stride"],
+        padding=op.args["padding"],
+        dilation=op.args["dilation"],
+        groups=op.args["groups"],
+        padding_mode=op.args["padding_mode"],
+        frames=None if sizes is None else sizes[-3],
+        size=None if sizes is None else (sizes[-2], sizes[-1]),
+        dtype=value.dtype if isinstance(value, torch.Tensor) else None,
+    )

@@ -1,0 +1,129 @@
+"""Whether nodes may be computed earlier than they stand.
+
+Moving a node up changes nothing, as long as it passes no node that writes what it reads or reads
+what it writes, and as long as draws of random numbers, updates of statistics and calls that nobody
+here knows keep their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from fxtemporal.analysis.aliasing import Aliasing, written_by
+from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason
+
+__all__ = ["Mover", "needed_by"]
+
+
+def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
+    """``nodes`` and all that they read, as far as it stands behind ``start``, in graph order."""
+    found: set[fx.Node] = set()
+    pending = [node for node in nodes if isinstance(node, fx.Node)]
+    while pending:
+        node = pending.pop()
+        if node not in found and start < node:
+            found.add(node)
+            pending += node.all_input_nodes
+    return sorted(found)
+
+
+class Mover:
+    """What stands in the way of moving nodes up to ``start``."""
+
+    def __init__(self, program: Program, aliasing: Aliasing) -> None:
+        self._program = program
+        self._aliasing = aliasing
+
+    def blockers(
+        self, moved: list[fx.Node], replaced: Collection[fx.Node], start: fx.Node
+    ) -> Iterator[Reason]:
+        """``moved`` go up to ``start`` in their order, and then ``replaced``, as one, behind them.
+
+        ``replaced`` holds ``start``, and is known to write nothing.
+        """
+        goes = {*moved, *replaced}
+        if len(goes) == 1:
+            return
+        last = max(goes)
+        window = [start]
+        while window[-1] is not last:
+            window.append(window[-1].next)
+        delicate = {node for node in window if self._delicate(node)}
+        passed: list[fx.Node] = []
+        passed_delicate: list[fx.Node] = []
+        hoisted = set(moved)
+        for node in window:
+            if node in goes and node is not start:
+                for other in passed if node in delicate else passed_delicate:
+                    if node in replaced and other in replaced:
+                        continue
+                    reason = self._conflict(node, other)
+                    if reason is not None:
+                        yield reason
+                        return
+            if node not in hoisted:
+                passed.append(node)
+                passed_delicate += [node] if node in delicate else []
+
+    def _conflict(self, node: fx.Node, other: fx.Node) -> Reason | None:
+        """Why ``node`` cannot be computed before ``other``, which stands before it."""
+        where = self._program.called(node)
+        if self._barrier(node) or self._barrier(other):
+            text = f"{where}: {self._what(other)} may change how it is computed"
+            return Reason(Code.UNSUPPORTED_OP, text)
+        if self._effect(node) and self._effect(other):
+            text = f"{where}: it would be called before {self._what(other)}, which may draw random "
+            text += "numbers or keep a state too"
+            op = self._program.op(node)
+            random = op is not None and op.random
+            return Reason(Code.RANDOMNESS if random else Code.UNSUPPORTED_OP, text)
+        for writer, reader in ((node, other), (other, node)):
+            for written in self._written(writer):
+                if self._reads(reader, written):
+                    where = self._program.called(writer)
+                    text = f"{where}: it may write what {self._what(reader)} reads"
+                    return Reason(Code.VISIBLE_WRITE, text)
+        return None
+
+    def _reads(self, reader: fx.Node, written: fx.Node) -> bool:
+        if any(node.op == "get_attr" for node in self._aliasing.shared_with(written)):
+            return True  # modules read their parameters without a node for it
+        return any(
+            self._aliasing.share(written, node) for node in (reader, *reader.all_input_nodes)
+        )
+
+    def _written(self, node: fx.Node) -> list[fx.Node]:
+        return node.all_input_nodes if self._unknown(node) else written_by(self._program, node)
+
+    def _delicate(self, node: fx.Node) -> bool:
+        return self._effect(node) or bool(written_by(self._program, node))
+
+    def _effect(self, node: fx.Node) -> bool:
+        """Whether a call does more than compute its value, as far as is known."""
+        op = self._program.op(node) if node.op.startswith("call") else None
+        if op is None:
+            return self._unknown(node)
+        return op.random or op.updates
+
+    def _unknown(self, node: fx.Node) -> bool:
+        if not node.op.startswith("call") or node.target in QUESTIONS:
+            return False
+        return self._program.op(node) is None
+
+    def _barrier(self, node: fx.Node) -> bool:
+        """A call that gives no tensor may set a mode: of gradients, of autocast."""
+        if not self._unknown(node):
+            return False
+        values = pytree.tree_leaves(node.meta.get("val"))
+        return not any(isinstance(value, torch.Tensor) for value in values)
+
+    def _what(self, node: fx.Node) -> str:
+        op = self._program.op(node)
+        return node.name if op is None else op.name

@@ -1,0 +1,84 @@
+"""Regions of a graph that share one memory layout.
+
+A convolution hands the layout of its input on, and so do BatchNorm, poolings, element-wise ops and
+joins along channels. Tensors (B, C, T, H, W) that such ops connect form a region: it is contiguous
+as a whole, or channels_last_3d as a whole, with copies at its edges alone. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxtemporal.analysis.batching_rules import ELEMENTWISE
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import rank
+
+__all__ = ["LAYOUT_KEPT", "LayoutRegion", "layout_regions"]
+
+LAYOUT_KEPT = ELEMENTWISE | frozenset(
+    """
+    adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d batch_norm cat conv3d contiguous
+    conv_transpose3d identity instance_norm group_norm max_pool3d pad
+    """.split()
+)
+"""Ops whose result has the layout of their inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayoutRegion:
+    """Nodes of one layout, in graph order, and the copies that another layout would cost.
+
+    ``entering`` are tensors from outside that the region reads, ``leaving`` those of the region
+    that something outside reads.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    entering: tuple[fx.Node, ...]
+    leaving: tuple[fx.Node, ...]
+
+
+def layout_regions(program: Program) -> tuple[LayoutRegion, ...]:
+    """Every region with a conv3d in it."""
+    parent: dict[fx.Node, fx.Node] = {}
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    convolutions = []
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is None or op.name not in LAYOUT_KEPT or rank(node) != 5:
+            continue
+        parent[node] = node
+        if op.name == "conv3d":
+            convolutions.append(node)
+        for source in _tensors(node):
+            if source in parent:
+                parent[find(source)] = find(node)
+    grouped: dict[fx.Node, list[fx.Node]] = {}
+    for node in parent:
+        grouped.setdefault(find(node), []).append(node)
+    holding = {find(node) for node in convolutions}
+    return tuple(_region(nodes) for root, nodes in grouped.items() if root in holding)
+
+
+def _region(nodes: list[fx.Node]) -> LayoutRegion:
+    inside = set(nodes)
+    entering = {s: None for node in nodes for s in _tensors(node) if s not in inside}
+    leaving = [node for node in nodes if any(user not in inside for user in node.users)]
+    return LayoutRegion(tuple(nodes), tuple(entering), tuple(leaving))
+
+
+def _tensors(node: fx.Node) -> Iterator[fx.Node]:
+    """The inputs that have a layout."""
+    for source in node.all_input_nodes:
+        tensor = isinstance(source.meta.get("val"), torch.Tensor) and source.op != "get_attr"
+        if tensor and rank(source) == 5:
+            yield source

@@ -1,0 +1,96 @@
+"""How many bytes of activations a call of a program holds at its peak.
+
+The estimate follows what runs a graph module: node by node, and each value is dropped after its
+last use. Counted are the storages of tensors alive at once, each once however many views look into
+it: the inputs during the whole call, what is returned until its end, everything else from the node
+that makes it to the last that reads it. Not counted are parameters, buffers, what a kernel
+allocates for itself, and what a layer holds inside: an LSTM counts with what it returns. The sizes
+are those at which the program was captured, without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.values import run_node
+
+__all__ = ["Peak", "peak"]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most ``bytes`` alive at once, and the node that runs then: None for an empty graph."""
+
+    bytes: int
+    node: fx.Node | None
+
+
+def peak(program: Program, among: Collection[fx.Node] | None = None) -> Peak:
+    """The peak of ``program`` at the sizes it was captured with.
+
+    Args:
+        program: nodes whose value is not known (their sizes depend on the data) count nothing.
+        among: count only what these nodes make.
+    """
+    _renew_views(program)
+    nodes = list(program.graph.nodes)
+    order = {node: position for position, node in enumerate(nodes)}
+    last = len(nodes) - 1
+    lives: dict[int, _Life] = {}
+    kept: set[int] = set()
+    for node in nodes:
+        given = node.op == "placeholder"
+        until = last if given else max((order[user] for user in node.users), default=order[node])
+        for storage in _storages(node.meta.get("val")):
+            key = storage._cdata
+            if node.op == "get_attr":
+                kept.add(key)
+            if key not in lives:
+                counts = among is None or node in among
+                start = 0 if given else order[node]
+                lives[key] = _Life(int(storage.nbytes()) if counts else 0, start, start)
+            lives[key].end = max(lives[key].end, until)
+    changes = [0] * (last + 2)
+    for key, life in lives.items():
+        if key not in kept:
+            changes[life.start] += life.bytes
+            changes[life.end + 1] -= life.bytes
+    alive = list(accumulate(changes[:-1]))
+    if not alive:
+        return Peak(0, None)
+    where = max(range(len(alive)), key=alive.__getitem__)
+    return Peak(alive[where], nodes[where])
+
+
+@dataclass
+class _Life:
+    bytes: int
+    start: int
+    end: int
+
+
+def _renew_views(program: Program) -> None:
+    """Values of views whose source a rewrite has replaced: they look into its memory now."""
+    for node in program.graph.nodes:
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is None or op.owns or "val" not in node.meta:
+            continue
+        before = {s._cdata for n in node.all_input_nodes for s in _storages(n.meta.get("val"))}
+        if before and not {s._cdata for s in _storages(node.meta["val"])} <= before:
+            with suppress(Exception):  # what runs may still refuse fake tensors: it keeps its value
+                node.meta["val"] = run_node(program.gm, node, program.fake_mode)
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf.untyped_storage()

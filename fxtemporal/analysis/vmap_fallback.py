@@ -1,0 +1,69 @@
+"""Which ops that do not fold into the batch run on each frame apart, through ``torch.vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxtemporal.analysis.batching_rules import Call
+from fxtemporal.analysis.families import Family
+from fxtemporal.ir.per_frame import spelled, vmapped
+from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.support.quiet import quiet
+
+__all__ = ["mapped_dims", "runs_apart"]
+
+
+def runs_apart(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
+    """Whether ``torch.vmap`` has a rule for the op, as the first lane calls it.
+
+    The rule is tried, on fake tensors, since only that tells.
+    """
+    node, op = family.first, call.op
+    if op.inplace or op.random or any(r.code is not Code.UNSUPPORTED_OP for r in blockers):
+        return False
+    if op.name.startswith("new_") or op.name.endswith("_like"):
+        return False  # it reads the size of a frame alone: memory that each frame may write
+    value, name = node.meta.get("val"), spelled(node)
+    dims = mapped_dims(node, call.lanes)
+    if not isinstance(value, torch.Tensor) or name is None or dims is None:
+        return False
+    if not family.equal_shapes():
+        return False
+    frames = len(family.lanes)
+
+    def stacked(argument: Any) -> Any:
+        if not isinstance(argument, fx.Node):
+            return argument
+        known = argument.meta["val"]
+        if argument not in call.lanes:
+            return known
+        return known.new_empty((frames, *known.shape))
+
+    try:
+        with quiet(), call.program.fake_mode, torch.no_grad():
+            args, kwargs = _map((node.args, node.kwargs), stacked)
+            result = vmapped(name, dims, *args, **kwargs)
+    except Exception:  # torch.vmap refuses in many ways
+        return False
+    return isinstance(result, torch.Tensor) and tuple(result.shape) == (frames, *value.shape)
+
+
+def mapped_dims(node: fx.Node, lanes: frozenset[fx.Node]) -> tuple[int | None, ...] | None:
+    """For each argument of ``node`` 0 if it is a lane; None where a lane is not an argument."""
+    mapped = [isinstance(argument, fx.Node) and argument in lanes for argument in node.args]
+    dims = tuple(0 if is_lane else None for is_lane in mapped)
+    elsewhere = [n for n in node.all_input_nodes if n in lanes and n not in _plain(node.args)]
+    by_keyword = lanes & set(_plain(tuple(node.kwargs.values())))
+    return dims if any(mapped) and not elsewhere and not by_keyword else None
+
+
+def _plain(arguments: tuple[Any, ...]) -> list[fx.Node]:
+    return [argument for argument in arguments if isinstance(argument, fx.Node)]
+
+
+def _map(arguments: Any, function: Any) -> Any:
+    return torch.utils._pytree.tree_map(function, arguments)

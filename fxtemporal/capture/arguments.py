@@ -1,0 +1,78 @@
+"""The model and the example inputs that a user gave, checked and bound to the forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from fxtemporal.support.errors import CaptureError
+
+__all__ = ["Model", "behind_pre_hooks", "bind_example", "check_arguments", "example_of"]
+
+Model = nn.Module | fx.GraphModule | ExportedProgram
+
+
+def example_of(
+    model: Model, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The example inputs to use: those given, or those that an ExportedProgram carries."""
+    if args is not None or kwargs is not None:
+        return args or (), dict(kwargs or {})
+    if isinstance(model, ExportedProgram) and model.example_inputs is not None:
+        own_args, own_kwargs = model.example_inputs
+        return tuple(own_args), dict(own_kwargs)
+    return None
+
+
+def bind_example(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``{parameter: value}`` of ``model.forward(*args, **kwargs)``, defaults left out."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"the example inputs do not fit {type(model).__name__}.forward"
+            f"{inspect.signature(model.forward)}: {error}"
+        ) from error
+    return dict(bound.arguments)
+
+
+def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
+    """Raise :class:`CaptureError` unless these are a model, a tuple and a dict."""
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise CaptureError(
+            f"expected an nn.Module, a torch.fx.GraphModule or an ExportedProgram, "
+            f"got {type(model).__name__}"
+        )
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise CaptureError(
+            "a module that torch.compile returned: give the original (its _orig_mod), and compile "
+            "the result"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("a TorchScript module has no Python to trace: give the original module")
+    if args is not None and not isinstance(args, tuple | list):
+        raise CaptureError(
+            f"example_inputs must be a tuple of the forward's arguments, got "
+            f"{type(args).__name__}: write optimize(model, (x,))"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise CaptureError(f"example_kwargs must be a dict, got {type(kwargs).__name__}")
+
+
+def behind_pre_hooks(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What the forward gets: the result keeps the model's hooks, and they run before its graph."""
+    for number, hook in model._forward_pre_hooks.items():
+        if number in model._forward_pre_hooks_with_kwargs:
+            args, kwargs = hook(model, args, kwargs) or (args, kwargs)
+            continue
+        changed = hook(model, args)
+        if changed is not None:
+            args = changed if isinstance(changed, tuple) else (changed,)
+    return args, kwargs

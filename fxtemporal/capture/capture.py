@@ -1,0 +1,221 @@
+"""From what users have to a :class:`fxtemporal.ir.program.Program`.
+
+========================  ==========================================================
+``nn.Module``             the shape-aware tracer; ``torch.export`` where that fails
+``fx.GraphModule``        taken as it is, shapes filled in from the example inputs
+``ExportedProgram``       its module, with the sizes it was exported for checked
+========================  ==========================================================
+
+The program shares every parameter with the model it came from and nothing else, so rewriting it
+never changes the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+)
+from torch.export import ExportedProgram
+from torch.fx import _symbolic_trace
+from torch.nn.parameter import is_lazy
+
+from fxtemporal.capture.arguments import (
+    Model,
+    behind_pre_hooks,
+    bind_example,
+    check_arguments,
+    example_of,
+)
+from fxtemporal.capture.failures import raise_if_model_fails, reason_of
+from fxtemporal.capture.from_export import from_export, from_exported
+from fxtemporal.capture.from_graph import (
+    _refuse_names,
+    from_graph_module,
+    graph_module,
+    refuse_quotes,
+)
+from fxtemporal.capture.normalize import normalize
+from fxtemporal.capture.tracing.base_tracer import one_capture
+from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
+from fxtemporal.capture.tracing.module_state import settle
+from fxtemporal.capture.tracing.python_patches import custom_functions, refusing_seeds
+from fxtemporal.capture.tracing.shape_tracer import ShapeTracer
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.shared_state import RandomStates
+from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
+from fxtemporal.mistakes.failing import failing
+from fxtemporal.support.errors import CaptureError, ForwardError
+
+__all__ = ["capture"]
+
+
+def capture(
+    model: Model,
+    args: tuple[Any, ...] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    frontend: str | None = None,
+    only: str | None = None,
+) -> Program:
+    """Capture ``model`` as it runs on ``model(*args, **kwargs)``.
+
+    Without example inputs only what needs no shapes is known. ``frontend="export"`` skips the
+    tracer; ``only="fx"`` does not turn to it where the tracer fails.
+
+    Raises:
+        CaptureError: the model cannot be captured, or does not run on the example inputs.
+    """
+    check_arguments(model, args, kwargs)
+    with one_capture, custom_functions() as functions, refusing_seeds():
+        program = _captured(model, args, kwargs, frontend, only)
+    if functions:
+        named = ", ".join(dict.fromkeys(functions))
+        program.gradients = f"a graph does not hold the backward of {named}"
+    return program
+
+
+def _captured(
+    model: Model,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any] | None,
+    frontend: str | None,
+    only: str | None,
+) -> Program:
+    if isinstance(model, ExportedProgram):
+        return from_exported(model, *(example_of(model, args, kwargs) or ((), {})))
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise CaptureError(
+            "the model has lazy layers, which get their weights at the first call: call it once"
+        )
+    refuse_quotes(model)
+    example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
+    if isinstance(model, fx.GraphModule):
+        return from_graph_module(model, example)
+    if frontend == "export" and example is not None:
+        return from_export(model, *example, why="the traced graph gave other numbers")
+    why = _called_otherwise(model)
+    if why is not None:
+        if example is None:
+            raise CaptureError(f"{why}: give example inputs")
+        return from_export(model, *example, why=why)
+    return _from_module(model, example, fall_back=only is None)
+
+
+def _called_otherwise(model: nn.Module) -> str | None:
+    """Why a call of ``model`` is not a call of its class's forward."""
+    if "forward" in vars(model):
+        return "the model's forward was replaced on the instance"
+    if type(model).__call__ is not nn.Module.__call__:
+        return f"{type(model).__name__} has a __call__ of its own"
+    return None
+
+
+# -- nn.Module -------------------------------------------------------------------------------------
+
+
+def _from_module(
+    model: nn.Module,
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    *,
+    wrapped: bool = False,
+    fall_back: bool = True,
+) -> Program:
+    """Trace: through what a library put under ``torch.fx.wrap``, or, if that fails, ``wrapped``."""
+    with stand_in(model, share_parameters=True, watched=True) as other:
+        try:
+            return _traced(model, other, example, wrapped)
+        except CaptureError:
+            raise
+        except StatefulError as error:
+            if error.exportable and example is not None and fall_back:
+                return from_export(model, *example, why=str(error))
+            raise CaptureError(
+                f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
+            ) from error
+        except Exception as error:  # the user's forward ran on proxies: it may raise anything
+            if not wrapped and _symbolic_trace._wrapped_fns_to_patch:
+                return _from_module(model, example, wrapped=True, fall_back=fall_back)
+            if example is None:
+                raise CaptureError(
+                    f"{type(model).__name__} cannot be traced without shapes: {reason_of(error)}. "
+                    "Give example inputs."
+                ) from error
+            if not fall_back:
+                raise CaptureError(reason_of(error)) from error
+            raise_if_model_fails(model, example, error)
+            program = from_export(model, *example, why=reason_of(error))
+            if isinstance(error, GradientModeError):
+                program.doubt = str(error)
+            return program
+
+
+def _traced(
+    model: nn.Module,
+    other: StandIn,
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None,
+    wrapped: bool,
+) -> Program:
+    """A trace of the stand-in, over the parameters and modules of ``model`` itself."""
+    bound = None
+    if example is not None:
+        given = own_inputs(example)
+        bound = bind_example(model, *behind_pre_hooks(other.module, *given))
+        other.forget_changes()  # the result has these hooks too
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
+    states = RandomStates()
+    with _without_logs():  # of an op that refuses its input: the error says it
+        graph = tracer.trace(other.module)
+    note = settle(model, other, states, example)
+    root = twin(model)
+    _use_originals(graph, other, root)
+    _refuse_names(graph)
+    gm = graph_module(root, graph, type(model).__name__)
+    program = Program(gm, fake_mode, "fx", note)
+    program.modes = tracer.modes
+    normalize(program)
+    return program
+
+
+def _use_originals(graph: fx.Graph, other: StandIn, root: nn.Module) -> None:
+    """Put what the model holds in place of the copies that ``graph`` was traced from."""
+    for name, value in vars(other.module).items():
+        if name.startswith("_tensor_constant"):
+            vars(root)[name] = other.original(value)
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, other.original)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, other.original)
+        if callable(node.target):
+            node.target = other.original(node.target)
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Without what torch logs of fake tensors; what the user's code logs is passed on."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def _with_cure(model: nn.Module, error: ForwardError) -> ForwardError:
+    """The same, with what to do about it where it is a usual mistake."""
+    mistake = failing(model, error)
+    if mistake is not None:
+        error.args = (f"{error}. To mend it: {mistake.cure}",)
+    return error
+
+
+# -- torch.export ----------------------------------------------------------------------------------
+
+
+# -- GraphModule -----------------------------------------------------------------------------------

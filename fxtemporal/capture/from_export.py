@@ -1,0 +1,158 @@
+"""Capture with torch.export."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.export import Dim, ExportedProgram
+
+from fxtemporal.capture.exported_guards import check_exported_sizes, holds_on_example
+from fxtemporal.capture.failures import reason_of
+from fxtemporal.capture.from_graph import from_graph_module
+from fxtemporal.capture.small_sizes import refuse_small_sizes
+from fxtemporal.capture.tracing.errors import StatefulError
+from fxtemporal.capture.tracing.module_state import refuse_unseen, settle_export
+from fxtemporal.capture.tracing.python_patches import modes_read
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.shared_state import RandomStates
+from fxtemporal.ir.stand_in import StandIn, stand_in
+from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.quiet import quiet
+
+__all__ = ["from_export", "from_exported"]
+
+
+def from_export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], why: str
+) -> Program:
+    """Capture with torch.export: every dimension free that the model leaves free."""
+    wide_args, wide_kwargs = pytree.tree_map_only(torch.Tensor, _two_samples, (args, kwargs))
+    attempts = [
+        (wide_args, wide_kwargs, _free(model, wide_args, wide_kwargs)),
+        (args, kwargs, _free(model, args, kwargs)),
+        (args, kwargs, None),
+    ]
+    errors = []
+    for a, k, dynamic in attempts:
+        try:
+            with stand_in(model, share_parameters=True, watched=True) as other:
+                states = RandomStates()
+                with quiet(), modes_read(other.module) as modes:
+                    exported = torch.export.export(
+                        other.module, a, k, dynamic_shapes=dynamic, strict=False
+                    )
+                settle_export(other, states)
+            refuse_unseen(model, exported, (args, kwargs))
+        except StatefulError as error:
+            raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
+        except Exception as error:  # torch.export raises its own tree, and the model's errors
+            errors.append(error)
+            continue
+        _refuse_frozen_parameters(exported, other.module)
+        program = from_exported(exported, args, kwargs)
+        if not holds_on_example(program):  # of a batch of one, where two were shown
+            errors.append(CaptureError("a guard that does not hold on the example inputs"))
+            continue
+        program.frontend, program.note = "export", why
+        _share_tensors(program.gm, model, other)
+        _set_training_as(program.gm, model)
+        known = dict(program.gm.named_modules())
+        program.modes = {path if path in known else "": fixed for path, fixed in modes.items()}
+        refuse_small_sizes(program, exported, model, (args, kwargs))
+        return program
+    raise CaptureError(
+        f"{type(model).__name__} could not be captured. The tracer stopped at {why}; torch.export "
+        f"at {reason_of(errors[-1])}. Move what depends on the data out of the forward, or optimize "
+        "the part of the model that does not."
+    ) from errors[-1]
+
+
+def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> None:
+    """A forward that reaches the model by another way than self has its weights made constants."""
+    weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())} - {0}
+    for name, value in exported.constants.items():
+        if isinstance(value, torch.Generator):
+            raise CaptureError(
+                "the forward draws random numbers from a generator of its own, whose state a graph "
+                "cannot carry: draw them before the call, and make them an input"
+            )
+        if name in exported.graph_signature.buffers or not isinstance(value, torch.Tensor):
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(value) or is_fake(value):
+            raise CaptureError(
+                "torch.export left a tensor without data in the graph, for a function transform "
+                "(torch.func) in the forward: optimize the part of the model around it"
+            )
+        if value.data_ptr() in weights:
+            raise CaptureError(
+                "the forward uses a parameter that it does not reach through self (a closure, a "
+                "method of another module): torch.export would make it a constant. Define the "
+                "forward in the class"
+            )
+
+
+def _two_samples(tensor: torch.Tensor) -> torch.Tensor:
+    """torch.export takes a size of 1 for a constant; a batch of one is shown to it as two."""
+    if tensor.dim() == 0 or tensor.shape[0] != 1:
+        return tensor
+    return tensor.repeat(2, *[1] * (tensor.dim() - 1))
+
+
+def _free(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``dynamic_shapes`` that let every dimension be free that torch.export can let be."""
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    free: dict[str, Any] = pytree.tree_map(_free_dimensions, dict(bound))
+    return free
+
+
+def _free_dimensions(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return None
+    return {dim: Dim.AUTO for dim, size in enumerate(value.shape) if size != 1}
+
+
+def _set_training_as(gm: fx.GraphModule, model: nn.Module) -> None:
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in gm.named_modules():
+        module.training = modes.get(path, model.training)
+
+
+def _share_tensors(gm: fx.GraphModule, model: nn.Module, other: StandIn) -> None:
+    """Put the model's own tensors in place of torch.export's, and of the stand-in's."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for kind in ("_parameters", "_buffers"):
+        for path, module in gm.named_modules(remove_duplicate=False):
+            for name in getattr(module, kind):
+                full = f"{path}.{name}" if path else name
+                if full in tensors:
+                    getattr(module, kind)[name] = tensors[full]
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor):
+                    vars(module)[name] = other.original(value)
+
+
+def from_exported(
+    exported: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Program:
+    gm = exported.module()
+    assert isinstance(gm, fx.GraphModule)
+    for hooks in (  # its checks of the input follow as nodes of the graph
+        gm._forward_pre_hooks,
+        gm._forward_pre_hooks_with_kwargs,
+        gm._forward_hooks,
+        gm._forward_hooks_with_kwargs,
+        gm._forward_hooks_always_called,
+    ):
+        hooks.clear()
+    program = from_graph_module(gm, (args, kwargs) if args or kwargs else None)
+    check_exported_sizes(program, exported)
+    program.refresh()
+    return program

@@ -1,0 +1,116 @@
+"""One spelling for what a graph can say in several ways."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxtemporal.ir.ops import WHOLE, Op
+from fxtemporal.ir.program import Program
+
+__all__ = ["normalize"]
+
+
+def normalize(program: Program) -> None:
+    """Fewer spellings for every rule behind: see the functions."""
+    _one_index_a_node(program)
+    _reads_after_writes(program)
+    _one_cat(program)
+    program.hoist_checks()
+    program.refresh()
+
+
+def _one_index_a_node(program: Program) -> None:
+    """``x[:, v, t]`` becomes ``x[:, v][:, t]``, so that each index is a loop's own.
+
+    So do the rows and columns of a tile, ``x[..., i:j, k:l]``.
+    """
+    for node in list(program.graph.nodes):
+        op = program.op(node) if node.op == "call_function" else None
+        if op is None or op.name != "getitem" or not isinstance(op.args["input"], fx.Node):
+            continue
+        index = op.args["index"]
+        if any(part != WHOLE and type(part) is not int and not _is_window(part) for part in index):
+            continue
+        source, dim = node.args[0], 0
+        with program.graph.inserting_before(node):
+            for part in index:
+                if part == WHOLE:
+                    dim += 1
+                    continue
+                entry = part if type(part) is int else slice(*part[1:])
+                where = (*[slice(None)] * dim, entry)
+                source = program.graph.call_function(operator.getitem, (source, where))
+                source.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+                dim += type(part) is not int
+        node.replace_all_uses_with(source)
+        program.graph.erase_node(node)
+
+
+def _is_window(part: Any) -> bool:
+    """Whether a described index is a slice between numbers."""
+    sliced = isinstance(part, tuple) and part[:1] == ("slice",)
+    return sliced and all(bound is None or type(bound) is int for bound in part[1:])
+
+
+def _reads_after_writes(program: Program) -> None:
+    """Let what reads a tensor after an in-place op read the op's result, which is that tensor."""
+    for node in program.graph.nodes:
+        op = program.op(node)
+        if op is None or not op.inplace:
+            continue
+        written = op.args.get("input")
+        if isinstance(written, fx.Node) and written.op != "get_attr":
+            later = {user for user in written.users if user > node}
+            written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _one_cat(program: Program) -> None:
+    """``out = cat([out, y_t])``, once a frame, becomes one cat of all its parts."""
+    absorbed: set[fx.Node] = set()
+    for node in reversed(list(program.graph.nodes)):
+        op = program.op(node)
+        if op is None or op.name != "cat" or node in absorbed:
+            continue
+        parts = _parts_of_cat(program, node, op, absorbed)
+        if parts is None or len(parts) == len(op.nodes()):
+            continue
+        with program.graph.inserting_before(node):
+            joined = program.graph.call_function(torch.cat, (parts, op.args["dim"]))
+        joined.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        node.replace_all_uses_with(joined)
+        program.graph.erase_node(node)
+    for node in sorted(absorbed, reverse=True):
+        if not node.users:
+            program.graph.erase_node(node)
+
+
+def _parts_of_cat(
+    program: Program, node: fx.Node, op: Op, absorbed: set[fx.Node]
+) -> list[fx.Node] | None:
+    """The tensors that ``node`` joins, those of a cat inside it included; empty ones left out."""
+    tensors, dim = op.args["tensors"], op.args["dim"]
+    value = node.meta.get("val")
+    if not isinstance(tensors, tuple) or not isinstance(value, torch.Tensor):
+        return None
+    if not all(isinstance(part, fx.Node) for part in tensors):
+        return None
+    parts: list[fx.Node] = []
+    pending = list(reversed(tensors))
+    while pending:
+        part = pending.pop()
+        inner = program.op(part)
+        if inner is not None and inner.name == "cat" and len(part.users) == 1:
+            within, whole = inner.args["tensors"], inner.args["dim"] == dim
+            if whole and isinstance(within, tuple) and all(isinstance(t, fx.Node) for t in within):
+                absorbed.add(part)
+                pending.extend(reversed(within))
+                continue
+        known = part.meta.get("val")
+        nothing = isinstance(known, torch.Tensor) and tuple(known.shape) == (0,)
+        if not nothing or value.dim() == 1 or known.dtype != value.dtype:
+            parts.append(part)
+    return parts

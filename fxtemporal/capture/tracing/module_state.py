@@ -1,0 +1,144 @@
+"""What a forward leaves behind on its model.
+
+A graph is a function of its inputs, parameters and buffers. A forward that counts its calls, or
+keeps a tensor for the next one, is not; it must be refused, or shown to be harmless.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx.proxy import Proxy
+
+from fxtemporal.capture.tracing.errors import StatefulError
+from fxtemporal.capture.tracing.shape_tracer import is_leaf
+from fxtemporal.ir.shared_state import RandomStates, seed
+from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
+from fxtemporal.support.quiet import quiet
+
+__all__ = ["refuse_unseen", "settle", "settle_export"]
+
+_EXPORTS_OWN = "self.constants"
+"""An attribute that torch.export leaves on what it exports."""
+
+
+def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any) -> str | None:
+    """What there is to say of all that the forward of ``traced`` wrote while it was captured.
+
+    A tensor may be kept in an attribute if no later call reads it. Any other change makes the next
+    call another function, which no graph can be.
+
+    Raises:
+        StatefulError: the next call may depend on this one, or on chance.
+    """
+    _refuse_chance(states)
+    kept = []
+    for change in traced.changes():
+        owner, called = change.owner, change.called
+        if owner is traced.module and "._tensor_constant" in called:
+            continue  # where fx keeps tensors that are neither parameters nor buffers
+        if isinstance(owner, nn.Module) and owner is not traced.module and is_leaf(owner):
+            continue  # it runs as it is, and sets the same at each call
+        if change.of_buffer:
+            text = f"the forward puts another tensor in place of the buffer {called}"
+            raise StatefulError(text, exportable=True)
+        if not (change.of_attribute and isinstance(change.new, Proxy | torch.Tensor)):
+            raise StatefulError(f"the forward changes {called}, which its next call may read")
+        kept.append(called)
+    if not kept:
+        return None
+    names = ", ".join(kept)
+    if example is None or not _repeats(model, example):
+        raise StatefulError(f"the forward keeps {names}, which its next call may read")
+    return f"the forward keeps {names}; the optimized module does not"
+
+
+def settle_export(exported: StandIn, states: RandomStates) -> None:
+    """Refuse what torch.export did not see the forward write: it knows of tensors alone.
+
+    Raises:
+        StatefulError: the next call may depend on this one, or on chance.
+    """
+    _refuse_chance(states)
+    _refuse_python(exported)
+
+
+def _refuse_python(run: StandIn) -> None:
+    """Refuse a forward that changes anything but tensors."""
+    for change in run.changes():
+        owner, new = change.owner, change.new
+        tensors = isinstance(new, torch.Tensor) or isinstance(change.old, torch.Tensor)
+        leaf = isinstance(owner, nn.Module) and owner is not run.module and is_leaf(owner)
+        if not tensors and not leaf and change.called != _EXPORTS_OWN:
+            raise StatefulError(
+                f"the forward changes {change.called}, which its next call may read"
+            )
+
+
+def refuse_unseen(model: nn.Module, exported: ExportedProgram, example: Any) -> None:
+    """Refuse what the forward writes in a way that torch.export does not see.
+
+    It puts attributes and parameters back, and passes by ``buffer.data = ...``. So both run once.
+
+    Raises:
+        StatefulError: a later call would read it.
+    """
+    expected = _written(model, example)
+    found = _written(exported.module(), example) if expected else {}
+    for name, tensor in expected.items():
+        if name not in found or not _same(found[name], tensor):
+            raise StatefulError(
+                f"the forward writes self.{name} in a way that torch.export does not see"
+            )
+
+
+def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that a call of ``model`` writes, as it leaves them."""
+    args, kwargs = own_inputs(example)
+    before = _state(model)
+    with stand_in(model, watched=True) as other, torch.no_grad(), quiet():
+        seed(0)
+        other.module(*args, **kwargs)
+        _refuse_python(other)
+        replaced = {change.called for change in other.changes()}
+        return {
+            name: tensor
+            for name, tensor in _state(other.module).items()
+            if f"self.{name}" in replaced or name not in before or not _same(before[name], tensor)
+        }
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _refuse_chance(states: RandomStates) -> None:
+    if (generator := states.drawn()) is not None:
+        raise StatefulError(
+            f"the forward draws from {generator}, and one draw would be in the graph for good"
+        )
+
+
+def _repeats(model: nn.Module, example: Any) -> bool:
+    """Whether two calls of one and the same module give the same."""
+    results = []
+    with stand_in(model) as other, torch.no_grad():
+        for _ in range(2):
+            args, kwargs = own_inputs(example)
+            seed(0)
+            results.append(pytree.tree_leaves(other.module(*args, **kwargs)))
+    return len(results[0]) == len(results[1]) and all(map(_same, *results))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other) or (
+            one.shape == other.shape
+            and torch.equal(one.isnan(), other.isnan())
+            and torch.equal(one.nan_to_num(), other.nan_to_num())
+        )
+    return bool(one == other)

@@ -1,0 +1,197 @@
+"""What a forward that runs on proxies is told when it asks Python a question.
+
+``isinstance(x, Tensor)``, ``type(x)``, ``torch.finfo(x.dtype)`` get the answer that the real value
+would give. ``self.training`` gets its answer too, and is noted: what was traced is right for that
+mode alone.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import itertools
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.fx.proxy import TraceError
+
+from fxtemporal.capture.tracing.base_tracer import namespaces, swap, swap_item
+from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
+from fxtemporal.capture.tracing.shape_proxy import ShapeProxy
+from fxtemporal.ir.guards import Specialization
+from fxtemporal.ir.source import is_user_file, short_location
+
+if TYPE_CHECKING:
+    from fxtemporal.capture.tracing.shape_tracer import ShapeTracer
+
+__all__ = ["answering", "custom_functions", "modes_read", "refusing_seeds", "user_location"]
+
+_OUTSIDE = "fxtemporal.capture.capture"
+"""The module that traces: what is further out on the stack is not the forward's."""
+
+
+@contextmanager
+def answering(tracer: ShapeTracer, root: nn.Module) -> Iterator[None]:
+    """Answer as real values would, in all code that the forwards of ``root`` are written in."""
+    is_tensor = partial(_isinstance, kinds=torch.Tensor)
+    with ExitStack() as stack:
+        stack.enter_context(swap(torch, "is_tensor", is_tensor))
+        for function in (torch.finfo, torch.iinfo):
+            stack.enter_context(swap(torch, function.__name__, _concrete(tracer, function)))
+        grad_mode = _refusing_users(torch.is_grad_enabled)
+        stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
+        for namespace in namespaces(root):
+            stack.enter_context(swap_item(namespace, "isinstance", _isinstance))
+            stack.enter_context(swap_item(namespace, "type", _Type))
+        yield
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    """isinstance() that sees through a proxy."""
+    if builtins.type(value) is ShapeProxy:
+        if not value.known:
+            raise TraceError("isinstance() of an input, and no example inputs were given")
+        is_parameter = value.node.op == "get_attr" and kinds is nn.Parameter
+        return is_parameter or isinstance(value.val, kinds)
+    return isinstance(value, kinds)
+
+
+class _TypeOfValues(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or not isinstance(args[0], ShapeProxy):
+            return type(*args, **kwargs)
+        if not args[0].known:
+            raise TraceError("type() of an input, and no example inputs were given")
+        if args[0].node.op == "get_attr":
+            return nn.Parameter if isinstance(args[0].val, nn.Parameter) else torch.Tensor
+        value = args[0].val
+        return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, type)
+
+    def __subclasscheck__(cls, subclass: Any) -> bool:
+        return issubclass(subclass, type)
+
+
+class _Type(type, metaclass=_TypeOfValues):
+    """type() that sees through a proxy."""
+
+
+def _concrete(tracer: ShapeTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(dtype: Any) -> Any:
+        return function(tracer.read(dtype, f"{function.__name__}()"))
+
+    return wrapper
+
+
+def _refusing_users(is_grad_enabled: Callable[[], bool]) -> Callable[[], bool]:
+    owner = threading.get_ident()
+
+    def wrapper() -> bool:
+        if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
+            raise GradientModeError("the forward asks whether gradients are recorded")
+        return is_grad_enabled()
+
+    return wrapper
+
+
+@contextmanager
+def modes_read(
+    root: nn.Module, counts: Callable[[], bool] = lambda: True
+) -> Iterator[dict[str, Specialization]]:
+    """Collect the modules of ``root`` whose forwards read their ``training`` flag, by path.
+
+    A reading is noted where ``counts()``.
+    """
+    paths = {id(module): path for path, module in root.named_modules()}
+    found: dict[str, Specialization] = {}
+
+    def read(module: nn.Module) -> bool:
+        try:
+            mode = bool(vars(module)["training"])
+        except KeyError:
+            raise AttributeError("training") from None
+        path = paths.get(id(module))
+        if path is not None and path not in found and _in_a_forward() and counts():
+            name = f"{path}.training" if path else "training"
+            found[path] = Specialization(name, mode, user_location(), "the forward read it")
+        return mode
+
+    def write(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        del nn.Module.training
+
+
+@contextmanager
+def custom_functions() -> Iterator[list[str]]:
+    """Collect the ``torch.autograd.Function``s that this thread calls: a graph has no backward."""
+    owner, called = threading.get_ident(), []
+    original = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == owner:
+            called.append(cls.__name__)
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+    try:
+        yield called
+    finally:
+        setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+
+
+@contextmanager
+def refusing_seeds() -> Iterator[None]:
+    """Refuse a forward, in this thread, that seeds torch's generator: no graph holds that."""
+    names = ("manual_seed", "seed", "set_rng_state")
+    with ExitStack() as stack:
+        for owner, name in itertools.product((torch, torch.random), names):
+            stack.enter_context(swap(owner, name, _refusing_to_seed(getattr(owner, name))))
+        yield
+
+
+def _refusing_to_seed(function: Callable[..., Any]) -> Callable[..., Any]:
+    owner = threading.get_ident()
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
+            raise StatefulError("the forward seeds torch's random numbers")
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _frames() -> Iterator[types.FrameType]:
+    """The stack from here out to where the tracing began."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") != _OUTSIDE:
+        yield frame
+        frame = frame.f_back
+
+
+def _in_a_forward() -> bool:
+    call = nn.Module._call_impl.__code__
+    tracing = "fxtemporal.capture.tracing.shape_tracer"
+    return any(f.f_code is call or f.f_globals.get("__name__") == tracing for f in _frames())
+
+
+def user_location() -> str | None:
+    """The innermost line of the user's code, between the traced forward and here."""
+    for frame in _frames():
+        if is_user_file(frame.f_code.co_filename):
+            return short_location(frame.f_code.co_filename, frame.f_lineno)
+    return None

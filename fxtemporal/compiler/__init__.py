@@ -1,0 +1,1 @@
+"""What ``optimize`` does, stage by stage."""

@@ -1,0 +1,1 @@
+"""The program that passes rewrite, and what stands in its graph."""

@@ -1,0 +1,123 @@
+"""The numbers of frames that a result is right for: see :class:`AdmittedFrames`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtemporal.support.errors import SpecializationError
+
+__all__ = ["AdmittedFrames"]
+
+
+class AdmittedFrames(nn.Module):
+    """A check, at every call, that the forward was traced at this number of frames.
+
+    A re-rolled loop runs for any T, but the forward may do something else at another one: ``if
+    t >= 40``, a table by t, ``mem[-40:]``. So a T is admitted once the forward was traced at it and
+    gave the same graph: at a few when the model is optimized, at others at their first call, which
+    takes as long as a trace. In a graph it stands behind the inputs::
+
+        size = x.size(1)
+        _frames_0 = self._frames_0(size)      T, and the sizes of other inputs that follow it
+
+    Args:
+        expression: the size in the user's words, ``"x.size(1)"``.
+        counts: the numbers that are admitted.
+        same_graph: traces the forward at another number, and tells whether its graph is the same.
+            It is not pickled: a result that was loaded runs at ``counts`` alone.
+    """
+
+    _is_impure = True  # dead-code elimination must not drop it
+    _derived = ("_same_graph",)  # a stand-in needs none
+
+    def __init__(
+        self,
+        expression: str,
+        counts: Iterable[int],
+        same_graph: Callable[[int], bool] | None = None,
+    ) -> None:
+        super().__init__()
+        self.expression = expression
+        self.counts = frozenset(counts)
+        self.example = max(self.counts)
+        self._same_graph = same_graph
+
+    def forward(self, frames: Any, *others: Any) -> None:
+        """Raise :class:`SpecializationError` unless ``frames`` is admitted, and ``others`` equal.
+
+        Raises:
+            SpecializationError: the forward does something else at so many frames, or inputs that
+                had one number of frames when it was traced have several.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return  # sizes are tensors there, and a check cannot be recorded
+        for other in others:
+            if other != frames:
+                raise SpecializationError(
+                    f"this module was traced where other inputs have as many entries as "
+                    f"{self.expression}; it was called with {frames} and {other}. Call "
+                    "fxtemporal.optimize again with example inputs of this kind."
+                )
+        if type(frames) is int and frames in self.counts:
+            return
+        if type(frames) is not int:
+            self._bound(frames)
+        elif not self.admit(frames):
+            raise SpecializationError(
+                f"this module is right where {self.expression} is {self._said()}: at {frames} the "
+                "forward gave another graph, or could not be traced again. Call "
+                "fxtemporal.optimize with example inputs of this size."
+            )
+
+    def admit(self, frames: int) -> bool:
+        """Whether the module is right at so many frames; tried once, and remembered."""
+        if frames in self.counts:
+            return True
+        if self._same_graph is None or torch.compiler.is_compiling() or not _may_trace():
+            return False
+        if self._same_graph(frames):
+            self.counts |= {frames}
+            return True
+        return False
+
+    def admit_around(self) -> None:
+        """Try every number up to twice the example's: what an artifact is to be free within."""
+        for frames in range(1, 2 * self.example + 1):
+            self.admit(frames)
+
+    def _bound(self, frames: Any) -> None:
+        """Keep a symbolic size, of an export, within the admitted numbers around its example."""
+        low = high = int(frames.node.hint)
+        while low - 1 in self.counts:
+            low -= 1
+        while high + 1 in self.counts:
+            high += 1
+        if low == high:
+            int(frames)  # fixes it
+        else:
+            torch._check(frames >= low)  # type: ignore[no-untyped-call]
+            torch._check(frames <= high)  # type: ignore[no-untyped-call]
+
+    def _said(self) -> str:
+        return ", ".join(map(str, sorted(self.counts)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdmittedFrames:
+        copy = AdmittedFrames(self.expression, self.counts, self._same_graph)
+        copy.example = self.example
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_same_graph": None}
+
+
+def _may_trace() -> bool:
+    """Whether the model can be traced here: not inside a transform or another trace."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+    )

@@ -1,0 +1,126 @@
+"""What a trace fixed, and the check of it on every call.
+
+A Python ``range(x.size(1))`` reads a number while the model is traced, so the graph is right for
+that number alone. Each such reading leaves a node in the graph::
+
+    size = x.size(1)
+    expect(size, 10, "x.size(1)", "model.py:12", "range() or int() read it")
+
+and a call at another size raises :class:`SpecializationError` before anything is computed from it.
+The nodes are the only record: :func:`specializations` reads them back for the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch.fx.node import has_side_effect
+
+from fxtemporal.ir.leaf import opaque
+from fxtemporal.support.errors import SpecializationError
+
+__all__ = [
+    "QUESTIONS",
+    "TRIP_COUNT",
+    "Specialization",
+    "dimensions",
+    "expect",
+    "given",
+    "length",
+    "one_shape",
+    "specializations",
+    "structure",
+]
+
+
+TRIP_COUNT = "range() or an index"
+"""Who read a size that only says how often a loop runs."""
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """``expression`` must have ``value``, because the code at ``location`` read it (``why``)."""
+
+    expression: str
+    value: Any
+    location: str | None
+    why: str
+
+    def __str__(self) -> str:
+        where = f" at {self.location}" if self.location else ""
+        return f"{self.expression} == {self.value!r} ({self.why}{where})"
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = self.value if isinstance(self.value, int | float | str | bool) else str(self.value)
+        return {
+            "expression": self.expression,
+            "value": plain,
+            "location": self.location,
+            "why": self.why,
+        }
+
+
+@opaque
+def expect(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
+    """Raise :class:`SpecializationError` unless ``actual == value``; NaN is as good as NaN."""
+    # In torch.jit.trace sizes are tensors, and a check cannot be recorded.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return
+    if actual != value and not (value != value and actual != actual):
+        fixed = Specialization(expression, value, location, why)
+        raise SpecializationError(
+            f"this module was traced where {fixed}; it was called with {actual}. "
+            "Call fxtemporal.optimize again with example inputs of this kind."
+        )
+
+
+@opaque
+def structure(value: Any) -> str:
+    """How lists, tuples and dicts are nested in ``value``, tensors and numbers left out."""
+    return str(pytree.tree_structure(value))
+
+
+@opaque
+def dimensions(value: Any) -> int | None:
+    """``value.dim()``, None for what is no tensor."""
+    return value.dim() if isinstance(value, torch.Tensor) else None
+
+
+@opaque
+def given(value: Any) -> bool:
+    """Whether an argument is there."""
+    return value is not None
+
+
+@opaque
+def length(pieces: Any) -> int:
+    """``len``, as a function that fx can record."""
+    return len(pieces)
+
+
+@opaque
+def one_shape(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all ``tensors`` have the same shape."""
+    return len({tuple(tensor.shape) for tensor in tensors}) <= 1
+
+
+has_side_effect(expect)  # dead-code elimination must not drop a check
+
+
+QUESTIONS = frozenset((expect, dimensions, given, length, one_shape, structure))
+"""What a graph asks of its values, without changing any."""
+
+
+def specializations(graph: fx.Graph) -> tuple[Specialization, ...]:
+    """Every check that stands in ``graph``, in order, without repeats."""
+    found: dict[Specialization, None] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is expect:
+            value, text, location, why = node.args[1:]
+            found[Specialization(text, value, location, why)] = None
+    return tuple(found)

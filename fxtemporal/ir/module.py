@@ -1,0 +1,206 @@
+"""The graph module that ``optimize`` returns.
+
+A :class:`torch.fx.GraphModule` forgets, when it is copied or pickled, its ``meta`` and every
+parameter that its graph does not use. An optimized model must keep both: its report lives in
+``meta``, and its state dict must go on loading into the original model.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._ops import HigherOrderOperator
+
+from fxtemporal.ir.guards import Specialization
+from fxtemporal.ir.watching import Watch, warn_of_late_hooks
+from fxtemporal.support.errors import GradientError, SpecializationError
+
+__all__ = ["OptimizedModule"]
+
+_MODES = "fxtemporal_modes"
+_GRADIENTS = "fxtemporal_gradients"
+_SWITCHED = "fxtemporal_switched_gradients"
+_CONTENTS = ("_modules", "_parameters", "_buffers")
+_KEPT = (
+    *_CONTENTS,
+    "_non_persistent_buffers_set",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "training",
+    "meta",
+)
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, source: Any, why: str) -> torch.Tensor:
+        ctx.why = why
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise GradientError(
+            f"this result gives the model's numbers, but not its gradients: {ctx.why}. Train the "
+            "model itself, and use the result under torch.no_grad()"
+        )
+
+
+class OptimizedModule(fx.GraphModule):
+    """A graph module that holds all of ``root``, and keeps it through copies and pickles."""
+
+    _derived = ("_watch",)  # a stand-in needs none
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        super().__init__(root, graph, class_name)
+        self._restore(_contents(root))
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        for name, value in kept.items():
+            vars(self)[name] = copy.copy(value) if name in _KEPT else value
+        self._watch_modes()
+
+    def hold_modes(self, modes: Mapping[str, Specialization]) -> None:
+        """Run only while the modules at these paths are in the mode, training or not, given."""
+        self.meta[_MODES] = dict(modes)
+        self._watch_modes()
+
+    @property
+    def held_modes(self) -> Mapping[str, Specialization]:
+        """By path, the modes in which alone it runs."""
+        held: Mapping[str, Specialization] = self.meta.get(_MODES, {})
+        return held
+
+    def _watch_modes(self) -> None:
+        held = self.held_modes
+        watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
+        vars(self)["_held_modes"] = watched
+
+    def watch(self, model: nn.Module, captured: fx.Graph) -> None:
+        """Follow the tensors of ``model``, and warn of hooks that would not be called.
+
+        ``captured`` is the graph before it was rewritten. A copy, or a pickle, follows no model.
+        """
+        vars(self)["_watch"] = Watch(model, self, captured)
+        warn_of_late_hooks(self, captured)
+
+    def refuse_gradients(self, why: str, outputs: Collection[int] = ()) -> None:
+        """Let no gradient flow back: those of this graph are not the model's.
+
+        ``outputs`` are those, by number, that gradients of the model's parameters come from.
+        """
+        self.meta[_GRADIENTS] = why, frozenset(outputs)
+
+    def refuse_gradients_when_off(self, outputs: Collection[int]) -> None:
+        """Let no gradient flow back from these, by number, to where the model switches them on."""
+        why = "the forward switches gradients on (torch.enable_grad), which a graph does not hold"
+        self.meta[_SWITCHED] = why, frozenset(outputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for module, fixed in vars(self).get("_held_modes", ()):
+            if module.training != fixed.value:
+                raise SpecializationError(_other_mode(fixed))
+        watch = vars(self).get("_watch")
+        if watch is not None and not torch.compiler.is_compiling():
+            watch.look()
+        outputs = super().__call__(*args, **kwargs)
+        on = torch.is_grad_enabled()
+        refused = self.meta.get(_GRADIENTS if on else _SWITCHED)
+        if refused is None:
+            return outputs
+        return self._without_gradients(outputs, (args, kwargs) if on else (), *refused)
+
+    @torch.enable_grad()
+    def _without_gradients(
+        self, outputs: Any, inputs: Any, why: str, of_parameters: Collection[int]
+    ) -> Any:
+        """``outputs`` through which a backward raises, where the model's would have gradients."""
+        given = next(filter(_requires_grad, pytree.tree_leaves(inputs)), None)
+        source = (
+            given if given is not None else next(filter(_requires_grad, self.parameters()), None)
+        )
+        leaves, structure = pytree.tree_flatten(outputs)
+        for number, leaf in enumerate(leaves):
+            if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+                continue
+            asked = given is not None or (source is not None and number in of_parameters)
+            if asked or leaf.requires_grad:
+                leaves[number] = _Refused.apply(leaf, source, why)  # type: ignore[no-untyped-call]
+        return pytree.tree_unflatten(leaves, structure)
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        """Switch modes as ``nn.Module.train`` does, where the result is right in both.
+
+        Raises:
+            SpecializationError: it is right in one mode alone: the forward read
+                ``self.training``, or a loop whose body holds BatchNorm or dropout was re-rolled.
+        """
+        for _, fixed in vars(self).get("_held_modes", ()):
+            if fixed.value != mode:
+                raise SpecializationError(_other_mode(fixed))
+        super().train(mode)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        result = super().__deepcopy__(memo)
+        assert isinstance(result, OptimizedModule)
+        result._restore(copy.deepcopy(_contents(self), memo))
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for node in self.graph.nodes:
+            if isinstance(node.target, HigherOrderOperator):
+                raise pickle.PicklingError(
+                    f"this graph calls {node.target}, which fx cannot build again from a pickle: "
+                    "save the module with torch.export.save(torch.export.export(module, inputs))"
+                )
+        watch = vars(self).pop("_watch", None)  # a pickle follows no model
+        try:
+            rebuild, state = super().__reduce__()
+        finally:
+            if watch is not None:
+                vars(self)["_watch"] = watch
+        return _rebuild, (rebuild, state, _contents(self))
+
+
+def _requires_grad(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def _other_mode(fixed: Specialization) -> str:
+    mode = "training" if fixed.value else "eval"
+    return (
+        f"this module was captured in {mode} mode, where {fixed}, and is right in that mode alone. "
+        "Call fxtemporal.optimize on the model in the mode in which it will run."
+    )
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """What a module holds, with the tensors that are neither parameters nor buffers."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name in _KEPT or isinstance(value, torch.Tensor)
+    }
+
+
+def _rebuild(
+    rebuild: Callable[..., fx.GraphModule], state: tuple[Any, ...], kept: dict[str, Any]
+) -> OptimizedModule:
+    plain = rebuild(*state)
+    result = OptimizedModule(plain, plain.graph, type(plain).__name__)
+    result._restore(kept)
+    return result

@@ -1,0 +1,60 @@
+"""One op on all frames through ``torch.vmap``: for ops in which the samples of a frame meet.
+
+``y.softmax(0)`` compares the clips of a batch, frame by frame; folded into the batch, frames would
+be compared too. ``vmapped("Tensor.softmax", (0, None), frames, 0)`` runs it on each frame apart.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import einops
+import torch
+from torch import fx
+
+from fxtemporal.ir import running
+from fxtemporal.ir.leaf import opaque
+
+__all__ = ["spelled", "vmapped"]
+
+_SPACES = {
+    "Tensor": torch.Tensor,
+    "torch": torch,
+    "functional": torch.nn.functional,
+    "einops": einops,
+    "running": running,
+}
+
+
+@opaque
+def vmapped(name: str, dims: tuple[int | None, ...], *args: Any, **kwargs: Any) -> Any:
+    """``torch.vmap`` of the op called ``name``.
+
+    Args:
+        name: ``"torch.softmax"``, ``"functional.normalize"`` or ``"Tensor.std"``.
+        dims: for each of ``args``, 0 where its dimension 0 are the frames, None where it is the
+            same for all of them.
+
+    Returns:
+        (T, ...), the results of all frames.
+    """
+    space, _, op = name.partition(".")
+    function: Callable[..., Any] = getattr(_SPACES[space], op)
+    return torch.vmap(partial(function, **kwargs), in_dims=dims)(*args)
+
+
+def spelled(node: fx.Node) -> str | None:
+    """The name under which :func:`vmapped` finds the op that ``node`` calls; None if it cannot."""
+    if node.op == "call_method":
+        name = "reshape" if node.target == "view" else str(node.target)  # strides may differ
+        return f"Tensor.{name}" if hasattr(torch.Tensor, name) else None
+    if node.op != "call_function":
+        return None
+    name = getattr(node.target, "__name__", "")
+    for space in ("torch", "functional", "einops", "running"):
+        if name and getattr(_SPACES[space], name, None) is node.target:
+            return f"{space}.{name}"
+    return "torch.matmul" if node.target is operator.matmul else None

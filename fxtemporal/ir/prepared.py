@@ -1,0 +1,315 @@
+"""Prepared weights: what is derived from parameters, computed once instead of at every call.
+
+A BatchNorm folded into the convolution before it, kernels put one after another, the taps of a fast
+algorithm: each is a pure function of parameters and buffers. In a graph it is a call of a
+:class:`Prepared` module on the sources themselves::
+
+    weight = self.conv.weight                         (C_out, C, kT, kH, kW)
+    mean = self.norm.running_mean                     (C_out,)
+    folded = self._prepared_0(weight, mean, ...)      computed at the first call, and then kept
+    y = F.conv3d(x, folded[0], folded[1])
+
+The parameters stay what the model has: the state dict, its names and its tensors are the
+original's. What is kept is no buffer (it would stand among ``named_buffers``, and ``.to(dtype)``
+would round it a second time); it is not copied, saved or moved with the module, but computed again.
+
+It is also computed again as soon as a source is another tensor, lies elsewhere, or was written: by
+an optimizer, ``load_state_dict``, ``.to(...)``, ``.data = ...``. Writes that PyTorch does not count
+(``weight.data[3] = 9``, NumPy) are found on the CPU: by a sample of the entries at each call, and
+by a checksum of them all at the first calls, after a switch between training and eval, and then as
+often as takes 0.5 % of the time. On other devices call :func:`fxtemporal.refresh` after such a
+write.
+
+While a gradient is to reach a source, and under ``torch.compile``, ``torch.export``,
+``torch.jit.trace``, ``torch.func``, fake tensors and the like, nothing is kept: the function
+becomes part of the graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+
+from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.watching import Schedule
+
+__all__ = ["Prepared", "derivation", "is_prepared", "origin", "prepare"]
+
+_SMALL = 1024
+"""Up to so many entries are compared one by one; of more, about ``_SAMPLE``."""
+_SAMPLE = 64
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an entry in bytes."""
+
+
+class Prepared(nn.Module):
+    """``function(*sources, **options)``, kept for as long as the sources stay what they are.
+
+    Args:
+        function: pure, defined at the top of a module (it is pickled by name), and
+            :func:`~fxtemporal.ir.leaf.opaque`. It returns a tensor or a tuple of tensors that share
+            no memory with the sources.
+        keep: what to make of the value before it is kept, ``keep(value, **options)``: a layout
+            that this machine reads faster. In a graph the value stays as it is.
+        **options: plain values, handed to it by name.
+    """
+
+    _derived = ("_kept",)
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        keep: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.keep = keep
+        self.options = options
+        self._kept: _Kept | None = None
+
+    def forward(self, *sources: Tensor | None) -> Any:
+        """The value for these sources; a source may be None."""
+        if torch.compiler.is_compiling() or _belongs_in_graph(sources):
+            return self.function(*sources, **self.options)
+        kept = self._kept  # read once: another thread may put a newer one in its place
+        if kept is not None and kept.holds_for(sources):
+            return kept.value
+        marks, samples = tuple(map(_Mark.of, sources)), _samples(sources)
+        with torch.inference_mode(False), torch.no_grad(), _full_precision(sources):
+            value = self.function(*sources, **self.options)
+            if self.keep is not None:
+                value = self.keep(value, **self.options)
+        if any(source is not None and source.is_cuda for source in sources):
+            torch.cuda.current_stream().synchronize()
+        self._kept = _Kept(marks, samples, _Checksums.of(sources), value)
+        return value
+
+    def forget(self) -> None:
+        """Compute it anew at the next call."""
+        self._kept = None
+
+    def train(self, mode: bool = True) -> Prepared:
+        """Look at the sources anew at the next call: they may have been written meanwhile."""
+        if (kept := self._kept) is not None:
+            kept.checksums.schedule = Schedule()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Prepared:
+        self.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None}
+
+    def extra_repr(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{getattr(self.function, '__name__', self.function)}{options}"
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """By what a source is known again.
+
+    ``alias`` keeps its memory, so that no other tensor can come to lie at the same address.
+    """
+
+    alias: Tensor | None
+    version: int = 0
+
+    @classmethod
+    def of(cls, source: Tensor | None) -> _Mark:
+        return cls(None) if source is None else cls(source.detach(), source._version)
+
+    def is_of(self, source: Tensor | None) -> bool:
+        alias = self.alias
+        if source is None or alias is None:
+            return source is alias
+        return (
+            source._version == self.version
+            and source.data_ptr() == alias.data_ptr()
+            and source.dtype == alias.dtype
+            and source.shape == alias.shape
+            and source.stride() == alias.stride()
+        )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Views of some entries of the sources, all of one dtype, and what they held."""
+
+    views: tuple[Tensor, ...]
+    held: Tensor
+
+    def still_holds(self) -> bool:
+        return torch.equal(torch.cat(self.views), self.held)
+
+
+@dataclass
+class _Checksums:
+    """The sources' entries as integers, and their sums: one changed entry changes a sum."""
+
+    views: tuple[Tensor, ...]
+    held: tuple[int, ...]
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, sources: Sequence[Tensor | None]) -> _Checksums:
+        views = tuple(
+            source.detach().view(_INTEGERS[source.element_size()])
+            for source in sources
+            if source is not None
+            and source.device.type == "cpu"
+            and source.numel() > _SMALL
+            and source.element_size() in _INTEGERS
+        )
+        return cls(views, tuple(map(_sum, views)), Schedule())
+
+    def still_hold(self) -> bool:
+        return not self.views or self.schedule.due(
+            lambda: all(
+                _sum(view) == held for view, held in zip(self.views, self.held, strict=True)
+            )
+        )
+
+
+def _sum(view: Tensor) -> int:
+    return int(view.sum(dtype=view.dtype))  # it wraps around, which loses nothing
+
+
+@dataclass(frozen=True)
+class _Kept:
+    marks: tuple[_Mark, ...]
+    samples: tuple[_Sample, ...]
+    checksums: _Checksums
+    value: Any
+
+    def holds_for(self, sources: Sequence[Tensor | None]) -> bool:
+        return (
+            len(sources) == len(self.marks)
+            and all(map(_Mark.is_of, self.marks, sources))
+            and all(sample.still_holds() for sample in self.samples)
+            and self.checksums.still_hold()
+        )
+
+
+def _samples(sources: Sequence[Tensor | None]) -> tuple[_Sample, ...]:
+    """What is compared at each call, to see writes that PyTorch does not count; on the CPU only."""
+    views: dict[torch.dtype, list[Tensor]] = {}
+    for source in sources:
+        if source is not None and source.device.type == "cpu":
+            views.setdefault(source.dtype, []).append(_entries(source.detach()))
+    return tuple(_Sample(tuple(v), torch.cat(v)) for v in views.values())
+
+
+def _entries(tensor: Tensor) -> Tensor:
+    """A view of the memory of ``tensor``: all of it where that is little, else evenly spaced."""
+    there = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    count = min(tensor.numel(), there)
+    step = 1 if count <= _SMALL else count // _SAMPLE
+    return tensor.as_strided((-(-count // step),), (step,))
+
+
+def _belongs_in_graph(sources: Sequence[Any]) -> bool:
+    """Whether the value must be computed here and now: it is being recorded, or differentiated."""
+    given = [source for source in sources if source is not None]
+    if (
+        any(type(source) not in (Tensor, nn.Parameter) for source in given)
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return True
+    if torch.is_grad_enabled() and any(source.requires_grad for source in given):
+        return True
+    if any(source.is_meta or source.is_inference() for source in given):
+        return True
+    on_gpu = any(source.is_cuda for source in given)
+    return on_gpu and torch.cuda.is_current_stream_capturing()
+
+
+def _full_precision(sources: Sequence[Tensor | None]) -> Any:
+    """Without autocast, which may not be on at the next call."""
+    kind = next((source.device.type for source in sources if source is not None), "cpu")
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def prepare(
+    program: Program,
+    function: Callable[..., Any],
+    sources: Sequence[fx.Node | None],
+    keep: Callable[..., Any] | None = None,
+    **options: Any,
+) -> fx.Node:
+    """A new node, at the insertion point, for ``function(*sources, **options)``, prepared.
+
+    ``sources`` are ``get_attr`` nodes, or values prepared before; ``keep`` is that of
+    :class:`Prepared`, and the same for all that have one function. Nodes of the same value share
+    one module, so that it is computed and kept once.
+    """
+    graph = program.graph
+    path = next(
+        (
+            str(node.target)
+            for node in graph.nodes
+            if is_prepared(program, node)
+            and _same(program.gm.get_submodule(str(node.target)), function, options)
+            and [derivation(s) for s in node.args] == [derivation(s) for s in sources]
+        ),
+        None,
+    )
+    if path is None:
+        number = 0
+        while hasattr(program.gm, f"_prepared_{number}"):
+            number += 1
+        path = f"_prepared_{number}"
+        program.gm.add_module(path, Prepared(function, keep, **options))
+    return graph.call_module(path, tuple(sources))
+
+
+def is_prepared(program: Program, node: fx.Node) -> bool:
+    """Whether ``node`` is a prepared value."""
+    if node.op != "call_module":
+        return False
+    return isinstance(program.gm.get_submodule(str(node.target)), Prepared)
+
+
+def origin(program: Program, value: Any) -> str | None:
+    """The parameter that a weight is, or was first of all prepared from; None if it is neither."""
+    if isinstance(value, Attr):
+        return value.name
+    while isinstance(value, fx.Node):
+        if value.op == "get_attr":
+            return str(value.target)
+        if value.target is not operator.getitem and not is_prepared(program, value):
+            return None
+        value = value.args[0]
+    return None
+
+
+def derivation(value: Any) -> Any:
+    """Equal for two values of a graph that are the same parameter, or prepared alike from such."""
+    if isinstance(value, Attr):
+        return value.name
+    if not isinstance(value, fx.Node):
+        return value
+    if value.op == "get_attr":
+        return str(value.target)
+    return (value.target, *(derivation(argument) for argument in value.args))
+
+
+def _same(module: nn.Module, function: Callable[..., Any], options: dict[str, Any]) -> bool:
+    assert isinstance(module, Prepared)
+    return module.function is function and module.options == options

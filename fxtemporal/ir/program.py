@@ -1,0 +1,303 @@
+"""A captured program: an fx graph, the value each node had, and what its ops mean.
+
+Every node of a program that was captured with example inputs carries ``node.meta["val"]``: a fake
+tensor (shape, dtype, strides, no data), a number, or a tuple of those. Rules read programs and
+change them through this class; :meth:`Program.refresh` ends each rewrite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from fxtemporal.ir.guards import Specialization, expect, length, specializations
+from fxtemporal.ir.module import OptimizedModule
+from fxtemporal.ir.ops import Attr, Describer, Op
+from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.source import is_user_file, short_location
+from fxtemporal.ir.values import attribute, rank, run_node
+
+__all__ = ["Program"]
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _lies_alike(value: Any, other: Any) -> bool:
+    """Whether the tensors of two values have the same strides."""
+    mine, theirs = pytree.tree_leaves(value), pytree.tree_leaves(other)
+    return len(mine) == len(theirs) and all(
+        one.stride() == two.stride()
+        for one, two in zip(mine, theirs, strict=True)
+        if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)
+    )
+
+
+def _one_by_one(op: Op) -> bool:
+    """Whether ``op`` cuts a tensor into pieces of one entry each."""
+    return op.name == "split" and op.args["sizes"] == 1
+
+
+def _sizes_read(check: fx.Node) -> set[fx.Node] | None:
+    """All that ``check`` is computed from, but the inputs; None where that is more than sizes."""
+    chain: set[fx.Node] = set()
+    pending = list(check.all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder" or node in chain:
+            continue
+        if not isinstance(node.meta.get("val"), int | torch.Size):
+            return None
+        chain.add(node)
+        pending.extend(node.all_input_nodes)
+    return chain
+
+
+def _varying(op: Op) -> Any:
+    """The one operand of a sum or difference of numbers that is computed; None for two of them."""
+    computed = [op.args[k] for k in ("input", "other") if isinstance(op.args[k], fx.Node)]
+    plain = type(op.args.get("alpha", 1)) is int and op.args.get("alpha", 1) == 1
+    return computed[0] if len(computed) == 1 and plain else None
+
+
+class Program:
+    """A graph module that rewrites may change, and questions about it.
+
+    ``frontend`` is ``"fx"``, ``"export"`` or ``"given"``; ``note`` says why the first choice of
+    front end was not used. ``modes`` are the modules whose training flag the capture read, by path.
+    ``doubt`` says what the capture took on trust: only a comparison with the model can tell.
+    ``gradients`` says why those of the graph cannot be the model's. ``output_layouts`` are how the
+    model's outputs were seen to lie in memory, which may be otherwise than as fake tensors; with
+    ``keeps_layouts`` a rewrite leaves them so.
+    """
+
+    modes: Mapping[str, Specialization] = MappingProxyType({})
+    doubt: str | None = None
+    gradients: str | None = None
+    output_layouts: tuple[tuple[int | None, ...] | None, ...] | None = None
+    keeps_layouts: bool = True
+
+    def __init__(
+        self, gm: fx.GraphModule, fake_mode: FakeTensorMode, frontend: str, note: str | None = None
+    ) -> None:
+        self.gm = gm
+        self.fake_mode = fake_mode
+        self.frontend = frontend
+        self.note = note
+        self._describe = Describer(gm)
+        self._ops: dict[fx.Node, tuple[Any, Any, Op | None]] = {}
+
+    def copy(self) -> Program:
+        """The same program over the same parameters, with a graph and modules of its own."""
+        graph = fx.Graph(tracer_cls=self.graph._tracer_cls)
+        graph.output(graph.graph_copy(self.graph, {}))
+        graph.set_codegen(self.graph._codegen)
+        gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
+        copy = Program(gm, self.fake_mode, self.frontend, self.note)
+        for name in ("modes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
+            setattr(copy, name, getattr(self, name))
+        return copy
+
+    @property
+    def specializations(self) -> tuple[Specialization, ...]:
+        """What the capture fixed: sizes, layouts, modes."""
+        return (*specializations(self.graph), *self.modes.values())
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.gm.graph
+
+    def op(self, node: fx.Node) -> Op | None:
+        """The one description of ``node``, whatever its spelling; None where it is not known.
+
+        Kept as long as the arguments of ``node`` are the very same: fx makes new ones at each edit.
+        """
+        args, kwargs, op = self._ops.get(node, (None, None, None))
+        if args is not node.args or kwargs is not node.kwargs:
+            op = self._describe(node)
+            self._ops[node] = node.args, node.kwargs, op
+        return op
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter or buffer called ``name``."""
+        value = attribute(self.gm, name)
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def held(self) -> tuple[dict[tuple[fx.Node, int], fx.Node], dict[fx.Node, fx.Node]]:
+        """What is held to one value, with the check of it: sizes ``(tensor, dim)``, and numbers."""
+        sizes: dict[tuple[fx.Node, int], fx.Node] = {}
+        numbers: dict[fx.Node, fx.Node] = {}
+        for check in self.graph.nodes:
+            if check.target is not expect or not isinstance(check.args[0], fx.Node):
+                continue
+            numbers.setdefault(check.args[0], check)
+            if (held := self.held_size(check)) is not None:
+                sizes.setdefault(held, check)
+        return sizes, numbers
+
+    def held_size(self, check: fx.Node) -> tuple[fx.Node, int] | None:
+        """``(tensor, dim)`` whose size ``check`` checks.
+
+        As such, as the count of its frames, or as a number that differs from it by a constant.
+        """
+        number = check.args[0]
+        while isinstance(number, fx.Node):
+            op = self.op(number)
+            if number.target is length:
+                number = number.args[0]
+            elif (
+                op is not None and op.name in ("add", "sub") and type(number.meta.get("val")) is int
+            ):
+                number = _varying(op)
+            else:
+                break
+        op = self.op(number) if isinstance(number, fx.Node) else None
+        if op is None or (op.name not in ("size", "unbind") and not _one_by_one(op)):
+            return None
+        tensor = op.args["input"]
+        return (tensor, op.args["dim"]) if isinstance(tensor, fx.Node) else None
+
+    def hoist_checks(self) -> None:
+        """What a check reads of an input's shape, and the check, move to where the inputs stand."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        if not placeholders:
+            return
+        last = placeholders[-1]
+        for check in [node for node in self.graph.nodes if node.target is expect]:
+            chain = _sizes_read(check)
+            if chain is not None and last < check:
+                for node in (*sorted(chain), check):
+                    if last < node:
+                        last.append(node)
+                        last = node
+
+    def drop_unread(self) -> None:
+        """Erase what nothing reads, where a call does no more than compute its value.
+
+        A frame that the forward computes and drops would be computed with the others else, and
+        gradients of zero flow back into it, which are NaN where its own derivative is infinite.
+        """
+        for node in reversed(list(self.graph.nodes)):
+            op = self.op(node) if node.op.startswith("call") and not node.users else None
+            if op is not None and (op.pure or self._writes_unread(node, op)):
+                self._hold_mode(node)
+                self.graph.erase_node(node)
+
+    def _hold_mode(self, node: fx.Node) -> None:
+        """Hold the module of a call that is dropped to its mode, if it does more in the other."""
+        if node.op != "call_module":
+            return
+        path = str(node.target)
+        modules = list(self.gm.get_submodule(path).modules())
+        modes = [module.training for module in modules]
+        try:
+            for module in modules:
+                module.training = True
+            op = self._describe(node)
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+        if op is None or not (op.pure or self._writes_unread(node, op)):
+            why = "a call of it that nothing reads was dropped"
+            fixed = Specialization(f"{path}.training", False, self.location(node), why)
+            self.modes = {**self.modes, path: fixed}
+
+    def _writes_unread(self, node: fx.Node, op: Op) -> bool:
+        """Whether ``node`` writes in place into a new tensor that nothing else reads."""
+        written = op.args.get("input")
+        if not op.inplace or op.random or op.updates or not isinstance(written, fx.Node):
+            return False
+        source = self.op(written)
+        return source is not None and source.owns and set(written.users) == {node}
+
+    def dims(self, value: Any) -> int | None:
+        """The rank of a described argument: 0 for a number, None where it is not known."""
+        if isinstance(value, Attr):
+            return self.tensor(value.name).dim()
+        if isinstance(value, fx.Node):
+            known = value.meta.get("val")
+            return 0 if isinstance(known, int | float) else rank(value)
+        return 0
+
+    def argument(self, value: Any) -> Any:
+        """A described argument for a new node: a parameter becomes a get_attr node."""
+        return self.graph.get_attr(value.name) if isinstance(value, Attr) else value
+
+    def location(self, node: fx.Node) -> str | None:
+        """``file:line`` of the last frame of the user's code that made ``node``."""
+        if (known := node.meta.get("location")) is not None:
+            return str(known)
+        frames = _FRAME.findall(node.stack_trace or "")
+        for filename, line in reversed(frames):
+            if is_user_file(filename):
+                return short_location(filename, int(line))
+        return None
+
+    def called(self, node: fx.Node) -> str:
+        """``backbone.conv1 (model.py:12)``: the module and the line a reason is about."""
+        path = self.module_path(node) or node.name
+        location = self.location(node)
+        return f"{path} ({location})" if location else path
+
+    def module_path(self, node: fx.Node) -> str:
+        """The module whose forward made ``node``; the module itself for a call of one."""
+        if node.op == "call_module":
+            return str(node.target)
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path = next(reversed(stack.values()))[0]
+        return re.sub(r"^L\['self'\]\.?|^_export_root\.?", "", str(path))
+
+    def refresh(self) -> None:
+        """Give new nodes their values, check the graph and compile it anew."""
+        self.fill_in()
+        self.graph.lint()
+        self.gm.recompile()
+
+    def fill_in(self) -> None:
+        """Give new nodes their values, and those that may look into their memory a view of it.
+
+        What reads a new node may lie in another layout from then on.
+        """
+        renewed: set[fx.Node] = set()
+        moved: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            looks = self._looks_into(node, renewed)
+            follows = not moved.isdisjoint(node.all_input_nodes)
+            if "val" in node.meta and not looks and not follows:
+                continue
+            if all("val" in source.meta for source in node.all_input_nodes):
+                # A size that depends on the data has no value here; and a view that the new
+                # layout refuses is the next rule's to mend.
+                new = "val" not in node.meta
+                kinds = (DataDependentOutputException, DynamicOutputShapeException)
+                with suppress(*kinds if new or looks else (Exception,)):
+                    value = run_node(self.gm, node, self.fake_mode, again=not new)
+                    if new or not _lies_alike(value, node.meta["val"]):
+                        moved.add(node)
+                    elif not looks:
+                        continue
+                    node.meta["val"] = value
+                    renewed.add(node)
+        self._ops.clear()
+
+    def _looks_into(self, node: fx.Node, renewed: set[fx.Node]) -> bool:
+        """Whether an unknown call reads a value that was replaced, and may share its memory."""
+        if not renewed or not node.op.startswith("call") or "val" not in node.meta:
+            return False
+        return any(source in renewed for source in node.all_input_nodes) and self.op(node) is None

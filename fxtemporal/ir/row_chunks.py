@@ -1,0 +1,59 @@
+"""What a graph calls to run frames that are folded into dimension 0 in several pieces.
+
+::
+
+    y = net(x)                        # (B·T, ...)                all frames at once
+
+    pieces = cut(x, 2)                # (⌊B·T/2⌋, ...), (⌈B·T/2⌉, ...)
+    first = net(pieces[0])
+    second = net(pieces[1])
+    y = joined([first, second], x)    # (B·T, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxtemporal.ir.leaf import opaque
+
+__all__ = ["cut", "joined", "shaped"]
+
+
+@opaque
+def cut(folded: Tensor, pieces: int) -> tuple[Tensor, ...]:
+    """Views of ``folded``, (N, ...), that differ by at most one in their number of rows.
+
+    Where N is below ``pieces``, the last row stands in for those that would be empty, since not
+    every op runs on no rows at all; :func:`joined` drops what became of it.
+    """
+    rows = folded.size(0)
+    if 0 < rows < pieces:
+        return tuple(folded.narrow(0, min(piece, rows - 1), 1) for piece in range(pieces))
+    # Unlike those of tensor_split, these sizes stay free in torch.export.
+    ends = [piece * rows // pieces for piece in range(pieces + 1)]
+    return tuple(folded.narrow(0, ends[i], ends[i + 1] - ends[i]) for i in range(pieces))
+
+
+@opaque
+def joined(pieces: Sequence[Tensor], folded: Tensor) -> Tensor:
+    """What became of the pieces of ``folded``, (N, ...), one behind the other: (N, ...)."""
+    whole = torch.cat(list(pieces))
+    rows = folded.size(0)
+    return whole.narrow(0, 0, rows) if 0 < rows < len(pieces) else whole
+
+
+@opaque
+def shaped(piece: Tensor, folded: Tensor) -> Tensor:
+    """The shape, dtype and device of all that ``piece``, (n, ...), is a part of, without memory.
+
+    Args:
+        piece: what became of one piece of ``folded``.
+        folded: (N, ...), whose rows count those of the whole.
+
+    Returns:
+        (N, ...), to be asked for its sizes alone: its values mean nothing.
+    """
+    return piece.new_empty(()).expand(folded.size(0), *piece.shape[1:])

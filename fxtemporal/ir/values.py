@@ -1,0 +1,116 @@
+"""The values that nodes have on the example inputs: fake tensors, and how they are computed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxtemporal.ir.shallow_copy import carries_hooks
+from fxtemporal.ir.stand_in import StandIn
+
+__all__ = ["attribute", "rank", "run_node", "shape"]
+
+
+def shape(value: Any) -> tuple[int, ...] | None:
+    """The shape a node had while it was captured; None where that is not known.
+
+    ``value`` is an argument of an op: of a number, or of a parameter, None as well.
+    """
+    value = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def rank(value: Any) -> int | None:
+    """The number of dimensions of a node; None where that is not known, as for :func:`shape`."""
+    value = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return value.dim() if isinstance(value, torch.Tensor) else None
+
+
+def run_node(
+    gm: nn.Module,
+    node: fx.Node,
+    fake_mode: FakeTensorMode,
+    inside: AbstractContextManager[Any] | None = None,
+    *,
+    again: bool = False,
+) -> Any:
+    """The value of ``node``, computed on fake tensors from the values of its inputs.
+
+    ``inside`` is entered last. ``again``: a module is called as a copy of itself, so that what its
+    forward keeps of this call is not kept; one with hooks always is. Raises whatever the op raises.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
+    if again or any(map(_leaves_traces, called.modules())):
+        called = StandIn(called, share_parameters=True).module
+    watched = nullcontext() if inside is None else inside
+    noting = _noting_writes(node, (args, kwargs))
+    with _without_fast_attention(), noting, fake_mode, torch.no_grad(), watched:
+        match node.op:
+            case "call_module":
+                return called(*args, **kwargs)
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "call_function":
+                assert callable(node.target)
+                return node.target(*args, **kwargs)
+            case "get_attr":
+                value = attribute(gm, str(node.target))
+                if isinstance(value, torch.Tensor):
+                    return fake_mode.from_tensor(value, static_shapes=True)
+                return value
+    raise AssertionError(f"a {node.op} node has no value of its own")
+
+
+@contextmanager
+def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
+    """Let ``meta["writes"]`` say whether the call of ``node`` writes a tensor that it is given."""
+    leaves = pytree.tree_leaves(given)
+    tensors = [t for t in leaves if isinstance(t, torch.Tensor) and not t.is_inference()]
+    versions = [tensor._version for tensor in tensors]
+    yield
+    node.meta["writes"] = versions != [tensor._version for tensor in tensors]
+
+
+def _leaves_traces(module: nn.Module) -> bool:
+    """Whether a call may write what others see: hooks may, and BatchNorm counts its calls."""
+    return carries_hooks(module) or (module.training and bool(module._buffers))
+
+
+_attention = threading.Lock()
+_slow: list[bool] = []
+"""Of each that has switched the fast path off, how it was: of the first, how it is to be again."""
+
+
+@contextmanager
+def _without_fast_attention() -> Iterator[None]:
+    """Fake attention on the fast path gives empty weights where the real one gives None.
+
+    The switch is the process's: another thread may round otherwise meanwhile, as it would had it
+    switched the fast path off itself.
+    """
+    with _attention:
+        _slow.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        with _attention:
+            if len(_slow) == 1:
+                torch.backends.mha.set_fastpath_enabled(_slow[0])
+            _slow.pop()
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The attribute at a dotted ``path`` below ``root``."""
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,289 @@
+"""From a module to what every backend starts from: an exported program whose sizes are free.
+
+A size is left free only where that was seen to be right: the program runs at another one and gives
+the module's numbers there. All others are fixed, and whoever runs the artifact is told so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
+
+from fxtemporal.ir.admitted import AdmittedFrames
+from fxtemporal.ir.shared_state import seed
+from fxtemporal.ir.stand_in import own_inputs, stand_in
+from fxtemporal.support.errors import LoweringError
+from fxtemporal.verification.comparison import Tolerance
+
+__all__ = ["Example", "Exported", "Free", "close", "export", "first_line", "leaves_of", "same"]
+
+Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+Free: TypeAlias = Literal["none", "batch", "frames", "all"]
+"""Which sizes may be free: the first one; all but H and W, the last two of four or more; all."""
+
+_FEWER: tuple[Free, ...] = ("all", "frames", "batch", "none")
+"""Each frees less than the one before it: what is tried where that fails."""
+
+Place: TypeAlias = tuple[int, int]
+"""The number of a leaf among the arguments, and one of its dimensions."""
+
+_SIZE = r"L\['\w+'\](?:\[[^\]]+\])*\.size\(\)\[\d+\]"
+_PLAIN_CONDITION = re.compile(
+    rf"{_SIZE} (?:<|>|<=|>=|==) \d+|\d+ (?:<|>|<=|>=|==) {_SIZE}|{_SIZE} == {_SIZE}"
+)
+
+LSTM_WEIGHTS = (
+    r"The tensor attributes? (self\.[\w.]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during"
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program, and what is known of it.
+
+    ``shapes`` has the sizes of each input tensor, by its number among the leaves of the arguments:
+    a number where a size is fixed, a name where it is free, the same one where sizes must agree;
+    ``ranges`` the least and the largest value of each name, or None, and ``names`` these names by
+    the program's symbols. On each of ``samples``, ``asked`` among them, the program gives the
+    numbers of ``module``.
+    """
+
+    program: ExportedProgram
+    module: nn.Module
+    shapes: Mapping[int, tuple[int | str, ...]]
+    ranges: Mapping[str, tuple[int, int | None]]
+    names: Mapping[str, str]
+    asked: Example
+    samples: tuple[Example, ...]
+
+
+def export(
+    module: nn.Module, example: Example, free: Free = "all", *, guarded: bool = False
+) -> Exported:
+    """``module`` as a program that is right on ``example``, and at every size that it leaves free.
+
+    ``guarded``: whether what will run the program checks the conditions on its sizes, as
+    torch.export's own module does. Otherwise sizes between which a branch of the forward compares
+    are fixed: ranges alone are checked.
+
+    Raises:
+        LoweringError: torch.export refuses the module, or its program gives other numbers.
+    """
+    if free in ("frames", "all"):
+        for part in module.modules():
+            if isinstance(part, AdmittedFrames):
+                part.admit_around()
+    # torch.export takes a size of 1 for a constant: a batch of one is tried as a batch of two.
+    wide: Example = pytree.tree_map_only(Tensor, _two_samples, example)
+    failure: Exception | None = None
+    fewer = _FEWER[_FEWER.index(free) :]
+    for given, freed in [(e, f) for f in fewer[:-1] for e in (wide, example)] + [(example, "none")]:
+        try:
+            found = _freed(module, given, example, freed)
+        except Exception as error:  # torch.export raises its own tree, and whatever the graph does
+            failure = error
+            continue
+        if guarded or freed == "none" or not _has_other_conditions(found.program):
+            return found
+    if isinstance(failure, LoweringError):
+        raise failure
+    assert failure is not None
+    raise LoweringError(
+        f"torch.export refuses the optimized {type(module).__name__}: {first_line(failure)}. "
+        "Use the optimized module in Python, or leave out the part that torch.export cannot take"
+    ) from failure
+
+
+def _freed(module: nn.Module, given: Example, asked: Example, free: str) -> Exported:
+    fixed: set[Place] = set()
+    while True:
+        program = _exported(module, given, free, fixed)
+        whole = program.module()
+        shapes = _shapes(program)
+        samples, wrong = [given], set[Place]()
+        for name, places in _places(shapes).items():
+            other = _resized(given, places, 1)
+            if name.isidentifier() and _agree(module, whole, other):
+                samples.append(other)
+            else:
+                wrong |= places
+        if wrong:
+            fixed |= wrong
+            continue
+        _check(module, whole, given)
+        if _sizes(asked) != _sizes(given):
+            _check(module, whole, asked)
+            samples.append(asked)
+        ranges = _ranges(program, shapes)
+        for name, places in _places(shapes).items():
+            one = _resized(given, places, None)
+            if any(dim == 0 for _, dim in places) and _agree(module, whole, one):
+                ranges[name] = 1, ranges[name][1]
+                samples.append(one)
+        names = _names(shapes)
+        named = {
+            number: tuple(size if isinstance(size, int) else names[size] for size in sizes)
+            for number, sizes in shapes.items()
+        }
+        ranges = {names[symbol]: sizes for symbol, sizes in ranges.items()}
+        return Exported(program, module, named, ranges, names, asked, tuple(samples))
+
+
+def _exported(module: nn.Module, given: Example, free: str, fixed: set[Place]) -> ExportedProgram:
+    args, kwargs = own_inputs(given)
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    numbers: Iterator[int] = iter(range(len(pytree.tree_leaves(given))))
+
+    def dimensions(value: Any) -> Any:
+        number = next(numbers)
+        if not isinstance(value, Tensor):
+            return None
+        last = {"none": 0, "batch": 1, "frames": value.dim() - 2 * (value.dim() > 3)}
+        return {
+            dim: Dim.AUTO
+            for dim, size in enumerate(value.shape[: last.get(free, value.dim())])
+            if size != 1 and (number, dim) not in fixed
+        }
+
+    shapes: dict[str, Any] = pytree.tree_map(dimensions, dict(bound))
+    with stand_in(module, share_parameters=True) as own, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", LSTM_WEIGHTS, UserWarning)
+        return torch.export.export(own.module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _shapes(program: ExportedProgram) -> dict[int, tuple[int | str, ...]]:
+    """Of each input tensor; a size that is computed of others as its formula."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    inputs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    found: dict[int, tuple[int | str, ...]] = {}
+    for number, entry in enumerate(inputs):
+        if isinstance(entry.arg, TensorArgument):
+            sizes = values[entry.arg.name].shape
+            found[number] = tuple(size if isinstance(size, int) else str(size) for size in sizes)
+    return found
+
+
+def _places(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, set[Place]]:
+    """Where each free size stands."""
+    places: dict[str, set[Place]] = {}
+    for number, sizes in shapes.items():
+        for dim, size in enumerate(sizes):
+            if isinstance(size, str):
+                places.setdefault(size, set()).add((number, dim))
+    return places
+
+
+def _ranges(
+    program: ExportedProgram, shapes: Mapping[int, tuple[int | str, ...]]
+) -> dict[str, tuple[int, int | None]]:
+    """Between which sizes the branches are right that the forward took; None without an end."""
+    known = {str(symbol): values for symbol, values in program.range_constraints.items()}
+    ranges: dict[str, tuple[int, int | None]] = {}
+    for name in _places(shapes):
+        upper = known[name].upper
+        ranges[name] = max(2, int(known[name].lower)), int(upper) if upper.is_Integer else None
+    return ranges
+
+
+def _has_other_conditions(program: ExportedProgram) -> bool:
+    """Whether a branch depends on more than the range of a size, or that two sizes are equal."""
+    return not all(map(_PLAIN_CONDITION.fullmatch, program._guards_code))
+
+
+def _names(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, str]:
+    """``batch``, ``size_1``, ... for the program's symbols."""
+    names: dict[str, str] = {}
+    for symbol, places in _places(shapes).items():
+        batch = "batch" not in names.values() and any(dim == 0 for _, dim in places)
+        names[symbol] = "batch" if batch else f"size_{len(names)}"
+    return names
+
+
+def _resized(example: Example, places: set[Place], more: int | None) -> Example:
+    """The same with ``more`` entries along ``places``; with one alone where ``more`` is None."""
+    leaves, spec = pytree.tree_flatten(example)
+    for number, dim in places:
+        size = leaves[number].shape[dim]
+        index = torch.arange(1 if more is None else size + more, device=leaves[number].device)
+        leaves[number] = leaves[number].index_select(dim, index % size)
+    resized: Example = pytree.tree_unflatten(leaves, spec)
+    return resized
+
+
+def _sizes(example: Example) -> list[torch.Size]:
+    return [leaf.shape for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+
+
+def _two_samples(tensor: Tensor) -> Tensor:
+    """A batch of one as two; storage of its own, since a file keeps all that a view looks into."""
+    if tensor.dim() == 0 or tensor.shape[0] != 1:
+        return tensor.clone()
+    return tensor.repeat(2, *[1] * (tensor.dim() - 1))
+
+
+def _agree(module: nn.Module, other: nn.Module, sample: Example) -> bool:
+    try:
+        _check(module, other, sample)
+    except Exception:  # a size that one of them does not take, in any way
+        return False
+    return True
+
+
+def _check(module: nn.Module, other: nn.Module, sample: Example) -> None:
+    expected, actual = leaves_of(module, sample), leaves_of(other, sample)
+    if not same(expected, actual):
+        raise LoweringError(
+            "torch.export's program gives other numbers than the optimized module. Please report "
+            "this, with the model"
+        )
+
+
+def leaves_of(module: Any, sample: Example) -> list[tuple[str, Any]]:
+    """Each output and its place: torch.export gives a dict back as an immutable_dict."""
+    args, kwargs = own_inputs(sample)
+    protected = stand_in(module) if isinstance(module, nn.Module) else nullcontext()
+    with protected as own, torch.no_grad(), torch.random.fork_rng():
+        seed(0)
+        call = module if own is None else own.module
+        leaves, _ = pytree.tree_flatten_with_path(call(*args, **kwargs))
+    return [(pytree.keystr(path), leaf) for path, leaf in leaves]
+
+
+def same(expected: list[tuple[str, Any]], actual: list[tuple[str, Any]]) -> bool:
+    """Whether two lists of outputs are equal within rounding."""
+    if [place for place, _ in expected] != [place for place, _ in actual]:
+        return False
+    pairs = zip(expected, actual, strict=True)
+    return all(close(mine, theirs) for (_, mine), (_, theirs) in pairs)
+
+
+def close(expected: Any, actual: Any, precision: torch.dtype | None = None) -> bool:
+    """Whether two outputs are equal within the rounding of ``precision``, or of their own dtype."""
+    if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
+        return bool(expected == actual)
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return False
+    if not expected.dtype.is_floating_point or expected.numel() == 0:
+        return torch.equal(expected, actual)
+    finite = expected[expected.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    bound = Tolerance().bound(precision or expected.dtype, None) * scale
+    return torch.allclose(
+        actual.double().cpu(), expected.double().cpu(), rtol=0, atol=bound, equal_nan=True
+    )
+
+
+def first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,259 @@
+"""An optimized module as a ``.pt2``: a file that runs wherever PyTorch does, without this package.
+
+::
+
+    fast = fxtemporal.optimize(model, (clip,))
+    save_exported(fast, (clip,), {}, "model.pt2")
+
+    torch.export.load("model.pt2").module()(clip)      # on another machine, no fxtemporal there
+
+The batch and every other size stay free where the graph allows. Sizes that the trace fixed are
+fixed in the file too, and calls at other sizes raise there as well.
+
+``torch.export.load`` unpickles what it finds in an archive, and a pickle can run any code.
+:func:`load_exported` therefore looks into the archive first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from fxtemporal.capture.exported_guards import is_guard
+from fxtemporal.lowering.archive_names import bad_entry, bad_name
+from fxtemporal.lowering.artifact import checked
+from fxtemporal.lowering.export import export, first_line, leaves_of, same
+from fxtemporal.support.errors import CaptureError, FxTemporalError, LoweringError
+
+__all__ = ["load_exported", "save_exported"]
+
+PICKLES = (".pt", ".pth", ".pkl", ".pickle")
+
+
+def save_exported(
+    gm: fx.GraphModule,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None,
+    path: str | os.PathLike[str],
+) -> ExportedProgram:
+    """Write ``gm`` to ``path`` (``*.pt2``) and return the program as it was read back.
+
+    The file appears complete or not at all: it is written beside ``path``, loaded, compared with
+    ``gm`` on the example inputs, and only then moved into place. It keeps the example inputs.
+
+    Raises:
+        LoweringError: the folder does not exist, torch.export refuses the graph, the disk does,
+            or the file computes other numbers than ``gm``.
+    """
+    target = checked(Path(path), ".pt2")
+    try:
+        example = tuple(example_inputs), dict(example_kwargs or {})
+        exported = export(gm, example, guarded=True)
+    except LoweringError as error:
+        raise LoweringError(f"{target} was not written: {error}") from error
+    draft = target.with_name(f".{target.stem}.{os.getpid()}.pt2")
+    try:
+        try:
+            with draft.open("wb") as file:
+                torch.export.save(exported.program, file)
+        except (OSError, RuntimeError) as error:
+            raise LoweringError(f"cannot write {target}: {first_line(error)}") from error
+        loaded = _load_back(draft, target)
+        module = loaded.module()
+        for sample in exported.samples:
+            if not same(leaves_of(gm, sample), leaves_of(module, sample)):
+                raise LoweringError(
+                    f"{target} was not written: read back, it gives other numbers than the "
+                    "optimized module. Please report this, with the model"
+                )
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return loaded
+
+
+def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
+    """Read a ``.pt2`` that ``torch.export.save`` or :func:`save_exported` wrote.
+
+    What would run code while it is read is refused: pickles of anything but tensors and plain
+    values, compiled libraries, calls of Python functions in place of operators.
+
+    Raises:
+        CaptureError: there is no such file, it is no ``.pt2``, it is damaged, or it is refused.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CaptureError(f"{file}: there is no such file")
+    if file.suffix in PICKLES:
+        _refuse_pickle(file)
+    try:
+        with file.open("rb") as stream:
+            _check_archive(file, stream)
+            stream.seek(0)
+            with _quiet():
+                return torch.export.load(stream)
+    except FxTemporalError:
+        raise
+    except OSError as error:
+        raise CaptureError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch's reader meets what is malformed in any way
+        raise CaptureError(
+            f"{file}: torch {torch.__version__} cannot read it: {first_line(error)}. It is "
+            "damaged, or another version wrote it: export the model again with torch.export.save"
+        ) from error
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def _load_back(draft: Path, target: Path) -> ExportedProgram:
+    try:
+        return load_exported(draft)
+    except CaptureError as error:
+        text = str(error).replace(str(draft), str(target))
+        raise LoweringError(f"{text} (it was just written; nothing is kept)") from error
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+# What a .pt2 calls: operators, and arithmetic on sizes. Anything else of torch is Python.
+_OPERATOR = re.compile(
+    r"torch\.ops\.[a-z]\w*\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\._?sym_\w+|#\w+:.*"
+    r"|torch\.fx\.experimental\.symbolic_shapes\.\w+"
+)
+# sympy evaluates the text of a size, Mul(Integer(10), Symbol('s53')). In one there is no dunder, no
+# call of a lower-case name, no attribute, and nothing beyond arithmetic.
+_NO_SIZE = re.compile(r"__|\b[a-z_]\w*\s*\(|[a-zA-Z_)']\s*\.|[^\w\s'().,+\-*/%=<>!&|~]")
+
+
+def _check_archive(file: Path, stream: io.BufferedReader) -> None:
+    head = stream.read(4)
+    if head[:1] == b"\x80":
+        _refuse_pickle(file)
+    if head[:2] != b"PK":
+        raise CaptureError(f"{file}: not a .pt2: write one with torch.export.save")
+    try:
+        archive = zipfile.ZipFile(stream)
+        if (wrong := bad_entry(archive)) is not None:
+            raise CaptureError(f"{file}: refused: it holds {wrong}")
+        broken = archive.testzip()
+        # In what is left of a file, zipfile finds the end of an archive that lay inside it.
+        whole = any(entry.header_offset == 0 for entry in archive.filelist)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CaptureError(f"{file}: damaged or cut short: write or copy it again") from error
+    if not whole:
+        raise CaptureError(f"{file}: damaged or cut short: write or copy it again")
+    if broken is not None:
+        raise CaptureError(f"{file}: damaged at {broken}: write or copy it again")
+    root = archive.namelist()[0].partition("/")[0] if archive.namelist() else ""
+    names = {name.removeprefix(f"{root}/") for name in archive.namelist()}
+    if "data.pkl" in names:
+        _refuse_pickle(file)
+    if "archive_format" not in names or archive.read(f"{root}/archive_format") != b"pt2":
+        raise CaptureError(f"{file}: not a .pt2: write one with torch.export.save")
+    if "models/model.json" not in names:
+        raise CaptureError(f"{file}: a .pt2 without an exported program in it")
+    if any(name.startswith("data/aotinductor/") for name in names):
+        _refuse(file, "compiled libraries")
+
+    def read(name: str) -> bytes:
+        return archive.read(f"{root}/{name}")
+
+    for name in sorted(names):
+        if name.startswith("models/"):
+            _check_program(file, json.loads(read(name)))
+        elif name.endswith(".pt"):
+            _check_pickle(file, name, read(name))
+        elif name.endswith("_config.json"):
+            folder = name.rpartition("/")[0]
+            for payload in json.loads(read(name))["config"].values():
+                stored = f"{folder}/{payload['path_name']}"
+                if payload["path_name"].startswith(("custom_obj_", "opaque_obj_")):
+                    _refuse(file, f"a Python object ({stored})")
+                if payload.get("use_pickle"):
+                    _check_pickle(file, stored, read(stored))
+
+
+def _check_pickle(file: Path, name: str, content: bytes) -> None:
+    """Of one record: tensors and plain values, which torch reads without running anything."""
+    if not content:
+        return
+    try:
+        torch.load(io.BytesIO(content), weights_only=True)
+    except Exception as error:  # what it refuses, and what is malformed
+        raise CaptureError(
+            f"{file}: refused: the pickle {name} in it can run code; export the model again, with "
+            "example inputs of tensors and plain values"
+        ) from error
+
+
+def _check_program(file: Path, program: Any) -> None:
+    for key, value in _strings(program):
+        if key == "target" and not _OPERATOR.fullmatch(value):
+            _refuse(file, f"a call of {value!r}")
+        if key == "expr_str" and _NO_SIZE.search(value):
+            _refuse(file, f"the size {value!r}")
+    for text in _guards(program):
+        if not isinstance(text, str) or not is_guard(text):
+            _refuse(file, f"the guard {text!r}")
+    if (name := bad_name(program)) is not None:
+        _refuse(file, f"the name {name}")
+
+
+def _guards(program: Any) -> Iterator[Any]:
+    """All that is listed as a guard, wherever it stands in a JSON value."""
+    pending = [program]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            yield from part.get("guards_code") or ()
+        if isinstance(part, dict | list):
+            pending += part.values() if isinstance(part, dict) else part
+
+
+def _strings(value: Any) -> Iterator[tuple[str, str]]:
+    """Each ``key: "string"`` of the operators and sizes in a JSON value."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if isinstance(entry, str):
+                if key != "target" or "inputs" in value:  # a node, not a parameter's name
+                    yield key, entry
+            else:
+                yield from _strings(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _strings(entry)
+
+
+def _refuse_pickle(file: Path) -> NoReturn:
+    raise CaptureError(
+        f"{file}: refused: it is a pickle, and it can run code; export it with torch.export.save"
+    )
+
+
+def _refuse(file: Path, what: str) -> NoReturn:
+    raise CaptureError(f"{file}: refused: it holds {what}, which can run code")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's log of the error that it raises as well."""
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

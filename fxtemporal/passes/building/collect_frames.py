@@ -1,0 +1,100 @@
+"""What joined the frames of a loop becomes one op on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from fxtemporal.analysis.accumulations import Join, Reduction, Writes
+from fxtemporal.analysis.families import Family
+from fxtemporal.analysis.loops import Loop, owns_memory
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.running import running_maximum, running_minimum
+from fxtemporal.passes.building.batched_frames import Stacked, moved, pick, step_of
+
+__all__ = ["Joiner"]
+
+
+class Joiner:
+    """Puts views and reductions of the batched ``values`` in place of the joins of ``loop``."""
+
+    def __init__(self, program: Program, loop: Loop, values: Mapping[Family, Stacked]) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.loop = loop
+        self.values = values
+
+    def collect(self, join: Join) -> None:
+        """One op in place of a chain of T."""
+        homes = [self.loop.lanes[part] for part in join.parts]
+        family = homes[0][0]
+        if any(home is not family for home, _ in homes) or family not in self.values:
+            return
+        last = join.nodes[-1]
+        with self.graph.inserting_before(last):
+            frames = self.values[family].take(tuple(lane for _, lane in homes))
+            if isinstance(join, Writes):
+                self._write(join, frames)
+            else:
+                last.replace_all_uses_with(self._reduce(join, frames))
+        for node in reversed(join.nodes):
+            self.graph.erase_node(node)
+
+    def _reduce(self, join: Reduction, frames: Stacked) -> fx.Node:
+        if join.name != "add":
+            function = running_maximum if join.name == "maximum" else running_minimum
+            initial = () if join.initial is None else (join.initial,)
+            return self.graph.call_function(function, (frames.apart(), frames.axis, *initial))
+        total = self.graph.call_method("sum", (frames.apart(), frames.axis))
+        if join.initial is None or join.initial == 0:
+            return total
+        if join.inplace:
+            return self.graph.call_method("add_", (join.initial, total))
+        return self.graph.call_function(torch.add, (join.initial, total))
+
+    def _write(self, join: Writes, frames: Stacked) -> None:
+        entries = pick(self.graph, join.buffer, join.dim, join.entries)
+        value = moved(self.graph, frames.apart(), frames.axis, join.dim)
+        self.graph.call_method("copy_", (entries, value))
+
+    def stack_or_cat(self, reader: fx.Node) -> bool:
+        """stack and cat over frames become a view of the batched value."""
+        op = self.program.op(reader)
+        if op is None or op.name not in ("stack", "cat") or reader in self.loop.lanes:
+            return False
+        homes = [self.loop.lanes.get(part) for part in op.args["tensors"]]
+        families = {None if home is None else home[0] for home in homes}
+        family = families.pop()
+        wanted = tuple(home[1] for home in homes if home is not None)
+        if families or family not in self.values:
+            return False
+        if step_of(wanted) is None and step_of(wanted[::-1]) is None:
+            return False
+        assert family is not None
+        dim = op.args["dim"]
+        with self.graph.inserting_before(reader):
+            part = self.values[family].take(wanted)
+            joined = moved(self.graph, part.apart(), part.axis, dim)
+            if op.name == "cat":
+                joined = self.graph.call_method("flatten", (joined, dim, dim + 1))
+            own = not self._may_share(family, reader)
+            method = "contiguous" if own else "clone"  # stack and cat give new, contiguous memory
+            contiguous: dict[str, Argument] = {"memory_format": torch.contiguous_format}
+            joined = self.graph.call_method(method, (joined,), {} if own else contiguous)
+        reader.replace_all_uses_with(joined)
+        joined.meta.pop("val", None)
+        self.graph.erase_node(reader)
+        return True
+
+    def _may_share(self, family: Family, join: fx.Node) -> bool:
+        """Whether anyone could tell that the joined frames are a view of the batched value."""
+        if not owns_memory(family):
+            return True
+        shared = set(self.loop.aliasing.shared_with(join))
+        written = any(written in shared for _, written in self.loop.aliasing.writes())
+        others = {user for node in family.nodes for user in node.users} - {join}
+        escapes = any(user.op == "output" for node in shared for user in node.users)
+        return written or (escapes and any(user not in self.loop.lanes for user in others))

@@ -1,0 +1,61 @@
+"""A convolution or a linear again, with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from fxtemporal.ir.ops import Op
+from fxtemporal.ir.program import Program
+
+__all__ = ["FUNCTIONS", "layer_call"]
+
+FUNCTIONS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        **{f"conv{n}d": getattr(F, f"conv{n}d") for n in (1, 2, 3)},
+        **{f"conv_transpose{n}d": getattr(F, f"conv_transpose{n}d") for n in (1, 2, 3)},
+        "linear": F.linear,
+    }
+)
+"""The layers whose weight can be replaced: the op's name, and the function that computes it."""
+
+
+def layer_call(program: Program, op: Op, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    """A node that computes ``op`` with other weights, whatever it was spelled as.
+
+    What a padding mode other than zeros adds to the input is added first, as ``nn.Conv3d`` does.
+    """
+    args = dict(op.args)
+    source = program.argument(args.pop("input"))
+    mode = args.pop("padding_mode", "zeros")
+    if mode != "zeros":
+        pads = _pads(weight_kernel(program, op), args["padding"], args["dilation"])
+        source = program.graph.call_function(F.pad, (source, pads), {"mode": mode})
+        args["padding"] = (0,) * (len(pads) // 2)
+    rest: dict[str, Any] = {k: v for k, v in args.items() if k not in ("weight", "bias")}
+    return program.graph.call_function(FUNCTIONS[op.name], (source, weight, bias), rest)
+
+
+def weight_kernel(program: Program, op: Op) -> tuple[int, ...]:
+    """The sizes of a convolution's kernel: (kT, kH, kW) of a conv3d."""
+    weight = op.args["weight"]
+    val = weight.meta["val"] if isinstance(weight, fx.Node) else program.tensor(weight.name)
+    return tuple(val.shape[2:])
+
+
+def _pads(
+    kernel: tuple[int, ...], padding: tuple[int, ...] | str, dilation: tuple[int, ...]
+) -> list[int]:
+    """As F.pad takes it: the last axis first, before and after."""
+    pads: list[int] = []
+    for axis in reversed(range(len(kernel))):
+        if isinstance(padding, str):
+            total = dilation[axis] * (kernel[axis] - 1)
+            pads += [total // 2, total - total // 2]
+        else:
+            pads += [padding[axis], padding[axis]]
+    return pads

@@ -1,0 +1,245 @@
+"""The memory layout behind a form, where more than numbers comes of it.
+
+A form may write its result in another layout than the ``conv3d`` that it stands for. Where numbers
+depend on that, as a mask does that is drawn in the order of the memory, the result is laid out
+right behind the form, as ``conv3d`` lays out what it is given when it runs. So it is for an output,
+where no example inputs tell how that lies in memory::
+
+    conv3d_spatial = conv3d_spatial(x, weight, ...)                 channels_last
+    as_conv3d_lays_out = as_conv3d_lays_out(conv3d_spatial, x, weight, ...)     contiguous
+    relu = relu(as_conv3d_lays_out)
+
+Between two forms nothing needs to be laid out as long as nothing but numbers reaches the second.
+What ``conv3d`` would have been given is then not there to look at; it is known all the same where
+every op from the inputs on makes contiguous tensors of contiguous ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxtemporal.analysis.batching_rules import ELEMENTWISE
+from fxtemporal.functional import conv3d_in_form
+from fxtemporal.functional.layout import transformed
+from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.program import Program
+
+__all__ = ["as_conv3d_lays_out", "chooses_layout", "keep_form_layouts"]
+
+_CONVOLUTIONS, _POOLS = "fxtemporal.functional", "fxtemporal.functional.pool3d"
+_ARGUMENTS = {
+    "input": None,
+    "weight": None,
+    "bias": None,
+    "stride": (1, 1, 1),
+    "padding": (0, 0, 0),
+    "dilation": (1, 1, 1),
+    "groups": 1,
+}
+"""The first arguments of a form of ``conv3d``, with their defaults."""
+
+_CONTIGUOUS = ELEMENTWISE | frozenset(
+    """
+        adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d batch_norm cat conv3d group_norm
+        instance_norm interpolate layer_norm max_pool3d pad softmax log_softmax
+    """.split()
+)
+"""Ops that make contiguous tensors of contiguous ones, and of any other maps whatever they like."""
+_ALIKE = (ELEMENTWISE - {"contiguous", "to"}) | frozenset(
+    """
+        chunk detach expand getitem movedim narrow permute select size slice split squeeze transpose
+        unbind unsqueeze
+    """.split()
+)
+"""Ops that give memory of their input in any layout, or in none."""
+
+_DENSE = frozenset("addmm bmm contiguous embedding flatten linear matmul mm size".split())
+"""Ops whose result is the same in memory for any layout of their input."""
+_A_CHANNEL = frozenset(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
+"""Ops that draw a number for each channel, in the order of the channels."""
+
+
+class _Seen(IntEnum):
+    """How much the layout of a result makes a difference."""
+
+    NOWHERE = 0
+    AT_AN_OUTPUT = 1
+    IN_NUMBERS = 2
+
+
+@opaque
+def as_conv3d_lays_out(
+    tensor: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Any,
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """``tensor``, the result of a form, in the layout that ``conv3d`` gives it."""
+    if transformed() or weight.dim() != 5 or tensor.dim() not in (4, 5):
+        return tensor
+    clip, maps = (input, tensor) if tensor.dim() == 5 else (input[None], tensor[None])
+    if torch.compiler.is_compiling():  # which takes no answer but tensors
+        last = _is_channels_last(clip) or _is_channels_last(weight)
+        memory_format = torch.channels_last_3d if last else torch.contiguous_format
+    else:
+        around = padding
+        if isinstance(padding, str):  # as much as any side gets: it chooses no backend
+            sizes = zip(weight.shape[2:], dilation, strict=True)
+            around = tuple(step * (taps - 1) for taps, step in sizes)
+        window = (stride, around, dilation, False, (0, 0, 0), groups)
+        backend = torch._C._select_conv_backend(clip, weight, None, *window, [weight.shape[0]])
+        memory_format = torch._C._conv_determine_backend_memory_format(clip, weight, backend)
+    maps = maps.contiguous(memory_format=memory_format)
+    return maps if tensor.dim() == 5 else maps[0]
+
+
+@opaque
+def contiguous_among(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """``tensor`` made contiguous, if all of ``inputs`` are; else as it lies."""
+    if transformed() or not all(given.is_contiguous() for given in inputs):
+        return tensor
+    return tensor.contiguous()
+
+
+def keep_form_layouts(program: Program, *, outputs: bool) -> None:
+    """Lay out the result of each form of ``program`` whose layout makes a difference.
+
+    ``outputs``: where it is seen at an output alone, too.
+    """
+    writes = [node for node in program.graph.nodes if _writes(program, node)]
+    forms = [node for node in program.graph.nodes if _chooses(node)]
+    seen = {form: _seen(program, form, writes[-1:]) for form in forms}
+    above = {form: _above(form) for form in forms if seen[form]}
+    plain = not any(map(_is_channels_last, program.gm.parameters()))
+    simple = {
+        form
+        for form, nodes in above.items()
+        if seen[form] is _Seen.AT_AN_OUTPUT
+        and plain
+        and any(map(_chooses, nodes))
+        and all(_keeps_contiguous(program, node) for node in nodes)
+    }
+    exact = {form for form in above if seen[form] is _Seen.IN_NUMBERS}
+    exact |= set(above) - simple if outputs else set()
+    exact |= {node for form in exact for node in above[form] if _chooses(node)}
+    for form in forms:
+        if form in exact and not _is_pool(form):
+            _insert(program, form, as_conv3d_lays_out, *_convolved(form))
+        elif form in exact:  # a mean is contiguous, of whatever it is
+            _insert(program, form, contiguous_among, [])
+        elif outputs and form in simple:
+            inputs = [node for node in above[form] if node.op == "placeholder"]
+            _insert(program, form, contiguous_among, sorted(inputs))
+
+
+def _insert(program: Program, form: fx.Node, function: Callable[..., Tensor], *args: Any) -> None:
+    with program.graph.inserting_after(form):
+        laid_out = program.graph.call_function(function, (form, *args))
+    laid_out.meta.update({k: v for k, v in form.meta.items() if k != "val"})
+    form.replace_all_uses_with(laid_out, delete_user_cb=lambda user: user is not laid_out)
+
+
+def _convolved(form: fx.Node) -> Iterator[Any]:
+    """Input, weight, stride, padding, dilation and groups of a call of a form."""
+    args = form.args[1:] if form.target is conv3d_in_form else form.args
+    given = dict(zip(_ARGUMENTS, args, strict=False)) | form.kwargs
+    for name, default in _ARGUMENTS.items():
+        if name != "bias":
+            yield given.get(name, default)
+
+
+def _seen(program: Program, form: fx.Node, last_write: Sequence[fx.Node]) -> _Seen:
+    """Where the layout of what ``form`` gives makes a difference, up to the next forms."""
+    found = _Seen.NOWHERE
+    pending, known = [form], {form}
+    while pending:
+        for user in pending.pop().users.keys() - known:
+            known.add(user)
+            if user.op == "output":
+                found = max(found, _Seen.AT_AN_OUTPUT)
+            elif not _chooses(user) and user.target not in (as_conv3d_lays_out, contiguous_among):
+                if _reads_layout(program, user, last_write):
+                    return _Seen.IN_NUMBERS
+                if not _makes_dense(program, user):
+                    pending.append(user)
+    return found
+
+
+def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]) -> bool:
+    """Whether numbers may depend on how the input of ``node`` lies in memory.
+
+    Random numbers are drawn in its order; and ``x.contiguous()`` is ``x`` or a copy, which is the
+    same until something is written.
+    """
+    if _follows(node):
+        return False
+    op = program.op(node)
+    if op is None or op.random or ("training" in op.args and "norm" not in op.name):
+        return op is None or op.name not in _A_CHANNEL
+    alike = op.owns or op.inplace or op.name in _ALIKE
+    return not alike and any(node < write for write in last_write)
+
+
+def _makes_dense(program: Program, node: fx.Node) -> bool:
+    """Whether the result of ``node`` lies in memory as it does, however its input lies."""
+    op = program.op(node)
+    return op is not None and op.name in _DENSE
+
+
+def _writes(program: Program, node: fx.Node) -> bool:
+    op = program.op(node)
+    return op is not None and op.inplace
+
+
+def _above(form: fx.Node) -> set[fx.Node]:
+    """All that the input of ``form`` comes from; not the weights."""
+    found: set[fx.Node] = set()
+    pending = [form.args[form.target is conv3d_in_form]]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, fx.Node) and node not in found and node.op != "get_attr":
+            found.add(node)
+            convolution = _chooses(node) and not _is_pool(node)
+            pending += node.args[:2] if convolution else node.all_input_nodes
+    return found
+
+
+def _keeps_contiguous(program: Program, node: fx.Node) -> bool:
+    """Whether the model has a contiguous tensor here, if all that it makes it from are."""
+    if node.op == "placeholder" or _chooses(node) or _follows(node):
+        return True
+    op = program.op(node)
+    return op is not None and op.name in _CONTIGUOUS
+
+
+def _chooses(node: fx.Node) -> bool:
+    return chooses_layout(node) and not _follows(node)
+
+
+def _follows(node: fx.Node) -> bool:
+    return _is_pool(node) and getattr(node.target, "__name__", "").startswith("max_pool3d")
+
+
+def _is_pool(node: fx.Node) -> bool:
+    return str(getattr(node.target, "__module__", "")).startswith(_POOLS)
+
+
+def _is_channels_last(maps: Tensor) -> bool:
+    return (
+        maps.dim() == 5
+        and not maps.is_contiguous()
+        and maps.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+def chooses_layout(node: fx.Node) -> bool:
+    """Whether a node is a form that chooses its layout when it runs, unlike its fake."""
+    return str(getattr(node.target, "__module__", "")).startswith((_CONVOLUTIONS, _POOLS))

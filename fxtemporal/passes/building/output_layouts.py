@@ -1,0 +1,188 @@
+"""The memory layout of a program's outputs.
+
+A caller may ``.view()`` what a model returns, so that its order of dimensions in memory is part of
+what it computes. A form that writes its result in channels_last is put back at the edge of the
+graph, where nothing behind it has done so::
+
+    conv3d_spatial = conv3d_spatial(x, ...)                     channels_last_3d
+    laid_out = laid_out(conv3d_spatial, (0, 1, 2, 3, 4), x, (0, 1, 2, 3, 4))      contiguous
+    return laid_out
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from fxtemporal.functional.layout import transformed
+from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.program import Program
+from fxtemporal.passes.building.form_layouts import chooses_layout, keep_form_layouts
+
+__all__ = ["keep_output_layouts", "laid_out", "layout_of"]
+
+
+_MAPS = 4
+"""The least dimensions of a map, which may lie in memory with its channels last."""
+Layout: TypeAlias = tuple[int | None, ...]
+"""The dimensions in memory, the slowest first; None where there may be a gap between two."""
+_Layouts: TypeAlias = tuple[Layout | None, ...]
+
+
+@opaque
+def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout) -> Tensor:
+    """``tensor`` with its dimensions in memory in the order of ``layout``, and no gap more.
+
+    The same tensor where that is so already, and where the input ``given`` does not lie in
+    ``given_layout``, as it did in the example: what the model makes of another is not known. The
+    layout under a transform of ``torch.func`` is the transform's.
+    """
+    order = _order(layout)
+    if tensor.dim() != len(order) or transformed():  # a size of 1 that was squeezed
+        return tensor
+    if not _holds(given, given_layout) or _holds(tensor, layout):
+        return tensor
+    back = [order.index(dim) for dim in range(len(order))]
+    return tensor.permute(order).contiguous().permute(back)
+
+
+@opaque
+def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: Layout) -> Any:
+    """Several tensors, each in its layout, or all in the only one; None: as it lies."""
+    leaves, structure = pytree.tree_flatten(tensors)
+    layouts = layouts * len(leaves) if len(layouts) == 1 else layouts
+    pairs = zip(leaves, layouts, strict=True)
+    laid = [
+        t if wanted is None else laid_out(t, wanted, given, given_layout) for t, wanted in pairs
+    ]
+    return pytree.tree_unflatten(laid, structure)
+
+
+def keep_output_layouts(program: Program, captured: Program) -> None:
+    """Lay out each output of ``program`` as that of ``captured`` is."""
+    before, after = _outputs(captured), _outputs(program)
+    if len(before) != len(after):
+        return None
+    chooses = any(map(chooses_layout, program.graph.nodes))
+    if chooses:
+        _reshape_views(program)
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    if not any("val" in node.meta for node in inputs):
+        return keep_form_layouts(program, outputs=True)
+    keep_form_layouts(program, outputs=False)
+    dense = [node for node in inputs if layout_of(node.meta.get("val")) is not None]
+    if not dense:
+        return None
+    largest = max(dense, key=lambda node: node.meta["val"].dim())
+    given = largest, layout_of(largest.meta["val"])
+    unsure = chooses or not all(node.meta["val"].is_contiguous() for node in dense)
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    for new, fakes, layouts in zip(after, *_wanted(before, captured.output_layouts), strict=True):
+        if not isinstance(new, fx.Node) or new.target in (laid_out, each_laid_out):
+            continue
+        mine = pytree.tree_leaves(new.meta.get("val"))
+        mine = mine if len(mine) == len(layouts) else [None] * len(layouts)
+        asked = tuple(
+            layout if _asked(fake, layout, value, unsure) else None
+            for fake, layout, value in zip(fakes, layouts, mine, strict=True)
+        )
+        if not any(asked):
+            continue
+        several = isinstance(new.meta.get("val"), tuple | list | dict)
+        asked = asked[:1] if len(set(asked)) == 1 else asked
+        function, what = (each_laid_out, asked) if several else (laid_out, asked[0])
+        with program.graph.inserting_before(end):
+            put_back = program.graph.call_function(function, (new, what, *given))
+        put_back.meta.update({k: v for k, v in new.meta.items() if k != "val"})
+        end.replace_input_with(new, put_back)
+    return None
+
+
+def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[_Layouts]]:
+    """For each output its fake tensors, and their layouts: as the model was seen to give them."""
+    fakes = [
+        pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else [node]
+        for node in outputs
+    ]
+    layouts: list[_Layouts] = [tuple(map(layout_of, values)) for values in fakes]
+    if real is not None and len(real) == sum(map(len, fakes)):
+        seen = iter(real)
+        layouts = [tuple(next(seen) or layout for layout in group) for group in layouts]
+    return fakes, layouts
+
+
+def _asked(fake: Any, layout: Layout | None, value: Any, unsure: bool) -> bool:
+    """Whether ``value`` has to be laid out, to lie as the model's ``fake`` does."""
+    if layout is None:
+        return False
+    known = _holds(fake, layout) and _holds(value, layout)
+    return not known or (unsure and len(_order(layout)) >= _MAPS)
+
+
+def _is_call(node: fx.Node) -> bool:
+    return node.op.startswith("call")
+
+
+def _reshape_views(program: Program) -> None:
+    """A ``view`` of what a form left in another layout is a copy, where nothing writes into it."""
+    for node in reversed(program.graph.nodes):
+        op = program.op(node) if _is_call(node) else None
+        if op is not None and op.inplace:
+            return  # it may write through a view that stands before it
+        if op is None or op.name != "view" or not isinstance(op.args.get("input"), fx.Node):
+            continue
+        if node.op == "call_method" and node.target == "view":
+            node.target = "reshape"
+        elif node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+
+
+def _outputs(program: Program) -> list[Any]:
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    return pytree.tree_leaves(end.args)
+
+
+@torch.no_grad()
+def layout_of(value: Any) -> Layout | None:
+    """The dimensions by their strides, with the gaps between them."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    strides = list(value.stride())
+    order = tuple(sorted(range(value.dim()), key=lambda dim: (-strides[dim], dim)))
+    if value.permute(order).is_contiguous():
+        return order
+    layout: list[int | None] = []
+    step = 1
+    for dim in reversed(order):
+        if value.shape[dim] != 1:
+            layout += [] if strides[dim] == step else [None]
+            step = strides[dim] * value.shape[dim]
+        layout.append(dim)
+    return tuple(reversed(layout))
+
+
+def _order(layout: Layout) -> tuple[int, ...]:
+    return tuple(dim for dim in layout if dim is not None)
+
+
+def _holds(value: Any, layout: Layout) -> bool:
+    """Whether ``value`` is dense wherever ``layout`` is, in its order."""
+    order = _order(layout)
+    if not isinstance(value, Tensor) or value.dim() != len(order):
+        return False
+    if value.permute(order).is_contiguous():
+        return True
+    if len(order) == len(layout):
+        return False
+    step, dense = 1, True
+    for dim in reversed(layout):
+        if dim is None:
+            dense = False
+        elif value.shape[dim] != 1:
+            if dense and value.stride(dim) != step:
+                return False
+            step, dense = value.stride(dim) * value.shape[dim], True
+    return True

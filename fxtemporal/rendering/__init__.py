@@ -1,1 +1,0 @@
-"""A report for people and for programs: as text, Markdown, SARIF and a page of HTML."""

@@ -1,0 +1,1 @@
+"""What was done and why: text, JSON, Markdown, SARIF, HTML."""

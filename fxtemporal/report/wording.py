@@ -1,0 +1,187 @@
+"""The words and numbers that every rendering of a report shares, and the order of its rows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fxtemporal.analysis.cost import Cost, SiteCost
+from fxtemporal.passes.rule import Remark
+from fxtemporal.report.cures import CURES
+
+if TYPE_CHECKING:
+    from fxtemporal.report.report import Report
+
+__all__ = [
+    "by_cost",
+    "cures",
+    "flops",
+    "left_by_cost",
+    "line_of",
+    "measured",
+    "measured_gain",
+    "milliseconds",
+    "place",
+    "plural",
+    "predicted",
+    "rows_by_cost",
+    "share",
+    "summary",
+]
+
+
+_MANY = 3
+"""Alike sites without FLOPs, from so many on, stand in one row."""
+_GONE = 50
+"""So many times as fast, next to nothing is left of a site."""
+
+
+def by_cost(remarks: Iterable[Remark]) -> list[Remark]:
+    """Remarks, those of the sites that are predicted to take the longest first."""
+    return sorted(remarks, key=lambda r: 0 if r.cost is None else -r.cost.before.milliseconds)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def flops(count: int) -> str:
+    """``1.3 G``: the next prefix from a thousand on."""
+    value = float(count)
+    for prefix in ("", " k", " M", " G"):
+        if value < 1000:
+            return f"{value:.3g}{prefix}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def share(remark: Remark, report: Report) -> str:
+    """The site's share of the model's FLOPs."""
+    total = 0 if report.structure is None else report.structure.cost_before.flops
+    if remark.cost is None or not total:
+        return ""
+    return f"{100 * min(remark.cost.before.flops / total, 1):.0f} %"
+
+
+def predicted(remark: Remark, report: Report) -> str:
+    """``3.6×, -71 %``: the site's own gain, and that of the model's time."""
+    if remark.cost is None or remark.status != "applied" or not remark.cost.before.calls:
+        return ""
+    before, after = remark.cost.before.milliseconds, remark.cost.after.milliseconds
+    text = "gone" if after < before / _GONE else f"{before / after:.1f}×"
+    if report.structure is not None and (total := report.structure.cost_before.milliseconds):
+        text += f", {100 * (after - before) / total:+.0f} %".replace("-0 %", "0 %")
+    return text
+
+
+def milliseconds(remark: Remark) -> tuple[float, float] | None:
+    """What the site was measured to take before and after; None where it was not."""
+    for kind in ("", "network_"):
+        before = remark.detail.get(f"{kind}milliseconds_before")
+        after = remark.detail.get(f"{kind}milliseconds")
+        if before is not None and after is not None:
+            return float(before), float(after)
+    return None
+
+
+def measured_gain(remark: Remark) -> float | None:
+    times = milliseconds(remark)
+    return None if times is None or not times[1] else times[0] / times[1]
+
+
+def measured(remark: Remark) -> str:
+    """``2.1× (8.3 → 3.9 ms)``; of the network with it and without it, where that was measured."""
+    times, gain = milliseconds(remark), measured_gain(remark)
+    if times is None or gain is None:
+        return ""
+    whole = " of all" if "milliseconds" not in remark.detail else ""
+    return f"{gain:.2f}×{whole} ({times[0]:.3g} → {times[1]:.3g} ms)"
+
+
+def line_of(location: str) -> str:
+    """A location as it is read: libraries by their name, not by where they are installed."""
+    return re.sub(r"^.*[/\\](?:site|dist)-packages[/\\]", "", location)
+
+
+def place(remark: Remark) -> str:
+    """``model.py:12 (backbone)``."""
+    if remark.location is None:
+        return remark.target
+    return f"{line_of(remark.location)} ({remark.target})"
+
+
+def rows_by_cost(report: Report) -> list[Remark]:
+    """What was applied, by cost; sites without FLOPs that differ in place alone are one row."""
+    groups: dict[object, list[Remark]] = {}
+    for remark in by_cost(report.by_status("applied")):
+        alike = remark.cost is not None and not remark.cost.before.flops and not remark.left
+        key = (remark.rule, remark.what, remark.becomes) if alike else id(remark)
+        groups.setdefault(key, []).append(remark)
+    rows = (group if len(group) < _MANY else [_together(group)] for group in groups.values())
+    return by_cost(itertools.chain.from_iterable(rows))
+
+
+def _together(group: list[Remark]) -> Remark:
+    first = group[0]
+    costs = [remark.cost for remark in group if remark.cost is not None]
+    before = sum((cost.before for cost in costs), Cost())
+    after = sum((cost.after for cost in costs), Cost())
+    return replace(
+        first,
+        what=f"{len(group)} × {first.what or first.rule}",
+        target=f"{first.target}, and {len(group) - 1} more",
+        cost=SiteCost(before, after),
+    )
+
+
+def left_by_cost(report: Report) -> list[Remark]:
+    """What failed, what was missed, and what is left of a rewrite: whatever has reasons."""
+    missed = (*report.by_status("failed"), *report.by_status("missed"))
+    return by_cost((*missed, *(r for r in report.by_status("applied") if r.left)))
+
+
+def cures(remark: Remark) -> list[tuple[str, str, str, str]]:
+    """For each reason: its code, its sentence, the line to change, and how."""
+    return [
+        (
+            str(reason.code),
+            reason.text,
+            line_of(reason.location or remark.location or remark.target),
+            CURES[reason.code],
+        )
+        for reason in (*remark.reasons, *remark.left)
+    ]
+
+
+def summary(report: Report) -> str:
+    """One line: what can be gained, where, and how much of the model that is."""
+    if report.stopped:
+        return f"The model does not run: {report.stopped}"
+    applied = report.by_status("applied")
+    would = "would be" if report.mode == "audit" else "were"
+    parts = []
+    if applied:
+        text = f"{plural(len(applied), 'rewrite')} {would} applied"
+        gain = report.gain
+        if gain is not None:
+            how = "measured" if report.timing is not None else "predicted"
+            text += f", {how} {gain:.1f}× as fast"
+        if report.structure is not None:
+            before, after = report.structure.cost_before, report.structure.cost_after
+            text += f" ({before.calls:,} → {after.calls:,} ops"
+            text += f", {flops(before.flops)} → {flops(after.flops)} FLOPs)"
+        parts.append(text)
+    else:
+        parts.append(f"No rewrite {would} applied")
+    if report.findings:
+        parts.append(plural(len(report.findings), "usual mistake"))
+    if missed := len(report.by_status("missed")):
+        parts.append(f"{plural(missed, 'site')} left as {'it is' if missed == 1 else 'they are'}")
+    if some := sum(bool(remark.left) for remark in report.by_status("applied")):
+        parts.append(f"{some} rewritten in part")
+    if failed := len(report.by_status("failed")):
+        parts.append(f"{plural(failed, 'rewrite')} failed and undone")
+    return "; ".join(parts) + "."

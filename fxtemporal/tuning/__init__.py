@@ -1,0 +1,1 @@
+"""What is faster on this machine: measured, and remembered."""

@@ -1,0 +1,214 @@
+"""Which form of each Conv3d is the fastest, found by timing them on the device.
+
+A site's legal forms are timed against each other, turn by turn, on a random input of its shape and
+the layer's own weight, in both memory layouts; what was measured is kept on disk
+(:mod:`fxtemporal.tuning.cache`). Layout is then decided for each region of the graph as a whole
+(:mod:`fxtemporal.analysis.layout_regions`): the sum of its sites' best times in that layout, and of
+the copies at its edges.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fxtemporal.analysis.layout_regions import LayoutRegion, layout_regions
+from fxtemporal.functional import FORMS, temporal_rank
+from fxtemporal.functional.packed import Weights
+from fxtemporal.ir.program import Program
+from fxtemporal.passes.conv3d_choice import (
+    CONTIGUOUS,
+    FORMATS,
+    LAST,
+    UNCHANGED,
+    Choice,
+    Choices,
+    ToChoose,
+)
+from fxtemporal.tuning.cache import Cache
+from fxtemporal.tuning.engines import compile_with
+from fxtemporal.tuning.settings import Tune
+from fxtemporal.tuning.timing import interleaved
+
+__all__ = ["FormChooser"]
+
+
+_FINALISTS = 3
+_CLOSE = 1.25
+"""A layout that is so many times as slow as the other, by the sums, does not come to a race."""
+
+
+class FormChooser:
+    """Times what is not in the cache, for half the time there is; the rest stays as it is."""
+
+    def __init__(
+        self,
+        program: Program,
+        sites: Sequence[ToChoose],
+        cache: Cache,
+        tune: Tune,
+        tick: Callable[[str], None],
+    ) -> None:
+        self._sites = {site.node: site for site in sites}
+        self._cache = cache
+        self._target = tune.target
+        self._margin = tune.margin
+        self._deadline = time.perf_counter() + tune.seconds / 2
+        self._tick = tick
+        self._regions = layout_regions(program)
+
+    def variants(self) -> dict[str, Choices]:
+        """Ways to choose for all sites: each region in the layout that it adds up to be fastest
+        in, and all in one layout, for a race of the whole network to decide."""
+        best: dict[str, Choice] = {}
+        total = dict.fromkeys((CONTIGUOUS, LAST), 0.0)
+        layouts = (CONTIGUOUS, LAST) if self._target == "eager" else (CONTIGUOUS,)
+        whole: dict[str, dict[str, Choice]] = {layout: {} for layout in layouts}
+        for site in self._slowest_first():
+            for layout in layouts:
+                self._times(site, layout)
+        for region in self._regions:
+            chosen = {layout: self._chosen(region, layout) for layout in whole}
+            cost = {
+                layout: sum(choice.after for choice in chosen[layout].values())
+                + self._copies(region, layout)
+                for layout in whole
+            }
+            best |= chosen[min(cost, key=lambda layout: cost[layout])]
+            for layout in whole:
+                total[layout] += cost[layout]
+            for layout in whole:
+                whole[layout] |= chosen[layout]
+        self._cache.save()
+        least = min(total[layout] for layout in whole)
+        close = {layout: whole[layout] for layout in whole if total[layout] < _CLOSE * least}
+        found = {"by region": best, **close}
+        return {
+            name: choices
+            for place, (name, choices) in enumerate(found.items())
+            if choices not in list(found.values())[:place]
+        }
+
+    def _chosen(self, region: LayoutRegion, layout: str) -> dict[str, Choice]:
+        """The fastest form of each site; the layer itself where none is faster by the margin."""
+        found = {}
+        for node in region.nodes:
+            site = self._sites.get(node)
+            if site is None:
+                continue
+            times = self._times(site, layout)
+            as_it_was = self._times(site, CONTIGUOUS).get("conv3d", 0.0)
+            own = UNCHANGED[layout]
+            if layout == LAST:
+                times.pop("conv3d", None)  # whose weight is laid out anew at every call
+            form = min(times, key=lambda name: times[name], default=own)
+            if times and times[form] > times[own] * (1 - self._margin):
+                form = own
+            found[site.key] = Choice(form, layout, as_it_was, times.get(form, as_it_was))
+        return found
+
+    def _slowest_first(self) -> list[ToChoose]:
+        """The sites, those first for which it matters most should the time be over."""
+
+        def size(site: ToChoose) -> int:
+            return -int(site.weight.numel()) * int(site.node.meta["val"].numel())
+
+        return sorted(self._sites.values(), key=size)
+
+    def _times(self, site: ToChoose, layout: str) -> dict[str, float]:
+        """Milliseconds of each form; {} when the time is over.
+
+        Another engine than eager mode takes long to compile a form: it has the choice among those
+        that are the fastest in eager mode.
+        """
+        eager = self._measured(site, layout, "eager", site.forms)
+        if self._target == "eager":
+            return eager
+        fastest = sorted(eager, key=lambda form: eager[form])[:_FINALISTS]
+        return self._measured(site, layout, self._target, fastest)
+
+    def _measured(
+        self, site: ToChoose, layout: str, target: str, forms: Iterable[str]
+    ) -> dict[str, float]:
+        """From the cache, or measured now."""
+        key = f"{site.described(layout)} {target}"
+        names = {self._name(site, form): form for form in ("conv3d", *forms)}
+        known = self._cache.get(key)
+        missing = [form for name, form in names.items() if name not in known]
+        if missing and time.perf_counter() < self._deadline:
+            self._tick(f"measuring forms of {site.key}")
+            wanted = dict.fromkeys(("conv3d", *missing))
+            measured = _timed(site, wanted, layout, target)
+            self._cache.put(key, {self._name(site, form): ms for form, ms in measured.items()})
+            known = self._cache.get(key)
+        return {form: known[name] for name, form in names.items() if name in known}
+
+    @staticmethod
+    def _name(site: ToChoose, form: str) -> str:
+        """The rank decides how long the low-rank form takes, and is no part of the geometry."""
+        if form != "conv3d_low_rank":
+            return form
+        return f"{form} of rank {temporal_rank(site.weight)}"
+
+    def _copies(self, region: LayoutRegion, layout: str) -> float:
+        """Milliseconds of the copies at the edges of a region in channels_last_3d."""
+        if layout == CONTIGUOUS:
+            return 0.0
+        total = 0.0
+        for node in (*region.entering, *region.leaving):
+            value = node.meta["val"]
+            if min(value.shape[1], value[0, 0].numel()) > 1:
+                total += self._copy(value)
+        return total
+
+    def _copy(self, like: Tensor) -> float:
+        key = f"copy {tuple(like.shape)} {str(like.dtype).removeprefix('torch.')}"
+        known = self._cache.get(key)
+        if LAST not in known and time.perf_counter() < self._deadline:
+            x = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+            call = partial(x.contiguous, memory_format=torch.channels_last_3d)
+            self._cache.put(key, interleaved({LAST: call}, LAST))
+        return self._cache.get(key).get(LAST, 0.0)
+
+
+class _Alone(nn.Module):
+    """One form of one layer, its weight prepared, its result in a layout."""
+
+    def __init__(self, site: ToChoose, form: str, layout: str, target: str) -> None:
+        super().__init__()
+        weight = site.weight.detach()
+        self.form, self.geometry, self.layout = FORMS[form], site.geometry, FORMATS[layout]
+        self.prepared: Weights = self.form.prepare(weight, site.geometry)
+        if target == "eager" and self.form.pack is not None:
+            self.prepared = self.form.pack(self.prepared, site.geometry.groups)
+        self.bias = weight.new_zeros(site.geometry.out_channels) if site.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.form.run(x, self.prepared, self.bias, self.geometry)
+        return result.contiguous(memory_format=self.layout)
+
+
+def _timed(site: ToChoose, forms: Iterable[str], layout: str, target: str) -> dict[str, float]:
+    """Milliseconds of each form, its result brought to ``layout``: medians, interleaved."""
+    geometry, weight = site.geometry, site.weight
+    assert geometry.size is not None
+    assert geometry.frames is not None
+    sizes = (site.batch, geometry.in_channels, geometry.frames, *geometry.size)
+    generator = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(sizes, generator=generator, device=weight.device).to(weight.dtype)
+    x = x.contiguous(memory_format=FORMATS[layout])
+    calls: dict[str, Callable[[], object]] = {}
+    with torch.no_grad():
+        for form in forms:
+            alone = _Alone(site, form, layout, target)
+            if target == "eager":
+                calls[form] = partial(alone, x)
+                continue
+            with suppress(Exception):  # what an engine does not know, it refuses in any way
+                calls[form] = partial(compile_with(target, alone, (x,)).run, x)
+        return interleaved(calls, "conv3d")

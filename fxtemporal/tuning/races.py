@@ -1,0 +1,99 @@
+"""Races between networks, each run once a machine."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+
+from fxtemporal.ir.freeze import freeze
+from fxtemporal.tuning.cache import Cache
+from fxtemporal.tuning.settings import Tune
+from fxtemporal.tuning.timing import Timing, _call, _Refused, interleaved, on_engine, race
+
+__all__ = ["Races"]
+
+
+class Races:
+    """Races of whole networks on the engine that ``tune`` names, each run once and remembered.
+
+    What is remembered goes by the code and the layers of both, and the shapes of the inputs. With
+    ``frozen``, an engine other than eager mode is given what :func:`~fxtemporal.ir.freeze.freeze`
+    makes of a module: it compiles what is derived from the weights as constants.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[tuple[Any, ...], dict[str, Any]],
+        tune: Tune,
+        cache: Cache,
+        frozen: bool = False,
+    ) -> None:
+        self.inputs = inputs
+        self.tune = tune
+        self.cache = cache
+        self.frozen = frozen and tune.target != "eager"
+        self._made: dict[int, tuple[nn.Module, nn.Module]] = {}
+
+    def race(
+        self, before: nn.Module, after: nn.Module, seconds: float, key: str | None = None
+    ) -> Timing:
+        key = key or f"network {self._named(before)} {self._named(after)} {self.tune.target}"
+        named = isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule)
+        known = self.cache.get(key) if named else {}
+        if known.keys() == _FIELDS:
+            return Timing(**{**known, "rounds": int(known["rounds"])})  # type: ignore[arg-type]
+        timing = race(self._on_engine(before), self._on_engine(after), self.inputs, seconds)
+        if named:
+            self.cache.put(key, vars(timing))
+        return timing
+
+    def again(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
+        """Another race of the two, each compiled once more, the second of them first."""
+        once_more = Races(self.inputs, self.tune, self.cache, self.frozen)
+        for module in (after, before):
+            once_more._on_engine(module)
+        key = f"network again {self._named(before)} {self._named(after)} {self.tune.target}"
+        return once_more.race(before, after, seconds, key)
+
+    def times(self, modules: Mapping[str, nn.Module], always: str) -> dict[str, float]:
+        """Milliseconds of each, interleaved: see :func:`interleaved`."""
+        key = " ".join(
+            ("networks", *(f"{n}={self._named(m)}" for n, m in modules.items()), self.tune.target)
+        )
+        if known := self.cache.get(key):
+            return known
+        calls = {}
+        with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
+            for name, module in modules.items():
+                running = self._on_engine(module)
+                if not isinstance(running, _Refused):
+                    calls[name] = stack.enter_context(_call(running, self.inputs))
+            found = interleaved(calls, always)
+        self.cache.put(key, found)
+        return found
+
+    def _named(self, module: nn.Module) -> str:
+        leaves = pytree.tree_leaves(self.inputs)
+        tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+        text = f"{getattr(module, 'code', '')}{module!r}{given!r}{self.frozen}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _on_engine(self, module: nn.Module) -> nn.Module:
+        if id(module) not in self._made:
+            given = module
+            if self.frozen and isinstance(module, fx.GraphModule):
+                given = copy.deepcopy(module)
+                freeze(given)
+            self._made[id(module)] = module, on_engine(given, self.inputs, self.tune.target)
+        return self._made[id(module)][1]
+
+
+_FIELDS = {"before", "after", "speedup", "low", "high", "rounds"}

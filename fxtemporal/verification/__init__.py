@@ -1,0 +1,1 @@
+"""Is the result right: compared with the model it came from."""

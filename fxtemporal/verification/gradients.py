@@ -1,0 +1,232 @@
+"""Are the gradients of a result those of the model?
+
+A graph holds the numbers of a forward, not what a user's code does to gradients on their way back:
+the backward of a custom ``torch.autograd.Function``, a hook on a tensor, a reentrant checkpoint. So
+both run on the example inputs, gradients flow back from the same random numbers, and those of every
+input and parameter are compared; and once more with NaN and Inf in frames, for one that the model
+never read must not spoil them. A result of other gradients is refused for
+training: see :meth:`fxtemporal.ir.module.OptimizedModule.refuse_gradients`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from fxtemporal.ir.shared_state import seed
+from fxtemporal.ir.stand_in import own_inputs, stand_in
+from fxtemporal.support.quiet import quiet
+
+__all__ = ["other_gradients", "outputs_of_parameters"]
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+_ROUNDING = 2**12
+"""Units in the last place of the largest gradient, which every sum over many pixels may be off."""
+_UNTAKEN = "it cannot be differentiated"
+_LARGE = 32
+"""A height or width of so many pixels can be halved, and what is left is still a clip."""
+Gradients = Mapping[str, Tensor | None]
+
+
+def other_gradients(
+    original: nn.Module, result: nn.Module, example: Example, *, thorough: bool
+) -> str | None:
+    """Which gradient of ``result`` is not that of ``original``; None if all are.
+
+    ``thorough``: in float64 where the model runs so, and with bad frames too.
+    """
+    found: str | None = None
+    tried, expected = example, None
+    for double in (True, False) if thorough else (False,):
+        for tried in (*_smaller(example), example):
+            expected = _gradients(original, tried, double)
+            found = _compared(expected, result, tried, double)
+            if expected is not None and found != _UNTAKEN:
+                break
+        if expected is not None and found is None:
+            break  # a model may do something else in float64: only what is the same ends it
+    if found is not None:
+        return found
+    for bad in _bad_examples(tried, expected or {}) if thorough else ():
+        if (expected := _gradients(original, bad, False)) is None:
+            continue
+        actual = _gradients(result, bad, False) or {}
+        for name, mine in expected.items():
+            theirs = actual.get(name)
+            finite = mine is not None and bool(mine.isfinite().all())
+            if finite and theirs is not None and not bool(theirs.isfinite().all()):
+                return (
+                    "where a frame that the model does not read holds NaN or Inf, that of "
+                    f"{name} is NaN"
+                )
+    return None
+
+
+def _smaller(example: Example) -> Iterator[Example]:
+    """``example`` with half the height and width, where they are large: a quarter of the work."""
+    leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    sizes = {size for leaf in leaves for size in leaf.shape[3:] if size >= _LARGE}
+    if sizes:
+        yield pytree.tree_map_only(Tensor, _halved, example)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    for dim in range(3, tensor.dim()):
+        if tensor.shape[dim] >= _LARGE:
+            tensor = tensor.narrow(dim, 0, tensor.shape[dim] // 2)
+    return tensor
+
+
+def outputs_of_parameters(model: nn.Module, example: Example) -> tuple[int, ...]:
+    """The outputs of ``model``, by number, that gradients of its parameters come from."""
+    args, kwargs = own_inputs(pytree.tree_map_only(Tensor, Tensor.detach, example))
+    try:
+        with stand_in(model) as other, torch.enable_grad(), quiet():
+            leaves = pytree.tree_leaves(other.module(*args, **kwargs))
+    except Exception:  # a model may fail in any way
+        return ()
+    return tuple(n for n, leaf in enumerate(leaves) if getattr(leaf, "requires_grad", False))
+
+
+def _compared(
+    expected: Gradients | None, result: nn.Module, example: Example, double: bool
+) -> str | None:
+    if expected is None:
+        return None
+    actual = _gradients(result, example, double)
+    if actual is None:
+        return _UNTAKEN
+    largest = max((_largest(g) for g in expected.values() if g is not None), default=0.0)
+    for name, mine in expected.items():
+        if (problem := _difference(mine, actual.get(name), largest)) is not None:
+            return f"the gradient of {name} {problem}"
+    return None
+
+
+def _gradients(model: nn.Module, example: Example, double: bool) -> Gradients | None:
+    """The gradients of inputs and parameters; None where there are none to be had."""
+    for inputs_too in (True, False):  # a forward may write into its input
+        try:
+            with stand_in(model) as other, torch.enable_grad(), quiet():
+                return _backward(other.module, example, double, inputs_too)
+        except Exception:  # a model may fail in any way
+            continue
+    return None
+
+
+def _backward(
+    module: nn.Module, example: Example, double: bool, inputs_too: bool
+) -> Gradients | None:
+    if double:
+        module.double()
+    convert: Callable[[Tensor], Tensor] = lambda t: (  # noqa: E731
+        t.detach().to(torch.float64 if double and t.is_floating_point() else t.dtype, copy=True)
+    )
+    args, kwargs = pytree.tree_map_only(Tensor, convert, example)
+    given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if inputs_too:
+        for tensor in given:
+            if tensor.is_floating_point():
+                tensor.requires_grad_()
+    seed(0)
+    outputs = _floats(module(*args, **kwargs))
+    seed(1)
+    # randn_like would draw in the order of the memory, which may be another one in the result.
+    ends = [(t, torch.randn(t.shape, dtype=torch.float32).to(t)) for t in outputs]
+    ends = [(t, cotangent) for t, cotangent in ends if t.requires_grad]
+    if not ends:
+        return None
+    torch.autograd.backward([t for t, _ in ends], [cotangent for _, cotangent in ends])
+    return {
+        **{f"input {number}": tensor.grad for number, tensor in enumerate(given)},
+        **{name: parameter.grad for name, parameter in module.named_parameters()},
+    }
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    """The tensors of ``outputs`` that gradients can flow back from, those of dataclasses too."""
+    found = []
+    for leaf in pytree.tree_leaves(outputs):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            found += _floats([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
+        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
+            found.append(leaf)
+    return found
+
+
+def _largest(gradient: Tensor) -> float:
+    if not gradient.numel():
+        return 0.0
+    largest = float(gradient.abs().max())
+    return largest if math.isfinite(largest) else float(gradient.abs().nan_to_num(posinf=0.0).max())
+
+
+def _furthest(one: Tensor, other: Tensor) -> float:
+    """The largest difference; NaN where it cannot be told so."""
+    same = one.shape == other.shape and one.numel()
+    return float((one - other).abs_().max()) if same else math.nan
+
+
+def _difference(mine: Tensor | None, theirs: Tensor | None, largest: float) -> str | None:
+    """``largest``: of all gradients, whose rounding one that is zero in exact numbers has."""
+    if mine is None or theirs is None:  # for an optimizer zeros are not the same as none
+        if mine is theirs:
+            return None
+        return "is missing" if theirs is None else "is there, where the model gives none"
+    eps = torch.finfo(mine.dtype).eps
+    bound = eps**0.5 * _largest(mine) + min(_ROUNDING * eps, 2 * eps**0.5) * (largest or 1.0)
+    close = _furthest(theirs, mine) <= bound or torch.allclose(
+        theirs, mine, rtol=0.0, atol=bound, equal_nan=True
+    )
+    return None if close else "is another one"
+
+
+def _bad_examples(example: Example, gradients: Gradients) -> Iterator[Example]:
+    """``example`` with NaN and with Inf where the model's gradients do not come.
+
+    Where there are no gradients of inputs, with NaN in the first frame and in the last.
+    """
+    leaves, structure = pytree.tree_flatten(example)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    known = {
+        place: gradient
+        for number, place in enumerate(places)
+        if (gradient := gradients.get(f"input {number}")) is not None
+    }
+    if not known:
+        for frame in (0, -1):
+            yield pytree.tree_map_only(Tensor, partial(_with_bad_frame, frame=frame), example)
+        return
+    unread = {place: _unread(gradient) for place, gradient in known.items()}
+    if not any(bool(mask.any()) for mask in unread.values()):
+        return
+    for value in (math.nan, math.inf):
+        bad = [
+            leaf.masked_fill(unread[place], value) if place in unread else leaf
+            for place, leaf in enumerate(leaves)
+        ]
+        yield pytree.tree_unflatten(bad, structure)
+
+
+def _unread(gradient: Tensor) -> Tensor:
+    """Where whole entries of one of the first three dimensions have a gradient of zero."""
+    found = torch.zeros_like(gradient, dtype=torch.bool)
+    for dim in range(min(3, gradient.dim())) if gradient.numel() else ():
+        rest = [other for other in range(gradient.dim()) if other != dim]
+        found |= (gradient == 0).all(rest, keepdim=True) if rest else gradient == 0
+    return found
+
+
+def _with_bad_frame(tensor: Tensor, frame: int) -> Tensor:
+    if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.shape[1] < 2:
+        return tensor
+    bad = tensor.clone()
+    bad[:, frame] = math.nan
+    return bad

@@ -1,0 +1,101 @@
+"""Inputs to compare on: those of the user, and others of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+__all__ = ["POISONED", "Example", "fresh_inputs", "is_float", "poisoned", "resized"]
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+POISONED = "the example with "
+_MANY, _RUN = 2**18, 16
+"""Fresh values of an input of so many entries are drawn in runs: one by one takes longer than a
+forward."""
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+
+
+def fresh_inputs(example: Example) -> Iterator[tuple[str, Example]]:
+    """Inputs of other sizes: another batch, one more entry in dimension 1 or 2."""
+    tensors = [t for t in pytree.tree_leaves(example) if isinstance(t, torch.Tensor) and t.dim()]
+    if not tensors:
+        return
+    batch = tensors[0].shape[0]
+    other = 3 if batch == 2 else 2
+    tries = [(f"a batch of {other}", {0: (batch, other)})]
+    longest = max(tensors, key=torch.Tensor.dim)
+    small = {0: (batch, 1)} if batch > 2 else {}
+    for dim in (1, 2) if longest.dim() >= 3 else ():
+        size = longest.shape[dim]
+        tries.append((f"{size + 1} entries in dimension {dim}", {**small, dim: (size, size + 1)}))
+    generator = torch.Generator().manual_seed(0)
+    for name, change in tries:
+        yield name, resized(example, change, generator)
+        (dim,) = set(change) - {0} or {0}
+        flat = [t for t in tensors if t.dim() == 2 and dim == 1 and t.shape[1] == change[1][0]]
+        if flat and longest.dim() >= 3:  # a mask (B, T)
+            yield f"{name}, masks too", resized(example, change, generator, least_rank=2)
+
+
+def poisoned(example: Example) -> Iterator[tuple[str, Example]]:
+    """The example with a frame of NaN, or of Inf, in its longest inputs."""
+    tensors = [t for t in pytree.tree_leaves(example) if is_float(t)]
+    rank = max((t.dim() for t in tensors), default=0)
+    for what, dim in ((float("nan"), 1), (float("nan"), 2), (float("inf"), 2)):
+        if not any(t.dim() == rank >= 3 and t.shape[dim] > 1 for t in tensors):
+            continue
+
+        def poison(tensor: torch.Tensor, what: float = what, dim: int = dim) -> torch.Tensor:
+            if not is_float(tensor) or tensor.dim() != rank or tensor.shape[dim] < 2:
+                return tensor
+            index = torch.tensor([tensor.shape[dim] // 2], device=tensor.device)
+            return tensor.index_fill(dim, index, what)
+
+        text = f"{POISONED}{what} at entry {{}} of dimension {dim}"
+        middle = next(t.shape[dim] // 2 for t in tensors if t.dim() == rank)
+        yield text.format(middle), pytree.tree_map_only(torch.Tensor, poison, example)
+
+
+def resized(
+    example: Example,
+    change: dict[int, tuple[int, int]],
+    generator: torch.Generator | None = None,
+    *,
+    least_rank: int = 3,
+) -> Example:
+    """Inputs like ``example`` of other sizes; ``change`` gives them by dimension as (old, new).
+
+    Dimension 0 changes everywhere, another one in tensors of ``least_rank`` dimensions.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    draw = partial(_fresh, change=change, generator=generator, least_rank=least_rank)
+    changed: Example = pytree.tree_map_only(torch.Tensor, draw, example)
+    return changed
+
+
+def _fresh(
+    like: torch.Tensor,
+    change: dict[int, tuple[int, int]],
+    generator: torch.Generator,
+    least_rank: int,
+) -> torch.Tensor:
+    """New values drawn from those of ``like``; ``change`` gives sizes as (old, new)."""
+    sizes = list(like.shape)
+    for dim, (old, new) in change.items():
+        if (dim == 0 or like.dim() >= least_rank) and dim < like.dim() and sizes[dim] == old:
+            sizes[dim] = new
+    count = int(torch.Size(sizes).numel())
+    if like.numel() == 0 or count == 0:
+        return like.new_zeros(sizes)
+    flat = like.detach().flatten()
+    run = 1 if flat.numel() < _MANY else _RUN
+    runs = flat[: flat.numel() // run * run].view(-1, run)
+    picks = torch.randint(len(runs), (-(-count // run),), generator=generator).to(like.device)
+    return runs.index_select(0, picks).flatten()[:count].reshape(sizes)

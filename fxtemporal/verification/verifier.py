@@ -1,0 +1,368 @@
+"""Does the result compute what the original computes?
+
+Both run on the example inputs, and on fresh inputs at every other size that is free: another
+batch, another number of frames. The yardstick is the original in float64: the result may be as
+far from it as rounding explains, and the original's own distance stands beside it. Where the
+original cannot run in float64, the two are compared with each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from fxtemporal.ir.shared_state import seed
+from fxtemporal.ir.stand_in import own_inputs, stand_in
+from fxtemporal.support.errors import SpecializationError
+from fxtemporal.support.quiet import quiet
+from fxtemporal.verification.comparison import Comparison, Sample, Tolerance, distance
+from fxtemporal.verification.inputs import POISONED, Example, fresh_inputs, is_float, poisoned
+
+__all__ = ["Verifier"]
+
+
+_LOW = (torch.bfloat16, torch.float16)
+_CHEAP_SECONDS = 0.2
+"""A model that runs within this also runs in float64 on the fresh inputs, beside the example."""
+
+
+class Verifier:
+    """Compares candidates with one original; what the original computes is computed once."""
+
+    def __init__(
+        self,
+        original: nn.Module,
+        example: Example,
+        tolerance: Tolerance | None = None,
+        *,
+        gradients: bool = False,
+        bitwise: bool = False,
+        confined: bool = False,
+    ) -> None:
+        self._bitwise = bitwise
+        self._original = original
+        self._gradients = gradients
+        self._training = any(module.training for module in original.modules())
+        self._tolerance = tolerance or Tolerance()
+        held = (*original.parameters(), *original.buffers(), *pytree.tree_leaves(example))
+        self._given = {t.dtype for t in held if is_float(t)}
+        start = time.perf_counter()
+        outputs = self._outcome(original, example)
+        self._cheap = time.perf_counter() - start < _CHEAP_SECONDS
+        reference = self._reference(original, example, outputs)
+        self._example = _Run("the example inputs", example, outputs, reference)
+        self._finest = min(
+            (torch.finfo(t.dtype).eps for t in _tensors(outputs) if is_float(t)), default=0.0
+        )
+        self._fresh = dict(fresh_inputs(example)) | (dict(poisoned(example)) if confined else {})
+        self._runs: dict[str, _Run | None] = {}
+        self._noises: dict[str, list[float]] = {}
+
+    def compare(
+        self, candidate: nn.Module, *, exact: bool = True, example_only: bool = False
+    ) -> Comparison:
+        """Run ``candidate`` on all inputs, or on the example alone.
+
+        ``exact`` False marks a result that is meant to differ: its errors are only reported.
+        """
+        with quiet():  # a graph that fails prints its code
+            samples = [self._compared(self._example, candidate)]
+            for name, inputs in () if example_only else self._fresh.items():
+                if self._cheap and self._run(name) is None:
+                    continue
+                try:
+                    outputs, error = self._outcome(candidate, inputs), None
+                except SpecializationError:
+                    continue  # this size is not free, and the module says so
+                except Exception as raised:  # a rewritten graph may fail in any way
+                    outputs, error = None, raised
+                if (run := self._run(name)) is not None:
+                    samples.append(self._compared(run, candidate, outputs, error))
+            return Comparison(tuple(samples), exact)
+
+    @property
+    def cheap(self) -> bool:
+        """Whether the model runs in no time, so that more can be tried on it."""
+        return self._cheap
+
+    @property
+    def outputs_with_gradients(self) -> tuple[int, ...]:
+        """The original's outputs, by number, that have gradients where these are switched off."""
+        outputs, args, kwargs, _ = self._example.outputs
+        given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        with contextlib.suppress(RuntimeError):  # a view that was written where they are off
+            return tuple(
+                number
+                for number, leaf in enumerate(pytree.tree_leaves(outputs))
+                if not self._gradients and getattr(leaf, "grad_fn", None) and id(leaf) not in given
+            )
+        return ()
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The leaves of what the original gave on the example inputs."""
+        return pytree.tree_leaves(self._example.outputs[0])
+
+    def _run(self, name: str) -> _Run | None:
+        """The original on fresh inputs, once it is needed; None where it does not take them."""
+        if name not in self._runs:
+            inputs, run = self._fresh[name], None
+            with contextlib.suppress(Exception):  # in any way that a model may
+                run = _Run(name, inputs, self._outcome(self._original, inputs), None)
+            self._runs[name] = run
+        return self._runs[name]
+
+    def _with_reference(self, run: _Run) -> _Run:
+        """The same run in float64 beside it, where there is the time for that."""
+        if not self._cheap or run.reference is not None or run is self._example:
+            return run
+        reference = self._reference(self._original, run.inputs, run.outputs)
+        self._runs[run.name] = wide = dataclasses.replace(run, reference=reference)
+        return wide
+
+    def _compared(
+        self, run: _Run, candidate: nn.Module, outputs: Any = None, error: Exception | None = None
+    ) -> Sample:
+        if outputs is None and error is None:
+            try:
+                outputs = self._outcome(candidate, run.inputs)
+            except Exception as raised:  # a rewritten graph may fail in any way
+                error = raised
+        if error is not None:
+            text = f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            return _failed(run.name, text)
+        if run.reference is None and (sample := self._next_to(run, outputs)).equal:
+            return sample
+        run = self._with_reference(run)
+        sample = self._sample(run, outputs)
+        wide = self._in_float64(run, candidate) if sample.equal else None
+        return sample if wide is None else wide
+
+    def _next_to(self, run: _Run, outputs: Any) -> Sample:
+        """The comparison with the original alone: so near to it, no reference can tell more.
+
+        Half of what is always allowed, so that the original's own error has room beside it.
+        """
+        if any(t.dtype in _LOW for t in _tensors(run.outputs) if isinstance(t, torch.Tensor)):
+            return _failed(run.name, "half precision hides errors")
+        sample = self._sample(run, outputs)
+        return dataclasses.replace(
+            sample, bound=min(sample.bound, self._tolerance.ulps / 2 * self._finest)
+        )
+
+    def at(self, candidate: nn.Module, inputs: Example, name: str) -> Sample | None:
+        """The comparison on ``inputs``; None where the original does not take them, or both refuse.
+
+        What the original refuses as specialized, the candidate has to refuse too: nobody can say
+        what its numbers would be.
+        """
+        refused = False
+        try:
+            outputs = self._outcome(self._original, inputs)
+        except SpecializationError:
+            refused = True
+        except Exception:  # in any way that a model may
+            return None
+        try:
+            result = self._outcome(candidate, inputs)
+        except SpecializationError:
+            return None
+        except Exception as raised:  # a rewritten graph may fail in any way
+            return _failed(name, f"raised {type(raised).__name__}")
+        if refused:
+            return _failed(name, "gave numbers where the model is specialized")
+        return self._sample(_Run(name, inputs, outputs, None), result)
+
+    def _in_float64(self, run: _Run, candidate: nn.Module) -> Sample | None:
+        """The comparison in float64, where the rounding of half precision would hide errors.
+
+        None where that is not needed, or the candidate does not run so.
+        """
+        leaves = [leaf for leaf in _tensors(run.outputs) if isinstance(leaf, torch.Tensor)]
+        if run.reference is None or not any(leaf.dtype in _LOW for leaf in leaves):
+            return None
+        wide = self._reference(candidate, run.inputs, run.outputs)
+        if wide is None:
+            return None
+        sample = self._sample(_Run(run.name, run.inputs, run.reference, None, wide=True), wide)
+        return None if sample.equal else sample
+
+    def _outcome(self, model: nn.Module, inputs: Example, *, double: bool = False) -> Any:
+        """All that a call leaves: the outputs, the inputs, in training mode the buffers.
+
+        A stand-in is called, so that what the forward writes stays there; ``double``: in float64.
+        """
+        if double:
+            inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
+        args, kwargs = own_inputs(inputs)
+        with stand_in(model) as other, torch.set_grad_enabled(self._gradients), quiet():
+            module = other.module.double() if double else other.module
+            seed(0)
+            outputs = module(*args, **kwargs)
+            buffers = dict(module.named_buffers()) if self._training else {}
+            return outputs, args, kwargs, buffers
+
+    def _reference(self, model: nn.Module, inputs: Example, outcome: Any) -> Any:
+        """The same in float64; None where the model cannot run so, or is in float64 itself."""
+        floats = [t for t in _tensors(outcome) if isinstance(t, torch.Tensor)]
+        if not any(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in floats):
+            return None
+        try:
+            wide = self._outcome(model, inputs, double=True)
+        except Exception:  # a model may insist on its dtype in any way
+            return None
+        return (
+            wide
+            if list(map(_shape, _tensors(wide))) == list(map(_shape, _tensors(outcome)))
+            else None
+        )
+
+    def _sample(self, run: _Run, outputs: Any) -> Sample:
+        mine, theirs = _tensors(outputs), _tensors(run.outputs)
+        if pytree.tree_structure(outputs) != pytree.tree_structure(run.outputs):
+            return _failed(run.name, "its outputs are nested in another way")
+        if len(mine) != len(theirs):
+            return _failed(run.name, f"gave {len(mine)} tensors, not {len(theirs)}")
+        best = [None] * len(theirs) if run.reference is None else _tensors(run.reference)
+        worst = Sample(run.name, 0.0, 0.0, 0.0 if run.reference is not None else None, 0.0)
+        for number, (result, original) in enumerate(zip(mine, theirs, strict=True)):
+            sample = self._tensor(run, result, original, best[number])
+            if not sample.equal and sample.problem is None and not run.wide:
+                noise = self._noise(run)
+                least = self._tolerance.times * noise[number] if number < len(noise) else 0.0
+                sample = dataclasses.replace(sample, bound=max(sample.bound, least))
+            if not sample.equal:
+                return sample
+            if sample.relative_error >= worst.relative_error:
+                worst = sample
+        return worst
+
+    def _noise(self, run: _Run) -> list[float]:
+        """How far each output of the original moves with the last bits of all that it is given.
+
+        Relative to its largest value. Where an output is next to nothing beside what it was
+        computed from, the difference of two means, that is far more than rounding it once.
+        """
+        if run.name not in self._noises:
+            noises: list[float] = []
+            shaken = partial(_shaken, generator=torch.Generator().manual_seed(0))
+            args, kwargs = pytree.tree_map_only(torch.Tensor, shaken, own_inputs(run.inputs))
+            with (
+                stand_in(self._original) as other,
+                torch.no_grad(),
+                quiet(),
+                contextlib.suppress(Exception),
+            ):
+                for tensor in (*other.module.parameters(), *other.module.buffers()):
+                    tensor.copy_(shaken(tensor))
+                moved = self._outcome(other.module, (args, kwargs))
+                for one, two in zip(_tensors(moved), _tensors(run.outputs), strict=True):
+                    error, largest = distance(one, two) if is_float(two) else (0.0, 1.0)
+                    noises.append(error / (largest or 1.0))
+            self._noises[run.name] = noises
+        return self._noises[run.name]
+
+    def _tensor(
+        self, run: _Run, result: Any, original: Any, reference: torch.Tensor | None
+    ) -> Sample:
+        name = run.name
+        infinite = float("inf")
+        if not isinstance(result, torch.Tensor) or not isinstance(original, torch.Tensor):
+            same = type(result) is type(original) and repr(result) == repr(original)
+            problem = None if same else f"gave {result!r}, not {original!r}"
+            return Sample(name, 0.0, 0.0, None, 0.0, problem)
+        if result.shape != original.shape or result.dtype != original.dtype:
+            problem = (
+                f"gave {tuple(result.shape)} of {result.dtype}, "
+                f"not {tuple(original.shape)} of {original.dtype}"
+            )
+            return Sample(name, infinite, infinite, None, 0.0, problem)
+        if original.dtype.is_complex:
+            mine = torch.view_as_real(result.resolve_conj())
+            return self._tensor(run, mine, torch.view_as_real(original.resolve_conj()), None)
+        if self._bitwise and not _same_bits(result, original):
+            error, largest = distance(result, original)
+            bits = "its bits differ from the model's"
+            return Sample(name, error, error / (largest or 1.0), None, 0.0, bits, "bits")
+        if not original.dtype.is_floating_point:
+            problem = None if torch.equal(result, original) else "integers differ"
+            return Sample(name, 0.0, 0.0, None, 0.0, problem)
+        if name.startswith(POISONED):
+            fine = original.isfinite()
+            if not bool(result[fine].isfinite().all()):
+                spread = "gave NaN or Inf where the model gives a number"
+                return Sample(name, infinite, infinite, None, 0.0, spread, "nan")
+            result, original = result[fine], original[fine]
+            reference = None if reference is None else reference[fine]
+        coarsest = original.dtype if run.wide else self._coarsest(original.dtype)
+        own = None
+        if reference is not None:
+            error, largest = distance(original, reference)
+            own = error / (largest or 1.0)
+            if not own <= torch.finfo(coarsest).eps ** 0.5:
+                own, reference = None, None  # the model does something else in float64
+        error, largest = distance(result, original if reference is None else reference)
+        scale = largest or 1.0
+        dtype = original.dtype if own is not None else coarsest
+        return Sample(name, error, error / scale, own, self._tolerance.bound(dtype, own))
+
+    def _coarsest(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which an output of ``dtype`` may have been computed, with the most error."""
+        coarsest: torch.dtype = max((dtype, *self._given), key=lambda one: torch.finfo(one).eps)
+        return coarsest
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    inputs: Example
+    outputs: Any
+    reference: Any
+    wide: bool = False
+
+
+def _failed(name: str, problem: str) -> Sample:
+    return Sample(name, float("inf"), float("inf"), None, 0.0, problem)
+
+
+def _shaken(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """``tensor`` with other last bits."""
+    if not tensor.dtype.is_floating_point:
+        return tensor
+    noise = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor.device)
+    return (tensor.double() * (1 + torch.finfo(tensor.dtype).eps * noise)).to(tensor.dtype)
+
+
+def _same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two tensors of one dtype and shape hold the same bits; any NaN is NaN."""
+    if not theirs.dtype.is_floating_point:
+        return torch.equal(mine, theirs)
+    alike = (mine == theirs) & (mine.signbit() == theirs.signbit())
+    return bool((alike | (mine.isnan() & theirs.isnan())).all())
+
+
+def _tensors(outputs: Any) -> list[Any]:
+    """The leaves, those of dataclasses included."""
+    leaves = []
+    for leaf in pytree.tree_leaves(outputs):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            leaves += _tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
+        else:
+            leaves.append(leaf)
+    return leaves
+
+
+def _shape(leaf: Any) -> torch.Size | None:
+    return leaf.shape if isinstance(leaf, torch.Tensor) else None
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.dtype.is_floating_point else tensor
