@@ -25,7 +25,7 @@ from fxtemporal.compiler.promises import Exact, Layout, Nan, Promises
 from fxtemporal.compiler.run import META, Example, Run
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.ir.prepared import Prepared
-from fxtemporal.mistakes import failing, find
+from fxtemporal.mistakes import failing, find, telling_cure
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.pipeline import run_rules
 from fxtemporal.passes.rule import Rule
@@ -162,7 +162,8 @@ def audit(
     if measure and example is None:
         raise PassError("measure=True needs example inputs")
     try:
-        program = capture(model, example_inputs, example_kwargs)
+        with telling_cure(model):
+            program = capture(model, example_inputs, example_kwargs)
     except ForwardError as error:
         mistake = failing(model, error) if isinstance(model, nn.Module) else None
         if mistake is None:

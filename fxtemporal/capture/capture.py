@@ -35,9 +35,9 @@ from fxtemporal.capture.arguments import (
 from fxtemporal.capture.failures import raise_if_model_fails, reason_of
 from fxtemporal.capture.from_export import from_export, from_exported
 from fxtemporal.capture.from_graph import (
-    _refuse_names,
     from_graph_module,
     graph_module,
+    refuse_names,
     refuse_quotes,
 )
 from fxtemporal.capture.normalize import normalize
@@ -50,8 +50,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
-from fxtemporal.mistakes.failing import failing
-from fxtemporal.support.errors import CaptureError, ForwardError
+from fxtemporal.support.errors import CaptureError
 
 __all__ = ["capture"]
 
@@ -117,9 +116,6 @@ def _called_otherwise(model: nn.Module) -> str | None:
     return None
 
 
-# -- nn.Module -------------------------------------------------------------------------------------
-
-
 def _from_module(
     model: nn.Module,
     example: tuple[tuple[Any, ...], dict[str, Any]] | None,
@@ -176,7 +172,7 @@ def _traced(
     note = settle(model, other, states, example)
     root = twin(model)
     _use_originals(graph, other, root)
-    _refuse_names(graph)
+    refuse_names(graph)
     gm = graph_module(root, graph, type(model).__name__)
     program = Program(gm, fake_mode, "fx", note)
     program.modes = tracer.modes
@@ -205,17 +201,3 @@ def _without_logs() -> Iterator[None]:
         yield
     finally:
         logger.disabled = disabled
-
-
-def _with_cure(model: nn.Module, error: ForwardError) -> ForwardError:
-    """The same, with what to do about it where it is a usual mistake."""
-    mistake = failing(model, error)
-    if mistake is not None:
-        error.args = (f"{error}. To mend it: {mistake.cure}",)
-    return error
-
-
-# -- torch.export ----------------------------------------------------------------------------------
-
-
-# -- GraphModule -----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtemporal.capture.capture import _with_cure
 from fxtemporal.capture.tracing.errors import OpError
 from fxtemporal.ir.source import is_user_file, short_location
 from fxtemporal.ir.stand_in import own_inputs, stand_in
@@ -27,11 +26,11 @@ def raise_if_model_fails(
         with stand_in(model) as other, torch.no_grad(), quiet():
             other.module(*args, **kwargs)
     except Exception as own:  # whatever the model raises, the message passes it on
-        raise _forward_error(model, own, error) from own
+        raise _forward_error(own, error) from own
 
 
-def _forward_error(model: nn.Module, own: Exception, traced: Exception) -> ForwardError:
-    """Why the model fails on the example inputs, where, and the usual cure."""
+def _forward_error(own: Exception, traced: Exception) -> ForwardError:
+    """Why the model fails on the example inputs, and where."""
     message = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
     frames = [
         frame for frame in traceback.extract_tb(own.__traceback__) if is_user_file(frame.filename)
@@ -45,7 +44,7 @@ def _forward_error(model: nn.Module, own: Exception, traced: Exception) -> Forwa
     said += f" at {where}" if where else ""
     said += f" on {shapes}" if shapes else ""
     text = f"the model fails on the example inputs{said}: {message}"
-    return _with_cure(model, ForwardError(text, message, where, module, shapes))
+    return ForwardError(text, message, where, module, shapes)
 
 
 def reason_of(error: Exception) -> str:

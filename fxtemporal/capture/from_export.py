@@ -67,8 +67,8 @@ def from_export(
         return program
     raise CaptureError(
         f"{type(model).__name__} could not be captured. The tracer stopped at {why}; torch.export "
-        f"at {reason_of(errors[-1])}. Move what depends on the data out of the forward, or optimize "
-        "the part of the model that does not."
+        f"at {reason_of(errors[-1])}. Move what depends on the data out of the forward, or "
+        "optimize the part of the model that does not."
     ) from errors[-1]
 
 

@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import (
 from torch.fx._pytree import tree_flatten_spec
 
 from fxtemporal.capture.arguments import bind_example
-from fxtemporal.capture.capture import _with_cure
 from fxtemporal.capture.normalize import normalize
 from fxtemporal.capture.tracing.base_tracer import RecordingTracer
 from fxtemporal.ir.module import OptimizedModule
@@ -51,7 +50,7 @@ def _no_name(name: str, path: str) -> CaptureError:
     )
 
 
-def _refuse_names(graph: fx.Graph) -> None:
+def refuse_names(graph: fx.Graph) -> None:
     """Generated code writes ``self.name``: not every name that a module takes can stand there."""
     for node in graph.nodes:
         for name in node.kwargs:
@@ -132,5 +131,4 @@ def _fill_in_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
                 f"the graph fails on the example inputs at {where or f'node {node.name}'} "
                 f"({node.op} {node.target}): {text}"
             )
-            failed = ForwardError(message, text, where, program.module_path(node))
-            raise _with_cure(program.gm, failed) from error
+            raise ForwardError(message, text, where, program.module_path(node)) from error

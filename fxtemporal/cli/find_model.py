@@ -146,7 +146,7 @@ def line_of(error: BaseException, *, package: bool) -> str:
     """``file:line`` of the deepest frame that is no library's, nor (``package`` False) ours."""
     outside = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")] + ["<"]
     if not package:
-        outside.append(os.path.dirname(os.path.abspath(__file__)) + os.sep)
+        outside.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(tuple(outside))]
     frame = (own or frames)[-1]

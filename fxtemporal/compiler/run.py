@@ -31,6 +31,7 @@ from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.stand_in import StandIn, own_inputs
+from fxtemporal.mistakes import telling_cure
 from fxtemporal.passes.building.output_layouts import layout_of
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
@@ -83,7 +84,8 @@ class Run:
     def __post_init__(self) -> None:
         args, kwargs = self.example or (None, None)
         self.verifier: Verifier | None = None
-        self.captured = self._keeping(capture(self.model, args, kwargs))
+        with telling_cure(self.model):
+            self.captured = self._keeping(capture(self.model, args, kwargs))
         self.rules = tuple(map(self._confined, self.rules))
         self.costs = None if self.example is None else Costs()
         self.before = () if self.costs is None else self.costs.blocks(self.captured)

@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["is_user_file", "short_location"]
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, "<")
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fxtemporal.ir.program import Program
-from fxtemporal.mistakes.failing import failing
+from fxtemporal.mistakes.failing import failing, telling_cure
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.fixed_sizes import fixed_batch_size, fixed_frames
 from fxtemporal.mistakes.layouts import layout_destroyed, permutes_undone
 from fxtemporal.mistakes.ranks import linear_on_map, map_into_recurrence, missing_time_axis
 from fxtemporal.mistakes.regrouping import axes_mixed, flattened_2plus1d, squeezed_conv3d
 
-__all__ = ["CHECKS", "Finding", "Mistake", "failing", "find"]
+__all__ = ["CHECKS", "Finding", "Mistake", "failing", "find", "telling_cure"]
 
 CHECKS: tuple[Callable[[Program], Iterator[Finding]], ...] = (
     linear_on_map,

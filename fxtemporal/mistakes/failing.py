@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
 from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.support.errors import ForwardError
 
-__all__ = ["failing"]
+__all__ = ["failing", "telling_cure"]
 
 _FRAMES = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.BatchNorm2d)
 _CLIPS = (nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d, nn.BatchNorm3d)
@@ -32,6 +34,18 @@ def failing(model: nn.Module, error: ForwardError) -> Finding | None:
     code, cure = found
     target = error.module_path or type(model).__name__
     return Finding(code, target, error.location, f"the forward fails here: {error.text}", cure)
+
+
+@contextmanager
+def telling_cure(model: object) -> Iterator[None]:
+    """Let a :class:`ForwardError` end with what to do, where a usual mistake made it."""
+    try:
+        yield
+    except ForwardError as error:
+        mistake = failing(model, error) if isinstance(model, nn.Module) else None
+        if mistake is not None:
+            error.args = (f"{error}. To mend it: {mistake.cure}",)
+        raise
 
 
 def _mistake(model: nn.Module, error: ForwardError) -> tuple[Mistake, str] | None:

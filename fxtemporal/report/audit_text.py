@@ -26,7 +26,7 @@ from fxtemporal.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from fxtemporal.report.report import Report
+    from fxtemporal.report.data import ReportData
 
 __all__ = ["audit_text"]
 
@@ -35,7 +35,7 @@ _NARROW = 110
 _HEADERS = ("what", "where", "would become", "FLOPs", "share", "predicted", "measured")
 
 
-def audit_text(report: Report, width: int = 160) -> str:
+def audit_text(report: ReportData, width: int = 160) -> str:
     """The audit, no wider than ``width`` columns where its words allow."""
     parts = [_filled(summary(report), width)]
     if applied := rows_by_cost(report):
@@ -59,7 +59,7 @@ def audit_text(report: Report, width: int = 160) -> str:
     return "\n\n".join(parts)
 
 
-def _cells(report: Report, remark: Remark) -> list[str]:
+def _cells(report: ReportData, remark: Remark) -> list[str]:
     size = "" if remark.cost is None else flops(remark.cost.before.flops)
     return [
         remark.what or remark.rule,
@@ -72,7 +72,7 @@ def _cells(report: Report, remark: Remark) -> list[str]:
     ]
 
 
-def _table(report: Report, applied: list[Remark], width: int) -> str | None:
+def _table(report: ReportData, applied: list[Remark], width: int) -> str | None:
     """None where the words do not fit."""
     rows = [_cells(report, remark) for remark in applied]
     kept = [k for k in range(len(_HEADERS)) if any(row[k] for row in rows)]
@@ -86,7 +86,7 @@ def _table(report: Report, applied: list[Remark], width: int) -> str | None:
     return tabulate(rows, headers, maxcolwidths=limits, disable_numparse=True)
 
 
-def _list(report: Report, applied: list[Remark], width: int) -> str:
+def _list(report: ReportData, applied: list[Remark], width: int) -> str:
     lines = []
     for number, remark in enumerate(applied, 1):
         what, where, becomes, size, part, gain, times = _cells(report, remark)
@@ -99,7 +99,7 @@ def _list(report: Report, applied: list[Remark], width: int) -> str:
     return "\n".join(lines)
 
 
-def _mistakes(report: Report, width: int) -> Iterator[str]:
+def _mistakes(report: ReportData, width: int) -> Iterator[str]:
     for finding in report.findings:
         where = finding.target
         if finding.location:

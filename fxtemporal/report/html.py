@@ -30,7 +30,7 @@ from fxtemporal.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from fxtemporal.report.report import Report
+    from fxtemporal.report.data import ReportData
 
 __all__ = ["fragment", "page"]
 
@@ -89,7 +89,7 @@ for (const form of document.querySelectorAll("form.filter")) {
 """
 
 
-def page(report: Report) -> str:
+def page(report: ReportData) -> str:
     """The whole page."""
     title = "fxtemporal: audit" if report.mode == "audit" else "fxtemporal: what was done"
     body = "\n".join(
@@ -115,7 +115,7 @@ def page(report: Report) -> str:
     )
 
 
-def fragment(report: Report) -> str:
+def fragment(report: ReportData) -> str:
     """The page in a frame, for a notebook."""
     text = html.escape(page(report), quote=True)
     style = "width:100%;height:36rem;border:0"
@@ -126,7 +126,7 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _network(report: Report) -> str:
+def _network(report: ReportData) -> str:
     lines = []
     if report.timing is not None:
         lines.append(report.timing_text)
@@ -141,7 +141,7 @@ def _network(report: Report) -> str:
     return f"<p class=soft>{_text(' '.join(lines))}</p>" if lines else ""
 
 
-def _pictures(report: Report) -> str:
+def _pictures(report: ReportData) -> str:
     structure = report.structure
     if structure is None or not structure.before:
         return ""
@@ -162,7 +162,7 @@ def _pictures(report: Report) -> str:
     )
 
 
-def _rewrites(report: Report) -> str:
+def _rewrites(report: ReportData) -> str:
     applied = rows_by_cost(report)
     if not applied:
         return ""
@@ -198,7 +198,7 @@ def _times(remark: Remark) -> tuple[float, float]:
     return before, after if after > before * 1e-6 else 0.0
 
 
-def _mistakes(report: Report) -> str:
+def _mistakes(report: ReportData) -> str:
     rows = [
         f"<details open><summary><span class='chip mistake'>{f.code}</span> "
         f"<code>{_text(line_of(f.location or f.target))}</code></summary><div>{_text(f.text)}"
@@ -208,7 +208,7 @@ def _mistakes(report: Report) -> str:
     return f"<h2>Usual mistakes</h2><div id=mistakes>{''.join(rows)}</div>" if rows else ""
 
 
-def _left(report: Report) -> str:
+def _left(report: ReportData) -> str:
     left = left_by_cost(report)
     if not left:
         return ""
@@ -241,7 +241,7 @@ def _left(report: Report) -> str:
     )
 
 
-def _curve(report: Report) -> str:
+def _curve(report: ReportData) -> str:
     if not report.curve:
         return ""
     return (
@@ -250,6 +250,6 @@ def _curve(report: Report) -> str:
     )
 
 
-def _fixed(report: Report) -> str:
+def _fixed(report: ReportData) -> str:
     lines = "".join(f"<li>{_text(fixed)}</li>" for fixed in report.specializations)
     return f"<h2>Fixed by the trace</h2><ul class=soft>{lines}</ul>" if lines else ""

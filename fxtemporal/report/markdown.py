@@ -21,12 +21,12 @@ from fxtemporal.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from fxtemporal.report.report import Report
+    from fxtemporal.report.data import ReportData
 
 __all__ = ["markdown"]
 
 
-def markdown(report: Report) -> str:
+def markdown(report: ReportData) -> str:
     """The report as GitHub-flavoured Markdown."""
     parts = ["## fxtemporal", _escaped(summary(report))]
     if applied := rows_by_cost(report):

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from tabulate import tabulate
 
-from fxtemporal.analysis.cost import Structure
-from fxtemporal.ir.freeze import Memory
-from fxtemporal.ir.guards import Specialization
-from fxtemporal.mistakes.finding import Finding
 from fxtemporal.passes.rule import Remark
 from fxtemporal.report.audit_text import audit_text
+from fxtemporal.report.data import ReportData
 from fxtemporal.report.html import fragment, page
 from fxtemporal.report.markdown import markdown
 from fxtemporal.report.plots import draw
 from fxtemporal.report.sarif import sarif
 from fxtemporal.report.wording import plural
 from fxtemporal.support.errors import FxTemporalError
-from fxtemporal.tuning.timing import Timing
-from fxtemporal.verification.comparison import Comparison
 
 __all__ = ["Report"]
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(ReportData):
     """The outcome of :func:`fxtemporal.optimize` or :func:`fxtemporal.audit`.
 
     ``mode`` is ``"optimize"`` or ``"audit"``: in an audit, ``"applied"`` means that the rewrite
@@ -46,78 +40,6 @@ class Report:
     In a notebook a report shows itself as HTML.
     """
 
-    mode: Literal["optimize", "audit"]
-    remarks: tuple[Remark, ...]
-    specializations: tuple[Specialization, ...] = ()
-    comparison: Comparison | None = None
-    timing: Timing | None = None
-    frontend: str = "fx"
-    note: str | None = None
-    gradients: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    memory: Memory | None = None
-    curve: tuple[tuple[float, float], ...] = ()
-    findings: tuple[Finding, ...] = ()
-    structure: Structure | None = None
-    stopped: str | None = None
-    known: int = 0
-
-    @property
-    def gain(self) -> float | None:
-        """How many times as fast the network is: measured if it was, else predicted."""
-        if self.timing is not None:
-            return self.timing.speedup
-        return None if self.structure is None else self.structure.speedup
-
-    @property
-    def timing_text(self) -> str:
-        """What was measured of the whole network."""
-        if self.timing is None:
-            return ""
-        return (
-            f"Network: {self.timing.before:.1f} ms → {self.timing.after:.1f} ms, "
-            f"{self.timing.speedup:.2f}× ({self.timing.low:.2f}–{self.timing.high:.2f})."
-        )
-
-    @property
-    def factorized(self) -> tuple[Remark, ...]:
-        """The layers that were factorized, in graph order."""
-        applied = self.by_status("applied")
-        return tuple(remark for remark in applied if remark.rule == "factorize-2plus1d")
-
-    @property
-    def ranks(self) -> dict[str, dict[str, Any]]:
-        """Rank, order and bias of each factorized layer, as ``Factorize(rank=...)`` takes them."""
-        return {
-            remark.detail["weight"].removesuffix(".weight"): {
-                name: remark.detail[name] for name in ("rank", "order", "bias")
-            }
-            for remark in self.factorized
-        }
-
-    def factorization(self) -> str:
-        """A table of the factorized layers: ranks, what they cost, and how far they are off."""
-        rows = []
-        for remark in self.factorized:
-            detail = remark.detail
-            before = detail.get("flops_before")
-            off = detail.get("output_error")
-            rows.append(
-                [
-                    remark.target,
-                    detail["order"],
-                    f"{detail['rank']} of {detail['full_rank']}",
-                    detail["parameters"],
-                    ""
-                    if before is None
-                    else f"{before / 1e6:.1f} → {detail['flops_after'] / 1e6:.1f}",
-                    "0 (exact)" if detail.get("exact") else f"{detail['weight_error']:.3f}",
-                    "" if off is None else f"{off:.3f}",
-                ]
-            )
-        headers = ["layer", "order", "rank", "weights", "MFLOP", "weight error", "output error"]
-        return tabulate(rows, headers, disable_numparse=True)
-
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the predicted error of the output against what is left of the budgeted quantity.
 
@@ -133,30 +55,6 @@ class Report:
                 "Factorize(params=...) or Factorize(latency=...)"
             )
         draw(self.curve, self.settings["factorize"], path)
-
-    def by_status(self, status: str) -> tuple[Remark, ...]:
-        return tuple(remark for remark in self.remarks if remark.status == status)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "mode": self.mode,
-            "frontend": self.frontend,
-            "note": self.note,
-            "gradients": self.gradients,
-            "settings": dict(self.settings),
-            "remarks": [remark.to_dict() for remark in self.remarks],
-            "specializations": [fixed.to_dict() for fixed in self.specializations],
-            "comparison": None if self.comparison is None else self.comparison.to_dict(),
-            "timing": None if self.timing is None else self.timing.to_dict(),
-            "memory": None if self.memory is None else self.memory.to_dict(),
-            "curve": [list(point) for point in self.curve],
-            "findings": [finding.to_dict() for finding in self.findings],
-            "structure": None if self.structure is None else self.structure.to_dict(),
-            "stopped": self.stopped,
-        }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        return json.dumps(self.to_dict(), indent=indent, default=str)
 
     def to_markdown(self) -> str:
         """GitHub-flavoured Markdown, for a pull request."""

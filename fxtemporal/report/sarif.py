@@ -20,7 +20,7 @@ from fxtemporal.report.cures import CURES
 from fxtemporal.report.wording import by_cost, measured, place, predicted, share
 
 if TYPE_CHECKING:
-    from fxtemporal.report.report import Report
+    from fxtemporal.report.data import ReportData
 
 __all__ = ["sarif"]
 
@@ -28,7 +28,7 @@ _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LOCATION = re.compile(r"(.+):(\d+)")
 
 
-def sarif(report: Report) -> dict[str, Any]:
+def sarif(report: ReportData) -> dict[str, Any]:
     """One run with a result for each rewrite, each reason and each usual mistake."""
     results = [*_results(report)]
     driver = {
@@ -50,7 +50,7 @@ def sarif(report: Report) -> dict[str, Any]:
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _results(report: Report) -> Iterator[dict[str, Any]]:
+def _results(report: ReportData) -> Iterator[dict[str, Any]]:
     for finding in report.findings:
         text = f"{finding.text}. To mend it: {finding.cure}."
         yield _result(str(finding.code), "warning", text, finding.target, finding.location)
@@ -61,7 +61,7 @@ def _results(report: Report) -> Iterator[dict[str, Any]]:
             yield _left(remark, reason)
 
 
-def _applied(report: Report, remark: Remark) -> dict[str, Any]:
+def _applied(report: ReportData, remark: Remark) -> dict[str, Any]:
     does = "fxtemporal.optimize makes of it" if report.mode == "audit" else "it became"
     text = f"{remark.what or remark.rule} ({remark.target}): {does} {remark.becomes or 'less'}"
     gains = [("of the FLOPs", share(remark, report)), ("predicted", predicted(remark, report))]

@@ -13,7 +13,7 @@ from fxtemporal.passes.rule import Remark
 from fxtemporal.report.cures import CURES
 
 if TYPE_CHECKING:
-    from fxtemporal.report.report import Report
+    from fxtemporal.report.data import ReportData
 
 __all__ = [
     "by_cost",
@@ -58,7 +58,7 @@ def flops(count: int) -> str:
     return f"{value:.3g} T"
 
 
-def share(remark: Remark, report: Report) -> str:
+def share(remark: Remark, report: ReportData) -> str:
     """The site's share of the model's FLOPs."""
     total = 0 if report.structure is None else report.structure.cost_before.flops
     if remark.cost is None or not total:
@@ -66,7 +66,7 @@ def share(remark: Remark, report: Report) -> str:
     return f"{100 * min(remark.cost.before.flops / total, 1):.0f} %"
 
 
-def predicted(remark: Remark, report: Report) -> str:
+def predicted(remark: Remark, report: ReportData) -> str:
     """``3.6×, -71 %``: the site's own gain, and that of the model's time."""
     if remark.cost is None or remark.status != "applied" or not remark.cost.before.calls:
         return ""
@@ -113,7 +113,7 @@ def place(remark: Remark) -> str:
     return f"{line_of(remark.location)} ({remark.target})"
 
 
-def rows_by_cost(report: Report) -> list[Remark]:
+def rows_by_cost(report: ReportData) -> list[Remark]:
     """What was applied, by cost; sites without FLOPs that differ in place alone are one row."""
     groups: dict[object, list[Remark]] = {}
     for remark in by_cost(report.by_status("applied")):
@@ -137,7 +137,7 @@ def _together(group: list[Remark]) -> Remark:
     )
 
 
-def left_by_cost(report: Report) -> list[Remark]:
+def left_by_cost(report: ReportData) -> list[Remark]:
     """What failed, what was missed, and what is left of a rewrite: whatever has reasons."""
     missed = (*report.by_status("failed"), *report.by_status("missed"))
     return by_cost((*missed, *(r for r in report.by_status("applied") if r.left)))
@@ -156,7 +156,7 @@ def cures(remark: Remark) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def summary(report: Report) -> str:
+def summary(report: ReportData) -> str:
     """One line: what can be gained, where, and how much of the model that is."""
     if report.stopped:
         return f"The model does not run: {report.stopped}"

@@ -1,1 +1,1 @@
-"""Tracing a forward on proxies that know shapes: see :mod:`fxtemporal.capture.tracing.shape_tracer`."""
+"""Tracing a forward on proxies that know the shapes of what they stand for."""

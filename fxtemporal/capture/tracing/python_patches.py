@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,12 +24,9 @@ from torch.fx.proxy import TraceError
 
 from fxtemporal.capture.tracing.base_tracer import namespaces, swap, swap_item
 from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
-from fxtemporal.capture.tracing.shape_proxy import ShapeProxy
+from fxtemporal.capture.tracing.shape_proxy import ReadingTracer, ShapeProxy
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.source import is_user_file, short_location
-
-if TYPE_CHECKING:
-    from fxtemporal.capture.tracing.shape_tracer import ShapeTracer
 
 __all__ = ["answering", "custom_functions", "modes_read", "refusing_seeds", "user_location"]
 
@@ -38,7 +35,7 @@ _OUTSIDE = "fxtemporal.capture.capture"
 
 
 @contextmanager
-def answering(tracer: ShapeTracer, root: nn.Module) -> Iterator[None]:
+def answering(tracer: ReadingTracer, root: nn.Module) -> Iterator[None]:
     """Answer as real values would, in all code that the forwards of ``root`` are written in."""
     is_tensor = partial(_isinstance, kinds=torch.Tensor)
     with ExitStack() as stack:
@@ -85,7 +82,7 @@ class _Type(type, metaclass=_TypeOfValues):
     """type() that sees through a proxy."""
 
 
-def _concrete(tracer: ShapeTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _concrete(tracer: ReadingTracer, function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(dtype: Any) -> Any:
         return function(tracer.read(dtype, f"{function.__name__}()"))
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
+from fxtemporal.capture.tracing.base_tracer import RecordingTracer
 from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
 from fxtemporal.ir.guards import TRIP_COUNT
 
-if TYPE_CHECKING:
-    from fxtemporal.capture.tracing.shape_tracer import ShapeTracer
-
-__all__ = ["NUMBER", "ShapeProxy", "expression"]
+__all__ = ["NUMBER", "ReadingTracer", "ShapeProxy", "expression"]
 
 NUMBER = (bool, int, float)
 _CUTS = frozenset(
@@ -31,10 +29,26 @@ _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _OF_GRADIENTS = ("requires_grad", "grad", "grad_fn", "is_leaf", *_HOOKS)
 
 
+class ReadingTracer(RecordingTracer):
+    """What a proxy asks of the tracer that made it."""
+
+    def value_of(self, proxy: ShapeProxy, why: str) -> Any:
+        """The value behind ``proxy``, where there is one."""
+        raise NotImplementedError
+
+    def read(self, proxy: Any, why: str) -> Any:
+        """A number that Python needs now: from here on the graph is right for this one alone."""
+        raise NotImplementedError
+
+    def check_length(self, proxy: ShapeProxy) -> None:
+        """Python went through the pieces that an op cut a tensor into: as many it must stay."""
+        raise NotImplementedError
+
+
 class ShapeProxy(Proxy):
     """A proxy with a value: ``proxy.node.meta["val"]``."""
 
-    tracer: ShapeTracer
+    tracer: ReadingTracer
 
     @property
     def known(self) -> bool:

@@ -33,11 +33,11 @@ from torch.fx.proxy import Proxy, TraceError
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from fxtemporal.capture.tracing.base_tracer import RecordingTracer, swap
+from fxtemporal.capture.tracing.base_tracer import swap
 from fxtemporal.capture.tracing.errors import OpError
 from fxtemporal.capture.tracing.python_patches import answering, modes_read, user_location
 from fxtemporal.capture.tracing.shape_memo import ShapeMemo
-from fxtemporal.capture.tracing.shape_proxy import NUMBER, ShapeProxy, expression
+from fxtemporal.capture.tracing.shape_proxy import NUMBER, ReadingTracer, ShapeProxy, expression
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import (
     TRIP_COUNT,
@@ -107,7 +107,7 @@ class _RealTensors(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class ShapeTracer(RecordingTracer):
+class ShapeTracer(ReadingTracer):
     """Traces ``root(*args, **kwargs)``; without ``example`` no proxy has a value.
 
     A function that the user's code has put under ``torch.fx.wrap`` is one node. With ``wrapped``,
@@ -438,13 +438,11 @@ class ShapeTracer(RecordingTracer):
     # -- what Python reads -----------------------------------------------------------------------
 
     def value_of(self, proxy: ShapeProxy, why: str) -> Any:
-        """The value behind ``proxy``, where there is one."""
         if not proxy.known:
             raise TraceError(f"{why} needs a size that is not known here")
         return proxy.val
 
     def read(self, proxy: Any, why: str) -> Any:
-        """A number that Python needs now: from here on the graph is right for this one alone."""
         if not isinstance(proxy, ShapeProxy):
             return proxy
         value = self.value_of(proxy, why)
@@ -456,7 +454,6 @@ class ShapeTracer(RecordingTracer):
         return value
 
     def check_length(self, proxy: ShapeProxy) -> None:
-        """Python went through the pieces that an op cut a tensor into: as many it must stay."""
         if any(user.target is length for user in proxy.node.users):
             return
         whole = proxy.node.args[0] if proxy.node.args else None
