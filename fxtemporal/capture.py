@@ -47,7 +47,12 @@ from fxtemporal.shared_state import RandomStates
 from fxtemporal.small_sizes import refuse_small_sizes
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.stand_in import StandIn, own_inputs, stand_in
-from fxtemporal.tracing.answers import custom_functions, modes_read, refusing_seeds
+from fxtemporal.tracing.answers import (
+    custom_functions,
+    modes_read,
+    refusing_long_lists,
+    refusing_seeds,
+)
 from fxtemporal.tracing.errors import GradientModeError, OpError, StatefulError
 from fxtemporal.tracing.recording import RecordingTracer, one_capture
 from fxtemporal.tracing.shape_tracer import ShapeTracer
@@ -488,7 +493,7 @@ def _from_export(
         try:
             with stand_in(model, share_parameters=True, watched=True) as other:
                 states = RandomStates()
-                with quiet(), modes_read(other.module) as modes:
+                with quiet(), refusing_long_lists(), modes_read(other.module) as modes:
                     exported = torch.export.export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
@@ -496,6 +501,8 @@ def _from_export(
             refuse_unseen(model, exported, (args, kwargs))
         except StatefulError as error:
             raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
+        except CaptureError:
+            raise
         except Exception as error:  # torch.export raises its own tree, and the model's errors
             errors.append(error)
             continue

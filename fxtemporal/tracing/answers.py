@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.proxy import TraceError
 
+from fxtemporal.errors import CaptureError
 from fxtemporal.source import is_user_file, short_location
 from fxtemporal.specializations import Specialization
 from fxtemporal.tracing.errors import GradientModeError, StatefulError
@@ -31,10 +33,20 @@ from fxtemporal.tracing.recording import namespaces, swap, swap_item
 if TYPE_CHECKING:
     from fxtemporal.tracing.shape_tracer import ShapeTracer
 
-__all__ = ["answering", "custom_functions", "modes_read", "refusing_seeds", "user_location"]
+__all__ = [
+    "answering",
+    "custom_functions",
+    "modes_read",
+    "refusing_long_lists",
+    "refusing_seeds",
+    "user_location",
+]
 
 _OUTSIDE = "fxtemporal.capture"
 """The module that traces: what is further out on the stack is not the forward's."""
+
+
+_LONGEST_LIST = 256
 
 
 @contextmanager
@@ -173,6 +185,29 @@ def _refusing_to_seed(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return wrapper
+
+
+@contextmanager
+def refusing_long_lists() -> Iterator[None]:
+    """Refuse ``tolist()`` of many numbers while torch.export runs: it makes a symbol of each.
+
+    Raises:
+        CaptureError: inside of the forward, in this thread.
+    """
+    owner, original = threading.get_ident(), FakeTensor.tolist
+
+    @functools.wraps(original)
+    def tolist(tensor: FakeTensor) -> Any:
+        if threading.get_ident() == owner and tensor.numel() > _LONGEST_LIST:
+            where = user_location()
+            raise CaptureError(
+                f"tolist(){f' at {where}' if where else ''} hands {tensor.numel()} numbers to "
+                "Python, and a graph would need a step for each: keep them in a tensor"
+            )
+        return original(tensor)
+
+    with swap(FakeTensor, "tolist", tolist):
+        yield
 
 
 def _frames() -> Iterator[types.FrameType]:
