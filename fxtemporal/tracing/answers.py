@@ -198,10 +198,12 @@ def refusing_long_lists() -> Iterator[None]:
 
     @functools.wraps(original)
     def tolist(tensor: FakeTensor) -> Any:
-        if threading.get_ident() == owner and tensor.numel() > _LONGEST_LIST:
+        count = tensor.numel()
+        count = count.node.hint or 0 if isinstance(count, torch.SymInt) else count  # no guard on it
+        if threading.get_ident() == owner and count > _LONGEST_LIST:
             where = user_location()
             raise CaptureError(
-                f"tolist(){f' at {where}' if where else ''} hands {tensor.numel()} numbers to "
+                f"tolist(){f' at {where}' if where else ''} hands {count} numbers to "
                 "Python, and a graph would need a step for each: keep them in a tensor"
             )
         return original(tensor)
