@@ -198,7 +198,7 @@ def refusing_long_lists() -> Iterator[None]:
 
     @functools.wraps(original)
     def tolist(tensor: FakeTensor) -> Any:
-        count = tensor.numel()
+        count: Any = tensor.numel()
         count = count.node.hint or 0 if isinstance(count, torch.SymInt) else count  # no guard on it
         if threading.get_ident() == owner and count > _LONGEST_LIST:
             where = user_location()
