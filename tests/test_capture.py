@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from models import BROKEN, CAPTURE, IndexedFrames, NestedInputs, noise
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim
 from torch.nn.utils import parametrizations, prune
 
@@ -1765,3 +1766,21 @@ def test_an_argument_that_would_be_code_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="give it by position"):
         fxtemporal.optimize(Net(), (torch.ones(2),), tune="static")
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(64, True), (65, False)])
+def test_many_numbers_handed_to_python_are_refused_at_once(rows: int, taken: bool) -> None:
+    """torch.export makes a symbol of each, and takes a minute for two thousand."""
+
+    class Lists(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.func.jvp(torch.tanh, (x,), (torch.ones_like(x),))[1]
+            return torch.tensor(x.tolist())
+
+    original = FakeTensor.tolist
+    if taken:
+        assert capture(Lists(), (torch.randn(rows, 4),)).frontend == "export"
+    else:
+        with pytest.raises(CaptureError, match=rf"tolist\(\) at .* hands {4 * rows} numbers"):
+            capture(Lists(), (torch.randn(rows, 4),))
+    assert FakeTensor.tolist is original

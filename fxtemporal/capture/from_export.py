@@ -17,7 +17,7 @@ from fxtemporal.capture.from_graph import from_graph_module
 from fxtemporal.capture.small_sizes import refuse_small_sizes
 from fxtemporal.capture.tracing.errors import StatefulError
 from fxtemporal.capture.tracing.module_state import refuse_unseen, settle_export
-from fxtemporal.capture.tracing.python_patches import modes_read
+from fxtemporal.capture.tracing.python_patches import modes_read, refusing_long_lists
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, stand_in
@@ -42,7 +42,7 @@ def from_export(
         try:
             with stand_in(model, share_parameters=True, watched=True) as other:
                 states = RandomStates()
-                with quiet(), modes_read(other.module) as modes:
+                with quiet(), refusing_long_lists(), modes_read(other.module) as modes:
                     exported = torch.export.export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
@@ -50,6 +50,8 @@ def from_export(
             refuse_unseen(model, exported, (args, kwargs))
         except StatefulError as error:
             raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error
+        except CaptureError:
+            raise
         except Exception as error:  # torch.export raises its own tree, and the model's errors
             errors.append(error)
             continue

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.proxy import TraceError
 
 from fxtemporal.capture.tracing.base_tracer import namespaces, swap, swap_item
@@ -27,11 +28,22 @@ from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
 from fxtemporal.capture.tracing.shape_proxy import ReadingTracer, ShapeProxy
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.source import is_user_file, short_location
+from fxtemporal.support.errors import CaptureError
 
-__all__ = ["answering", "custom_functions", "modes_read", "refusing_seeds", "user_location"]
+__all__ = [
+    "answering",
+    "custom_functions",
+    "modes_read",
+    "refusing_long_lists",
+    "refusing_seeds",
+    "user_location",
+]
 
 _OUTSIDE = "fxtemporal.capture.capture"
 """The module that traces: what is further out on the stack is not the forward's."""
+
+
+_LONGEST_LIST = 256
 
 
 @contextmanager
@@ -170,6 +182,31 @@ def _refusing_to_seed(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return wrapper
+
+
+@contextmanager
+def refusing_long_lists() -> Iterator[None]:
+    """Refuse ``tolist()`` of many numbers while torch.export runs: it makes a symbol of each.
+
+    Raises:
+        CaptureError: inside of the forward, in this thread.
+    """
+    owner, original = threading.get_ident(), FakeTensor.tolist
+
+    @functools.wraps(original)
+    def tolist(tensor: FakeTensor) -> Any:
+        count: Any = tensor.numel()
+        count = count.node.hint or 0 if isinstance(count, torch.SymInt) else count  # no guard on it
+        if threading.get_ident() == owner and count > _LONGEST_LIST:
+            where = user_location()
+            raise CaptureError(
+                f"tolist(){f' at {where}' if where else ''} hands {count} numbers to "
+                "Python, and a graph would need a step for each: keep them in a tensor"
+            )
+        return original(tensor)
+
+    with swap(FakeTensor, "tolist", tolist):
+        yield
 
 
 def _frames() -> Iterator[types.FrameType]:
