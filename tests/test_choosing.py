@@ -64,7 +64,7 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(choosing, "_timed", timed)
         monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
         monkeypatch.setattr("fxtemporal.compiler.run._wins", wins)
-        monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
+        monkeypatch.setattr("fxtemporal.tuning.races.race", race)
         return measured
 
     return decide

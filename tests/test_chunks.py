@@ -492,7 +492,7 @@ def folding_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not (chunks[0] and loops[1])
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
-    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
 
 
 @pytest.mark.usefixtures("folding_wins")
@@ -591,7 +591,7 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", all_pay)
     monkeypatch.setattr(Races, "times", times)
-    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     monkeypatch.setattr(chunking, "LARGE", 1000)
     model, x = PerFrame(residual), clip()
     result = limited(model, x, None)
@@ -616,7 +616,7 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
 
     monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", none_pays)
     monkeypatch.setattr(Races, "times", times)
-    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     model, x = PerFrame(residual), clip()
     assert remarks(limited(model, x, None), "time-distribute")[0].status == "missed"
     monkeypatch.setattr(chunking, "LARGE", 1000)
@@ -631,7 +631,7 @@ def test_a_loop_that_is_faster_than_chunks_that_fit_stays(monkeypatch: pytest.Mo
         ratio = 0.5 if any(n.target is cut for n in after.graph.nodes) else 2.0
         return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
 
-    monkeypatch.setattr("fxtemporal.tuning.timing.race", race)
+    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     model, x = PerFrame(residual), clip(side=16)
     result = limited(model, x, estimated(model, x, 4))
     (remark,) = fxtemporal.report(result).remarks

@@ -472,7 +472,7 @@ def test_races_of_graphs_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pat
         calls.append(1)
         return race(*args, **kwargs)
 
-    monkeypatch.setattr("fxtemporal.tuning.timing.race", counted)
+    monkeypatch.setattr("fxtemporal.tuning.races.race", counted)
     x = noise(2, 4, 3, 8, 8)
     tune = Tune(cache=tmp_path, seconds=1.0)
     first = fxtemporal.report(fxtemporal.optimize(FramesLoop(), (x,), tune=tune))

@@ -1,20 +1,45 @@
-"""The rewrites, one a file. Their order here is the order in which they run."""
+"""The rewrites, one a file, and what one is made of: a :class:`Rule` and its :class:`Site`.
+
+The order in ``DEFAULT_PASSES`` is the order in which they run::
+
+    from fxtemporal.passes import Code, Program, Reason, Rule, Site     to write a pass
+    optimize(model, (x,), passes=[TimeDistribute(), MyPass()])          to run it
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fxtemporal.ir.program import Program
+from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.recurrent_cells import RecurrentCells
-from fxtemporal.passes.rule import Rule
+from fxtemporal.passes.rule import Remark, Rule, Site
 from fxtemporal.passes.split_concat import SplitConcat
 from fxtemporal.passes.time_distribute import TimeDistribute
 
-__all__ = ["DEFAULT_PASSES", "PORTABLE_PASSES"]
+__all__ = [
+    "DEFAULT_PASSES",
+    "PORTABLE_PASSES",
+    "Code",
+    "Conv3dForms",
+    "FoldBatchNorm",
+    "MergeConvolutions",
+    "OverlappingWindows",
+    "Pool3dForms",
+    "Program",
+    "Reason",
+    "RecurrentCells",
+    "Remark",
+    "Rule",
+    "Site",
+    "SplitConcat",
+    "TimeDistribute",
+]
 
 DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     SplitConcat(),  # before the loop that it leaves less of a recurrence

@@ -1,0 +1,70 @@
+"""The rooms of the house: imports run one way, from the top floor down."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import fxtemporal
+
+ROOT = Path(fxtemporal.__file__).parent
+FLOORS = """
+    support ir verification capture functional analysis nn passes mistakes tuning report
+    factorization compiler api lowering cli
+""".split()
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its path below ``fxtemporal``: ``passes.rule``."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    return found
+
+
+def imported(path: Path, known: set[str]) -> Iterator[str]:
+    """What ``path`` imports of the package: inside of functions, and for types alone, too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [
+                n if n.removeprefix("fxtemporal.") in known else str(node.module) for n in names
+            ]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("fxtemporal."):
+                yield name.removeprefix("fxtemporal.")
+
+
+def test_no_import_runs_upwards() -> None:
+    known = modules()
+    upward = [
+        f"{module} imports {target}"
+        for module, path in known.items()
+        if module.partition(".")[0] in FLOORS
+        for target in imported(path, set(known))
+        if FLOORS.index(target.partition(".")[0]) > FLOORS.index(module.partition(".")[0])
+    ]
+    assert not upward
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    known = modules()
+    graph = {module: {*imported(path, set(known))} - {module} for module, path in known.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_every_file_has_a_room() -> None:
+    at_the_top = {module for module in modules() if "." not in module}
+    assert at_the_top == {*FLOORS, "", "__main__"}
+
+
+def test_passes_stand_at_the_top_of_the_tree() -> None:
+    assert (ROOT.parent / "passes").resolve() == ROOT / "passes"
