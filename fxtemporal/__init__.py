@@ -23,7 +23,7 @@ from fxtemporal.lowering.lower import Artifact, load, lower
 from fxtemporal.mistakes import Finding, Mistake
 from fxtemporal.nn.convert import convert_to_2plus1d, from_torchvision_r2plus1d
 from fxtemporal.passes.rule import Remark
-from fxtemporal.report.report import Report
+from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import (
     CaptureError,
     ForwardError,

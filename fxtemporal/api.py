@@ -29,7 +29,7 @@ from fxtemporal.mistakes import failing, find, telling_cure
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.pipeline import run_rules
 from fxtemporal.passes.rule import Rule
-from fxtemporal.report.report import Report
+from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import ForwardError, FxTemporalError, PassError
 from fxtemporal.tuning.settings import Tune
 

@@ -18,7 +18,7 @@ from benchmarks.conv3d_models import CONV3D
 from benchmarks.loop_models import LOOPS
 from benchmarks.models import MODELS
 from fxtemporal import Report
-from fxtemporal.report.baseline import new_since, read_baseline
+from fxtemporal.reports.baseline import new_since, read_baseline
 
 CASES = {**MODELS, **LOOPS, **CONV3D}
 SLOW = ("nested_crops", "sliding_windows", "two_stream")

@@ -39,7 +39,7 @@ from fxtemporal.cli.arguments import parser
 from fxtemporal.factorization.factorize_2plus1d import Factorize2Plus1d
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
-from fxtemporal.report.cures import CURES
+from fxtemporal.reports.cures import CURES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import Factorize, Report
-from fxtemporal.report.wording import left_by_cost
+from fxtemporal.reports.wording import left_by_cost
 
 playwright = pytest.importorskip("playwright.sync_api")
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import fxtemporal
 from fxtemporal import Code, Finding, Mistake, Reason, Remark, Report
 from fxtemporal.analysis.cost import Block, Cost, SiteCost, Structure
-from fxtemporal.report.cures import CURES
-from fxtemporal.report.wording import flops, summary
+from fxtemporal.reports.cures import CURES
+from fxtemporal.reports.wording import flops, summary
 
 SCHEMA = Path(__file__).parent / "data" / "sarif-schema-2.1.0.json"
 

@@ -11,7 +11,7 @@ import fxtemporal
 
 ROOT = Path(fxtemporal.__file__).parent
 FLOORS = """
-    support ir verification capture functional analysis nn passes mistakes tuning report
+    support ir verification capture functional analysis nn passes mistakes tuning reports
     factorization compiler api lowering cli
 """.split()
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fxtemporal.api import optimize
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
-from fxtemporal.report.plots import draw_bars
+from fxtemporal.reports.plots import draw_bars
 from fxtemporal.support.errors import FxTemporalError, PassError
 from fxtemporal.tuning.engines import ENGINES, compile_with, reset, versions
 from fxtemporal.tuning.measuring import Samples, interleaved, relative_error, speedup

@@ -39,7 +39,7 @@ from fxtemporal.support.errors import (
 
 if TYPE_CHECKING:
     from fxtemporal.factorization.settings import Factorize
-    from fxtemporal.report.report import Report
+    from fxtemporal.reports.report import Report
     from fxtemporal.tuning.settings import Tune
 
 __all__ = ["main"]
@@ -92,7 +92,7 @@ def _audit(options: argparse.Namespace) -> int:
     kind = _format(options)
     with contextlib.redirect_stdout(sys.stderr):
         from fxtemporal.api import audit
-        from fxtemporal.report.baseline import new_since, read_baseline
+        from fxtemporal.reports.baseline import new_since, read_baseline
 
         try:
             known = None if options.baseline is None else read_baseline(options.baseline)

@@ -42,7 +42,7 @@ from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.passes.pool3d_forms import Pool3dForms
 from fxtemporal.passes.rule import Remark, Rule
 from fxtemporal.passes.time_distribute import TimeDistribute
-from fxtemporal.report.report import Report
+from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import CaptureError, PassError, VerificationError
 from fxtemporal.support.quiet import quiet
 from fxtemporal.tuning.ablation import worth_keeping

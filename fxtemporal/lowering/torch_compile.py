@@ -26,7 +26,7 @@ from fxtemporal.api import optimize, report
 from fxtemporal.passes import PORTABLE_PASSES
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.rule import Rule
-from fxtemporal.report.report import Report
+from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import FxTemporalError, PassError
 from fxtemporal.support.quiet import quiet
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from fxtemporal.passes.rule import Remark
-from fxtemporal.report.wording import (
+from fxtemporal.reports.wording import (
     cures,
     flops,
     left_by_cost,
@@ -26,7 +26,7 @@ from fxtemporal.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from fxtemporal.report.data import ReportData
+    from fxtemporal.reports.data import ReportData
 
 __all__ = ["audit_text"]
 

@@ -9,13 +9,13 @@ from typing import Any
 from tabulate import tabulate
 
 from fxtemporal.passes.rule import Remark
-from fxtemporal.report.audit_text import audit_text
-from fxtemporal.report.data import ReportData
-from fxtemporal.report.html import fragment, page
-from fxtemporal.report.markdown import markdown
-from fxtemporal.report.plots import draw
-from fxtemporal.report.sarif import sarif
-from fxtemporal.report.wording import plural
+from fxtemporal.reports.audit_text import audit_text
+from fxtemporal.reports.data import ReportData
+from fxtemporal.reports.html import fragment, page
+from fxtemporal.reports.markdown import markdown
+from fxtemporal.reports.plots import draw
+from fxtemporal.reports.sarif import sarif
+from fxtemporal.reports.wording import plural
 from fxtemporal.support.errors import FxTemporalError
 
 __all__ = ["Report"]

@@ -16,11 +16,11 @@ from urllib.parse import quote
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.mistakes.finding import Mistake
 from fxtemporal.passes.rule import Remark
-from fxtemporal.report.cures import CURES
-from fxtemporal.report.wording import by_cost, measured, place, predicted, share
+from fxtemporal.reports.cures import CURES
+from fxtemporal.reports.wording import by_cost, measured, place, predicted, share
 
 if TYPE_CHECKING:
-    from fxtemporal.report.data import ReportData
+    from fxtemporal.reports.data import ReportData
 
 __all__ = ["sarif"]
 

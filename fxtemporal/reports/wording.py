@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from fxtemporal.analysis.cost import Cost, SiteCost
 from fxtemporal.passes.rule import Remark
-from fxtemporal.report.cures import CURES
+from fxtemporal.reports.cures import CURES
 
 if TYPE_CHECKING:
-    from fxtemporal.report.data import ReportData
+    from fxtemporal.reports.data import ReportData
 
 __all__ = [
     "by_cost",

@@ -14,8 +14,8 @@ import html
 from typing import TYPE_CHECKING
 
 from fxtemporal.passes.rule import Remark
-from fxtemporal.report.svg import bars, blocks, curve
-from fxtemporal.report.wording import (
+from fxtemporal.reports.svg import bars, blocks, curve
+from fxtemporal.reports.wording import (
     cures,
     flops,
     left_by_cost,
@@ -30,7 +30,7 @@ from fxtemporal.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from fxtemporal.report.data import ReportData
+    from fxtemporal.reports.data import ReportData
 
 __all__ = ["fragment", "page"]
 

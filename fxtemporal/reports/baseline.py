@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fxtemporal.report.report import Report
+from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import FxTemporalError
 
 __all__ = ["new_since", "read_baseline"]
