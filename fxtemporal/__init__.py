@@ -6,38 +6,62 @@
 
     fast = fxtemporal.optimize(model, (clip,))     # an nn.Module: use it like the model
     print(fxtemporal.report(fast))                 # what was done, what was not, and why
+
+Nothing is imported before it is asked for: torch takes seconds.
 """
 
+import importlib
 import warnings
+from typing import TYPE_CHECKING, Any
 
-with warnings.catch_warnings():  # torch warns where NumPy is not installed; nothing here needs it
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    import torch as _torch  # noqa: F401
-
-from fxtemporal.api import audit, optimize, refresh, report
-from fxtemporal.factorization.settings import Factorize
-from fxtemporal.ir.freeze import Memory
-from fxtemporal.ir.guards import Specialization
-from fxtemporal.ir.reasons import Code, Reason
-from fxtemporal.lowering.lower import Artifact, load, lower
-from fxtemporal.mistakes import Finding, Mistake
-from fxtemporal.nn.convert import convert_to_2plus1d, from_torchvision_r2plus1d
-from fxtemporal.passes.rule import Remark
-from fxtemporal.reports.report import Report
-from fxtemporal.support.errors import (
-    CaptureError,
-    ForwardError,
-    FxTemporalError,
-    GradientError,
-    LoweringError,
-    PassError,
-    SpecializationError,
-    VerificationError,
-)
-from fxtemporal.tuning.settings import Tune
-from fxtemporal.verification.comparison import Comparison
+if TYPE_CHECKING:
+    from fxtemporal.api import audit, optimize, refresh, report
+    from fxtemporal.factorization.settings import Factorize
+    from fxtemporal.ir.freeze import Memory
+    from fxtemporal.ir.guards import Specialization
+    from fxtemporal.ir.reasons import Code, Reason
+    from fxtemporal.lowering.lower import Artifact, load, lower
+    from fxtemporal.mistakes import Finding, Mistake
+    from fxtemporal.nn.convert import convert_to_2plus1d, from_torchvision_r2plus1d
+    from fxtemporal.passes.rule import Remark
+    from fxtemporal.reports.report import Report
+    from fxtemporal.support.errors import (
+        CaptureError,
+        ForwardError,
+        FxTemporalError,
+        GradientError,
+        LoweringError,
+        PassError,
+        SpecializationError,
+        VerificationError,
+    )
+    from fxtemporal.tuning.settings import Tune
+    from fxtemporal.verification.comparison import Comparison
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "api": "audit optimize refresh report",
+    "factorization.settings": "Factorize",
+    "ir.freeze": "Memory",
+    "ir.guards": "Specialization",
+    "ir.reasons": "Code Reason",
+    "lowering.lower": "Artifact load lower",
+    "mistakes": "Finding Mistake",
+    "nn.convert": "convert_to_2plus1d from_torchvision_r2plus1d",
+    "passes.rule": "Remark",
+    "reports.report": "Report",
+    "support.errors": """
+        CaptureError ForwardError FxTemporalError GradientError LoweringError
+        PassError SpecializationError VerificationError
+    """,
+    "tuning.settings": "Tune",
+    "verification.comparison": "Comparison",
+}
+"""Where each public name is."""
+
+_MODULES = ("functional", "nn", "passes")
+_PLACES = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "Artifact",
@@ -70,3 +94,20 @@ __all__ = [
     "refresh",
     "report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"fxtemporal.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fxtemporal' has no attribute {name!r}")
+    with warnings.catch_warnings():  # torch warns where NumPy is not installed; nothing needs it
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        importlib.import_module("torch")
+    value = getattr(importlib.import_module(f"fxtemporal.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

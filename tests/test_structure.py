@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import fxtemporal
 
@@ -68,3 +72,34 @@ def test_every_file_has_a_room() -> None:
 
 def test_passes_stand_at_the_top_of_the_tree() -> None:
     assert (ROOT.parent / "passes").resolve() == ROOT / "passes"
+
+
+def test_public_names_are_where_they_are_said_to_be() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    for_types = {
+        alias.name: str(node.module).removeprefix("fxtemporal.")
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert for_types == fxtemporal._PLACES
+    assert {*fxtemporal.__all__} == {*for_types, "__version__"}
+    for name in fxtemporal.__all__:
+        assert getattr(fxtemporal, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'optimise'"):
+        _ = fxtemporal.optimise
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_help_and_version_do_not_wait_for_torch(asked: str) -> None:
+    code = (
+        "import sys; sys.argv = ['fxtemporal', sys.argv[1]]\n"
+        "from fxtemporal.cli.main import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(status)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, asked], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "fxtemporal" in ran.stdout
