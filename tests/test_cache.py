@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+import fxtemporal
 from fxtemporal.tuning.cache import Cache, default_folder, environment
 
 ENVIRONMENT = {"torch": "2", "device": "a", "threads": "2"}
@@ -92,7 +94,9 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_environment_has_all_that_figures_depend_on() -> None:
-    found = environment(torch.device("cpu"))
+    found = environment(torch.device("cpu"), "openvino")
+    assert found["fxtemporal"] == fxtemporal.__version__
+    assert found["openvino"] == version("openvino")
     assert found["torch"] == torch.__version__
     assert found["threads"] == str(torch.get_num_threads())
     assert torch.backends.cpu.get_cpu_capability() in found["device"]

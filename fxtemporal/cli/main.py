@@ -36,6 +36,7 @@ from fxtemporal.support.errors import (
     PassError,
     VerificationError,
 )
+from fxtemporal.support.files import write_whole
 
 if TYPE_CHECKING:
     from fxtemporal.factorization.settings import Factorize
@@ -394,15 +395,10 @@ def _rendered(report: Report, kind: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(f"{text.rstrip()}\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, f"{text.rstrip()}\n")
     except OSError as error:
         raise UsageError(f"--output {path}: it cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _print(text: str) -> None:

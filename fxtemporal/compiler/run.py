@@ -186,7 +186,8 @@ class Run:
         given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         device = tensors[0].device if tensors else torch.device("cpu")
-        return Races(self.example, tune, Cache(tune.folder, environment(device)), frozen)
+        cache = Cache(tune.folder, environment(device, tune.target))
+        return Races(self.example, tune, cache, frozen)
 
     def choose_forms(self, races: Races, tick: Any) -> None:
         """Measure which form of each Conv3d is the fastest, and have the rule use it."""

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +26,7 @@ from torch.export.graph_signature import (
 )
 
 from fxtemporal.lowering.export import Exported
+from fxtemporal.support import files
 from fxtemporal.support.errors import LoweringError, SpecializationError
 
 __all__ = ["Manifest", "Run", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
@@ -258,26 +256,18 @@ def manifest_path(path: Path) -> Path:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A place to build ``path`` at, under its own name; all that lies there is moved in the end.
+    """A place to build ``path`` at: see :func:`fxtemporal.support.files.staged`.
 
-    Whatever fails on the way, nothing is left behind, and what stood at ``path`` stays.
+    The manifest is moved last: without it, or with an older one, nothing loads.
 
     Raises:
         LoweringError: the disk refuses it.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with files.staged(path, last=manifest_path(path).name) as draft:
+            yield draft
     except OSError as error:
         raise LoweringError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        yield folder / path.name
-        made = sorted(folder.iterdir(), key=lambda file: file == manifest_path(folder / path.name))
-        for file in made:  # the manifest last: without it, or with an older one, nothing loads
-            os.replace(file, path.with_name(file.name))
-    except OSError as error:
-        raise LoweringError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(path: Path, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ from torch.export import ExportedProgram
 
 from fxtemporal.capture.exported_guards import is_guard
 from fxtemporal.lowering.archive_names import bad_entry, bad_name
-from fxtemporal.lowering.artifact import checked
+from fxtemporal.lowering.artifact import checked, staged
 from fxtemporal.lowering.export import export, first_line, leaves_of, same
 from fxtemporal.support.errors import CaptureError, FxTemporalError, LoweringError
 
@@ -63,8 +63,7 @@ def save_exported(
         exported = export(gm, example, guarded=True)
     except LoweringError as error:
         raise LoweringError(f"{target} was not written: {error}") from error
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.pt2")
-    try:
+    with staged(target) as draft:
         try:
             with draft.open("wb") as file:
                 torch.export.save(exported.program, file)
@@ -78,9 +77,6 @@ def save_exported(
                     f"{target} was not written: read back, it gives other numbers than the "
                     "optimized module. Please report this, with the model"
                 )
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
     return loaded
 
 

@@ -2,8 +2,9 @@
 
 One JSON file an environment, in the folder that :class:`fxtemporal.Tune` names, else in
 ``$FXTEMPORAL_CACHE``, else in ``~/.cache/fxtemporal`` (``$XDG_CACHE_HOME``). The environment is
-what every figure depends on: the version of torch, the device's name and its instruction set, and
-the number of threads. An entry's key says the rest in words, the engine that ran last::
+what every figure depends on: the versions of torch, of the engine's packages and of fxtemporal,
+the device's name and its instruction set, and the number of threads. An entry's key says the rest
+in words, the engine that ran last::
 
     conv3d 64->64 k(3, 3, 3) s(1, 1, 1) ... 112x112 float32 contiguous eager   {"conv3d": 6.1, ...}
 
@@ -18,11 +19,14 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from fxtemporal.support.files import write_whole
+from fxtemporal.tuning.engines import versions
 
 __all__ = ["Cache", "default_folder", "environment"]
 
@@ -38,15 +42,17 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fxtemporal"
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """What figures depend on, besides what was measured."""
+def environment(device: torch.device, target: str) -> dict[str, str]:
+    """What figures of the engine ``target`` depend on, besides what was measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{platform.machine()} {_cpu()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "format": str(_FORMAT),
+        "fxtemporal": version("fxtemporal"),
         "torch": torch.__version__,
+        **versions((target,)),
         "device": name,
         "threads": str(torch.get_num_threads()),
     }
@@ -90,14 +96,7 @@ class Cache:
         content = {"environment": self.environment, "milliseconds": entries}
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w") as file:
-                    json.dump(content, file, indent=1, sort_keys=True)
-                os.replace(name, self._path)
-            except BaseException:
-                os.unlink(name)
-                raise
+            write_whole(self._path, json.dumps(content, indent=1, sort_keys=True))
         self._entries, self._new = entries, {}
 
     @staticmethod
