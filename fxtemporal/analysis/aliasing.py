@@ -20,6 +20,7 @@ from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import carries_hooks
+from fxtemporal.support.disjoint_sets import DisjointSets
 
 __all__ = ["Aliasing", "written_by"]
 
@@ -32,24 +33,26 @@ class Aliasing:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._parent: dict[object, object] = {}
+        self._storages: DisjointSets[object] = DisjointSets()
         self._order = {node: position for position, node in enumerate(program.graph.nodes)}
         for node in program.graph.nodes:
             self._add(node)
         self._members: dict[object, list[fx.Node]] = defaultdict(list)
         for node in program.graph.nodes:
             for key in self._keys(node):
-                self._members[self._find(key)].append(node)
+                self._members[self._storages.find(key)].append(node)
 
     def shared_with(self, node: fx.Node) -> list[fx.Node]:
         """Every node that may share memory with ``node``, itself included."""
-        found = {m: None for key in self._keys(node) for m in self._members[self._find(key)]}
+        found = {
+            m: None for key in self._keys(node) for m in self._members[self._storages.find(key)]
+        }
         return list(found)
 
     def share(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether the two may share memory."""
-        mine = {self._find(key) for key in self._keys(one)}
-        return any(self._find(key) in mine for key in self._keys(other))
+        mine = {self._storages.find(key) for key in self._keys(one)}
+        return any(self._storages.find(key) in mine for key in self._keys(other))
 
     def writes(self) -> Iterator[tuple[fx.Node, fx.Node]]:
         """``(writer, written)`` for every in-place op of the graph."""
@@ -97,22 +100,13 @@ class Aliasing:
         for source in _shared_inputs(node, op):
             for mine in self._keys(node):
                 for theirs in self._keys(source):
-                    self._union(mine, theirs)
+                    self._storages.unite(mine, theirs)
 
     def _keys(self, node: fx.Node) -> list[object]:
         if "val" not in node.meta:
             return [node]
         tensors = [t for t in pytree.tree_leaves(node.meta["val"]) if isinstance(t, torch.Tensor)]
         return [_storage(tensor) for tensor in tensors]
-
-    def _find(self, key: object) -> object:
-        while (above := self._parent.get(key, key)) != key:
-            self._parent[key] = self._parent.get(above, above)
-            key = above
-        return key
-
-    def _union(self, one: object, other: object) -> None:
-        self._parent[self._find(one)] = self._find(other)
 
 
 def _shared_inputs(node: fx.Node, op: Op | None) -> list[fx.Node]:

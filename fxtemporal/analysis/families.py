@@ -31,6 +31,7 @@ from fxtemporal.ir.guards import expect
 from fxtemporal.ir.ops import WHOLE, Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
+from fxtemporal.support.disjoint_sets import DisjointSets
 
 __all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of", "is_input"]
 
@@ -132,24 +133,14 @@ class Families:
 
     def regions(self) -> list[list[Family]]:
         """Families that feed one another, source families with one lane alone left out."""
-        parent = list(range(len(self.all)))
-
-        def find(number: int) -> int:
-            while parent[number] != number:
-                parent[number] = parent[parent[number]]
-                number = parent[number]
-            return number
-
+        fed: DisjointSets[Family] = DisjointSets()
         for family in self.all:
             for operand in family.operands:
                 if not isinstance(operand, fx.Node):
-                    parent[find(family.number)] = find(operand.family.number)
-        grouped: dict[int, list[Family]] = {}
-        for family in self.all:
-            grouped.setdefault(find(family.number), []).append(family)
+                    fed.unite(family, operand.family)
         return [
             region
-            for region in grouped.values()
+            for region in fed.groups(self.all)
             if any(family.source and len(family.lanes) > 1 for family in region)
         ]
 

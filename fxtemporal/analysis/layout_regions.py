@@ -16,6 +16,7 @@ from torch import fx
 from fxtemporal.analysis.batching_rules import ELEMENTWISE
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import rank
+from fxtemporal.support.disjoint_sets import DisjointSets
 
 __all__ = ["LAYOUT_KEPT", "LayoutRegion", "layout_regions"]
 
@@ -43,30 +44,22 @@ class LayoutRegion:
 
 def layout_regions(program: Program) -> tuple[LayoutRegion, ...]:
     """Every region with a conv3d in it."""
-    parent: dict[fx.Node, fx.Node] = {}
-
-    def find(node: fx.Node) -> fx.Node:
-        while parent[node] is not node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
+    joined: DisjointSets[fx.Node] = DisjointSets()
+    kept: dict[fx.Node, None] = {}
     convolutions = []
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
         if op is None or op.name not in LAYOUT_KEPT or rank(node) != 5:
             continue
-        parent[node] = node
+        kept[node] = None
         if op.name == "conv3d":
             convolutions.append(node)
         for source in _tensors(node):
-            if source in parent:
-                parent[find(source)] = find(node)
-    grouped: dict[fx.Node, list[fx.Node]] = {}
-    for node in parent:
-        grouped.setdefault(find(node), []).append(node)
-    holding = {find(node) for node in convolutions}
-    return tuple(_region(nodes) for root, nodes in grouped.items() if root in holding)
+            if source in kept:
+                joined.unite(source, node)
+    holding = {joined.find(node) for node in convolutions}
+    groups = joined.groups(kept)
+    return tuple(_region(nodes) for nodes in groups if joined.find(nodes[0]) in holding)
 
 
 def _region(nodes: list[fx.Node]) -> LayoutRegion:

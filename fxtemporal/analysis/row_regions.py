@@ -42,6 +42,7 @@ from fxtemporal.ir.per_frame import vmapped
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.row_chunks import cut, joined, shaped
 from fxtemporal.ir.values import rank, shape
+from fxtemporal.support.disjoint_sets import DisjointSets
 
 __all__ = ["Region", "regions_of"]
 
@@ -112,7 +113,7 @@ class _Scan:
         self._lanes: dict[fx.Node, tuple[fx.Node, ...]] = {}
         self._counted: dict[fx.Node, fx.Node] = {}
         self._frames: dict[object, tuple[int, int]] = {}
-        self._same: dict[object, object] = {}
+        self._same: DisjointSets[object] = DisjointSets()
         self._depth: dict[fx.Node, int] = {}
         self._rows_asked: dict[fx.Node, object] = {}
         self._epoch = 0
@@ -124,22 +125,13 @@ class _Scan:
                 self._passes(node)
 
     def regions(self) -> tuple[Region, ...]:
-        groups: dict[fx.Node, list[fx.Node]] = {}
-        parent: dict[fx.Node, fx.Node] = {}
-
-        def root(node: fx.Node) -> fx.Node:
-            while (above := parent.get(node, node)) is not node:
-                node = above
-            return node
-
+        joined: DisjointSets[fx.Node] = DisjointSets()
         own = {**self.places, **self.asked}
         for node in own:
             for source in node.all_input_nodes:
                 if own.get(source) == own[node] and self._rows_of(source) == self._rows_of(node):
-                    parent[root(source)] = root(node)
-        for node in sorted(own):
-            groups.setdefault(root(node), []).append(node)
-        computing = [g for g in groups.values() if any(map(self._computes, g))]
+                    joined.unite(source, node)
+        computing = [g for g in joined.groups(sorted(own)) if any(map(self._computes, g))]
         return tuple(self._region(str(n), group) for n, group in enumerate(computing))
 
     def _region(self, key: str, group: list[fx.Node]) -> Region:
@@ -177,7 +169,7 @@ class _Scan:
         if not sizes or not folded or folded[0] <= sizes[0] or folded[0] % sizes[0]:
             return False
         plain = op.name == "flatten" and op.args["start_dim"] == 0
-        rows = self._find(folded_rows(self.program, self.rows, node) if plain else node)
+        rows = self._same.find(folded_rows(self.program, self.rows, node) if plain else node)
         self.rows[node] = rows
         frames = int(node.meta.get("frames", folded[0] // sizes[0]))
         self._frames[rows] = folded[0], max(self._frames.get(rows, (0, 1))[1], frames)
@@ -230,7 +222,7 @@ class _Scan:
                 return False
             for key in keys:  # as many rows in each, for else the op would raise an error
                 self._unite(key, keys[0])
-        rows = self._find(keys[0])
+        rows = self._same.find(keys[0])
         self.rows[node] = rows
         if (op is None or not op.inplace) and self._views_outside(node):
             self._passes(node)
@@ -312,18 +304,13 @@ class _Scan:
     # what their rows are
 
     def _rows_of(self, node: fx.Node) -> object:
-        return self._find(self.rows.get(node) or self._rows_asked[node])
-
-    def _find(self, rows: object) -> object:
-        while (above := self._same.get(rows, rows)) != rows:
-            rows = above
-        return rows
+        return self._same.find(self.rows.get(node) or self._rows_asked[node])
 
     def _unite(self, one: object, other: object) -> None:
-        one, other = self._find(one), self._find(other)
+        one, other = self._same.find(one), self._same.find(other)
         if one != other:
             (count, mine), (_, theirs) = self._frames[one], self._frames[other]
-            self._same[one] = other
+            self._same.unite(one, other)
             self._frames[other] = count, max(mine, theirs)
 
 
