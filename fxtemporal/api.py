@@ -26,9 +26,10 @@ from fxtemporal.compiler.run import META, Example, Run
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.mistakes import failing, find, telling_cure
-from fxtemporal.passes import DEFAULT_PASSES
+from fxtemporal.passes.dump import Dump
 from fxtemporal.passes.pipeline import run_rules
 from fxtemporal.passes.rule import Rule
+from fxtemporal.passes.selection import passes_of
 from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import ForwardError, FxTemporalError, PassError
 from fxtemporal.tuning.settings import Tune
@@ -62,9 +63,10 @@ def optimize(
         example_inputs: the forward's arguments, e.g. one clip (B, T, C, H, W). Without them only
             what needs no shapes is done, and nothing is measured or verified.
         example_kwargs: its keyword arguments.
-        passes: names of rules, or rules, in the order to run them; default: all exact ones. Lossy
-            rules run first: ``TimeDistribute(allow=["training-batchnorm"])`` also re-rolls loops in
-            which a normalization is in training mode, and says in its docstring what that changes.
+        passes: names of passes, or passes, in the order to run them; default: all exact ones. Lossy
+            ones run first: ``"time-distribute{allow=training-batchnorm}"``, which is
+            ``TimeDistribute(allow=["training-batchnorm"])``, also re-rolls loops in which a
+            normalization is in training mode, and says in its docstring what that changes.
         factorize: settings of the lossy (2+1)D factorization, :class:`fxtemporal.Factorize`;
             default: none is done.
         tune: ``"measure"`` keeps what measures faster (the default with example inputs),
@@ -100,7 +102,7 @@ def optimize(
     example = example_of(model, example_inputs, example_kwargs)
     if promises.bitwise and (example is None or not verify):
         raise PassError("exact='bitwise' needs example inputs and verify=True to compare bits on")
-    rules = _rules(passes)
+    rules = passes_of(passes)
     tuning = _tuning(tune, example)
     with _progress(progress) as tick:
         tick("capturing")
@@ -157,7 +159,7 @@ def audit(
         PassError: an unknown pass, or ``measure`` without example inputs.
     """
     check_arguments(model, example_inputs, example_kwargs)
-    rules = _rules(passes)
+    rules = passes_of(passes)
     example = example_of(model, example_inputs, example_kwargs)
     if measure and example is None:
         raise PassError("measure=True needs example inputs")
@@ -174,7 +176,9 @@ def audit(
         fast = optimize(model, example_inputs, example_kwargs, passes=passes, progress=progress)
         return replace(report(fast), mode="audit", findings=findings)
     costs = None if example is None else Costs()
-    outcome = run_rules(program, rules, costs=costs)
+    dump = Dump(model)
+    dump("captured", program)
+    outcome = run_rules(program, rules, costs=costs, dump=dump)
     structure = None
     if costs is not None:
         structure = Structure(costs.blocks(program), costs.blocks(outcome.program))
@@ -217,23 +221,6 @@ def refresh(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Prepared):
             part.forget()
-
-
-def _rules(passes: Sequence[str | Rule[Any]] | None) -> tuple[Rule[Any], ...]:
-    if passes is None:
-        return DEFAULT_PASSES
-    if isinstance(passes, str):
-        raise PassError(f"passes must be a list of names: write passes=[{passes!r}]")
-    named = {rule.name: rule for rule in DEFAULT_PASSES}
-    chosen = []
-    for entry in passes:
-        if isinstance(entry, Rule):
-            chosen.append(entry)
-        elif entry in named:
-            chosen.append(named[entry])
-        else:
-            raise PassError(f"no pass is called {entry!r}; there are {', '.join(named)}")
-    return tuple(chosen)
 
 
 def _tuning(tune: Tune | str | None, example: Example | None) -> Tune | None:

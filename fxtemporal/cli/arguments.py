@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -175,7 +176,18 @@ def _audit(command: argparse.ArgumentParser) -> None:
 
 
 def _passes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--passes", type=_names, metavar="NAME,...", help="run just these passes")
+    command.add_argument(
+        "--passes",
+        type=_names,
+        metavar="NAME,...",
+        help="run just these passes; options in braces: time-distribute{allow=randomness}",
+    )
+    command.add_argument(
+        "--dump",
+        type=Path,
+        metavar="FOLDER",
+        help="write the graph's code after every pass (also: $FXTEMPORAL_DUMP)",
+    )
 
 
 def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
@@ -251,7 +263,7 @@ def _above_zero(text: str) -> float:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(name.strip() for name in re.split(r",(?![^{]*\})", text))  # not in braces
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name: write NAME or NAME,NAME")
     return names

@@ -82,7 +82,22 @@ def _explain(error: Exception) -> tuple[str, int]:
 def _run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     commands = {"audit": _audit, "bench": _bench, "optimize": _optimize, "lower": _lower}
-    return commands[options.command](options)
+    with _dumping(getattr(options, "dump", None)):
+        return commands[options.command](options)
+
+
+@contextlib.contextmanager
+def _dumping(folder: Path | None) -> Iterator[None]:
+    """``--dump``: as if ``$FXTEMPORAL_DUMP`` named the folder."""
+    before = os.environ.get("FXTEMPORAL_DUMP")
+    if folder is not None:
+        os.environ["FXTEMPORAL_DUMP"] = str(folder)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop("FXTEMPORAL_DUMP")
+            os.environ |= {} if before is None else {"FXTEMPORAL_DUMP": before}
 
 
 # -- the commands ----------------------------------------------------------------------------------
@@ -246,23 +261,29 @@ def _about(model: str) -> Iterator[None]:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """Refuse names of passes and reasons that do not exist, before anything is loaded."""
+    """Refuse passes and reasons that do not exist, before anything is loaded."""
     from fxtemporal.ir.reasons import Code
     from fxtemporal.mistakes import Mistake
     from fxtemporal.passes import DEFAULT_PASSES
+    from fxtemporal.passes.selection import passes_of
 
     known = {
         "passes": [rule.name for rule in DEFAULT_PASSES],
         "fail_on": [*STATUSES, *map(str, Code), *map(str, Mistake), "slower:PERCENT"],
     }
     for option, names in known.items():
-        for name in getattr(options, option, None) or ():
+        for entry in getattr(options, option, None) or ():
+            name = entry.partition("{")[0] if option == "passes" else entry
             if name not in names and not (option == "fail_on" and _percent(name) is not None):
                 flag = f"--{option.replace('_', '-')}"
                 raise UsageError(
                     f"{flag}: nothing is called {name!r}{nearest(name, names)}; "
                     f"there are {', '.join(names)}"
                 )
+    try:
+        passes_of(getattr(options, "passes", None))
+    except PassError as error:
+        raise UsageError(f"--passes: {error}") from error
 
 
 def _percent(name: str) -> float | None:

@@ -34,6 +34,7 @@ from fxtemporal.ir.stand_in import StandIn, own_inputs
 from fxtemporal.mistakes import telling_cure
 from fxtemporal.passes.building.output_layouts import layout_of
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.passes.dump import Dump
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.merge_convolutions import MergeConvolutions
@@ -470,6 +471,7 @@ class Run:
         settings: dict[str, Any],
     ) -> fx.GraphModule:
         gm = outcome.program.gm
+        self._dump(outcome.program)
         if self.changed and comparison is not None and self.example is not None:
             comparison = Verifier(self.original, self.example).compare(gm, exact=False)
         folding = (TimeDistribute.name, OverlappingWindows.name)
@@ -515,6 +517,13 @@ class Run:
             else Structure(self.before, self.costs.blocks(outcome.program)),
         )
         return gm
+
+    def _dump(self, result: Program) -> None:
+        """Every pass once more, with what was decided of its sites, for those who want to see."""
+        if (dump := Dump(self.original)).wanted:
+            dump("captured", self.captured)
+            run_rules(self.captured, self.rules, self.skips, dump=dump)
+            dump("result", result)
 
     def _other_gradients(self, gm: nn.Module) -> str | None:
         """Why the gradients of ``gm`` are not the model's, as far as was verified."""

@@ -17,7 +17,9 @@ from fxtemporal.analysis.cost import Costs, SiteCost
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.building.output_layouts import keep_output_layouts
+from fxtemporal.passes.dump import Dump
 from fxtemporal.passes.rule import Remark, Rule, Status
+from fxtemporal.support.errors import FxTemporalError
 
 __all__ = ["Key", "Outcome", "Skip", "run_rules"]
 
@@ -55,24 +57,27 @@ def run_rules(
     skips: Mapping[Key, Skip] | None = None,
     only: frozenset[Key] | None = None,
     costs: Costs | None = None,
+    dump: Dump | None = None,
 ) -> Outcome:
     """Rewrite a copy of ``captured`` by every rule in turn.
 
     ``skips`` are sites to leave, and what to say of them; with ``only``, all but those are left
     and nothing is said. A rewrite that raises is undone, by starting again without it. With
-    ``costs``, each remark says what its site costs.
+    ``costs``, each remark says what its site costs; ``dump`` is told of the program after each.
     """
     skips = dict(skips or {})
     rules = tuple(rules)
     careful = False
     while True:
         try:
-            outcome = _run_once(captured.copy(), rules, skips, only, careful, costs)
+            outcome = _run_once(captured.copy(), rules, skips, only, careful, costs, dump)
             if outcome.applied:
                 if captured.keeps_layouts:
                     keep_output_layouts(outcome.program, captured)
                 outcome.program.refresh()
             return outcome
+        except FxTemporalError:
+            raise
         except _RewriteError as failure:
             text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
             skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))
@@ -96,12 +101,15 @@ def _run_once(
     only: frozenset[Key] | None,
     careful: bool,
     costs: Costs | None,
+    dump: Dump | None,
 ) -> Outcome:
     remarks: dict[Key, Remark] = {}
     for rule in rules:
         program.drop_unread()
         while _sweep(program, rule, skips, only, careful, costs, remarks):
             pass
+        if dump is not None:
+            dump(rule.name, program)
     if any(remark.status == "applied" for remark in remarks.values()):
         program.drop_unread()
     program.hoist_checks()

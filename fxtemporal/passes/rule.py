@@ -95,6 +95,8 @@ class Rule(ABC, Generic[C]):
     name: str
     exact: bool = True
     """Whether the rewrite computes the same numbers; rules that do not run first, unverified."""
+    options: tuple[str, ...] = ()
+    """Arguments of the class that a text can give, each as strings: ``"name{option=a,b}"``."""
     moves_others: bool = False
     """Whether a rewrite can change what the other candidates are, so that they are sought anew."""
 

@@ -63,6 +63,7 @@ class TimeDistribute(Rule[Loop]):
     """
 
     name = "time-distribute"
+    options = ("allow",)
     moves_others = True  # one loop may read what another joins
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
