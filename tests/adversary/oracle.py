@@ -250,6 +250,7 @@ class _Judge:
             sides = (original.model, fast)
             if call.mode and not self._moded(index, call, sides):
                 break
+            before = state.snapshot(original.model)
             want = _run(original.model, tensors(case, call), call, holder=original.model)
             got = _run(fast, tensors(case, call), call, holder=given.model)
             done.append(call)
@@ -263,8 +264,8 @@ class _Judge:
                 if not isinstance(got.error, fxtemporal.FxTemporalError):
                     raise _crash("call", got.error, index, call)
                 self.notes.append(f"call: {type(got.error).__name__}")
-                if self.stateful:
-                    break
+                if self.stateful or state.differences(before, state.snapshot(original.model)):
+                    break  # what the original keeps of a call that was refused, nobody has
                 continue
             self._agree(index, call, done, want, got)
             self._states(index, original.model, fast)
