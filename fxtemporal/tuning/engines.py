@@ -204,7 +204,8 @@ def reset() -> None:
 def versions(engines: Iterable[str]) -> dict[str, str]:
     """The versions of the packages that these engines run on, as installed."""
     found = {}
-    for package in (package for name in engines for package in ENGINES[name].packages):
+    known = [ENGINES[name] for name in engines if name in ENGINES]
+    for package in (package for engine in known for package in engine.packages):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
