@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,10 +10,51 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["WHOLE", "Attr", "Op"]
+__all__ = ["WHOLE", "Attr", "Op", "Trait"]
 
 WHOLE = ("slice", 0, None, 1)
 """The entry of an index that takes all of a dimension, ``x[:]``."""
+
+
+class Trait(enum.Flag):
+    """What is true of every call of an op. An op that is not known has none: the safe case."""
+
+    ELEMENTWISE = enum.auto()
+    """Works on each element by itself, and broadcasts."""
+    SPATIAL = enum.auto()
+    """A convolution or a pooling of (B, C, ...): dimension 0 is the batch."""
+    NORMALIZES = enum.auto()
+    """A normalization: the result has the axes of the input."""
+    RECURRENT = enum.auto()
+    """A recurrent layer: gives its outputs, and then its states."""
+    MOVES = enum.auto()
+    """Only moves data: a loop of nothing else has no computation to share."""
+    MOVES_AXES = enum.auto()
+    """Only puts axes in another order, or together, or apart."""
+    SAME_MEMORY = enum.auto()
+    """The result is the very memory of the input, where that can be: taken twice, it is the same."""
+    CUTS = enum.auto()
+    """Takes entries out of a dimension."""
+    FACT = enum.auto()
+    """Tells the shape, dtype or device of a tensor, and nothing of its data."""
+    COUNTS = enum.auto()
+    """A fact that counts the entries of dimension 0, whatever else it counts."""
+    PASSES_ON = enum.auto()
+    """Gives the numbers that it gets, where it draws none."""
+    PER_CHANNEL = enum.auto()
+    """Draws a number for each channel, in the order of the channels."""
+    KEEPS_LAYOUT = enum.auto()
+    """The result lies in memory as the input does."""
+    MAKES_CONTIGUOUS = enum.auto()
+    """The result is contiguous where the input is."""
+    RESTRIDES = enum.auto()
+    """The strides of the result follow from those of the input."""
+    REFORMATS = enum.auto()
+    """May put the result in a layout that the caller names."""
+    DENSE = enum.auto()
+    """The result lies the same in memory for any layout of the input."""
+    WRITES_SIZES = enum.auto()
+    """The caller writes out sizes of the result."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +86,7 @@ class Op:
     """Draws random numbers, as called."""
     owns: bool = False
     """Never gives memory of an input. False where it may, or where that is not known."""
+    traits: Trait = Trait(0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", MappingProxyType(dict(self.args)))

@@ -25,6 +25,7 @@ from fxtemporal.ir.guards import dimensions, length
 from fxtemporal.ir.ops import canonical as form
 from fxtemporal.ir.ops.canonical import Fix, Lower
 from fxtemporal.ir.ops.indexing import index_tensor
+from fxtemporal.ir.ops.op import Trait
 from fxtemporal.ir.ops.signature import Arguments, Signature, parse
 from fxtemporal.ir.running import running_maximum, running_minimum
 
@@ -49,6 +50,7 @@ class Row:
     random: Random | None = None
     owns: bool = False
     """Gives memory of its own, however it is called: see ``_OWNING``. The others may share."""
+    traits: Trait = Trait(0)
 
     @cached_property
     def signature(self) -> Signature:
@@ -76,6 +78,10 @@ class Spelling:
     @cached_property
     def signature(self) -> Signature:
         return parse(self.text)
+
+
+def elementwise(*rows: Row) -> tuple[Row, ...]:
+    return tuple(replace(row, traits=row.traits | Trait.ELEMENTWISE) for row in rows)
 
 
 def always(args: Arguments) -> bool:
@@ -166,89 +172,92 @@ _OWNING: tuple[Row, ...] = (
         spaces="F",
     ),
     Row("normalize(input, p: float=2.0, dim: dim=1, eps: float=1e-12)", spaces="F"),
-    # Element-wise
-    *(Row(f"{name}(input)") for name in UNARY.split()),
-    *(Row(f"{name}(input, inplace: bool=False)") for name in ACTIVATIONS.split()),
-    Row("neg(input)", also="negative", functions=(operator.neg,)),
-    Row("abs(input)", also="absolute", functions=(operator.abs, builtins.abs)),
-    Row("bitwise_not(input)", functions=(operator.invert,)),
-    Row("round(input, *, decimals=0)"),
-    Row("log_sigmoid(input)", also="logsigmoid"),
-    Row("hardtanh(input, min_val: float=-1.0, max_val: float=1.0, inplace: bool=False)"),
-    Row("leaky_relu(input, negative_slope: float=0.01, inplace: bool=False)"),
-    Row("elu(input, alpha: float=1.0, inplace: bool=False)"),
-    Row("celu(input, alpha: float=1.0, inplace: bool=False)"),
-    Row("gelu(input, *, approximate='none')"),
-    Row("softplus(input, beta: float=1.0, threshold: float=20.0)"),
-    Row("hardshrink(input, lambd: float=0.5)"),
-    Row("softshrink(input, lambd: float=0.5)"),
-    Row("threshold(input, threshold: float, value: float, inplace: bool=False)"),
+    # Element by element
+    *elementwise(
+        *(Row(f"{name}(input)") for name in UNARY.split()),
+        *(Row(f"{name}(input, inplace: bool=False)") for name in ACTIVATIONS.split()),
+        Row("neg(input)", also="negative", functions=(operator.neg,)),
+        Row("abs(input)", also="absolute", functions=(operator.abs, builtins.abs)),
+        Row("bitwise_not(input)", functions=(operator.invert,)),
+        Row("round(input, *, decimals=0)"),
+        Row("log_sigmoid(input)", also="logsigmoid"),
+        Row("hardtanh(input, min_val: float=-1.0, max_val: float=1.0, inplace: bool=False)"),
+        Row("leaky_relu(input, negative_slope: float=0.01, inplace: bool=False)"),
+        Row("elu(input, alpha: float=1.0, inplace: bool=False)"),
+        Row("celu(input, alpha: float=1.0, inplace: bool=False)"),
+        Row("gelu(input, *, approximate='none')"),
+        Row("softplus(input, beta: float=1.0, threshold: float=20.0)"),
+        Row("hardshrink(input, lambd: float=0.5)"),
+        Row("softshrink(input, lambd: float=0.5)"),
+        Row("threshold(input, threshold: float, value: float, inplace: bool=False)"),
+        Row("clamp(input, min=None, max=None)", also="clip"),
+        Row("nan_to_num(input, nan: float=None, posinf: float=None, neginf: float=None)"),
+        Row("pow(input, exponent)", functions=(operator.pow,), writing=(operator.ipow,)),
+        Row(
+            "add(input, other, *, alpha=1)",
+            functions=(operator.add,),
+            writing=(operator.iadd,),
+            fix=form.addition,
+        ),
+        Row(
+            "sub(input, other, *, alpha=1)",
+            also="subtract",
+            functions=(operator.sub,),
+            writing=(operator.isub,),
+            fix=form.unit_alpha,
+        ),
+        Row(
+            "mul(input, other)",
+            also="multiply",
+            functions=(operator.mul,),
+            writing=(operator.imul,),
+            fix=form.commute,
+        ),
+        Row(
+            "div(input, other, *, rounding_mode=None)",
+            also="divide true_divide",
+            functions=(operator.truediv,),
+            writing=(operator.itruediv,),
+        ),
+        *(Row(f"{name}(input, other)") for name in BINARY.split()),
+        *(
+            Row(f"{name}(input, other)", fix=form.commute)
+            for name in ("maximum", "minimum", "fmax", "fmin")
+        ),
+        *(
+            Row(f"logical_{name}(input, other)", fix=form.commute)
+            for name in ("and", "or", "xor")
+        ),
+        *(
+            Row(f"{name}(input, other)", also=also, functions=(function,), fix=fix)
+            for name, also, function, fix in (
+                ("eq", "", operator.eq, form.commute),
+                ("ne", "not_equal", operator.ne, form.commute),
+                ("lt", "less", operator.lt, form.no_sequences),
+                ("le", "less_equal", operator.le, form.no_sequences),
+                ("gt", "greater", operator.gt, form.no_sequences),
+                ("ge", "greater_equal", operator.ge, form.no_sequences),
+            )
+        ),
+        *(
+            Row(f"bitwise_{name}(input, other)", functions=(function,), writing=(writing,), fix=fix)
+            for name, function, writing, fix in (
+                ("and", operator.and_, operator.iand, form.commute),
+                ("or", operator.or_, operator.ior, form.commute),
+                ("xor", operator.xor, operator.ixor, form.commute),
+                ("left_shift", operator.lshift, operator.ilshift, None),
+                ("right_shift", operator.rshift, operator.irshift, None),
+            )
+        ),
+        Row("where(condition, input, other)", spaces="torch aten"),
+        Row("masked_fill(input, mask, value)"),
+        Row("lerp(input, end, weight)"),
+        Row("addcmul(input, tensor1, tensor2, *, value=1)"),
+        Row("addcdiv(input, tensor1, tensor2, *, value=1)"),
+    ),
+    # Almost element by element
     Row("glu(input, dim: dim=-1)"),
     Row("prelu(input, weight)"),
-    Row("clamp(input, min=None, max=None)", also="clip"),
-    Row("nan_to_num(input, nan: float=None, posinf: float=None, neginf: float=None)"),
-    Row("pow(input, exponent)", functions=(operator.pow,), writing=(operator.ipow,)),
-    Row(
-        "add(input, other, *, alpha=1)",
-        functions=(operator.add,),
-        writing=(operator.iadd,),
-        fix=form.addition,
-    ),
-    Row(
-        "sub(input, other, *, alpha=1)",
-        also="subtract",
-        functions=(operator.sub,),
-        writing=(operator.isub,),
-        fix=form.unit_alpha,
-    ),
-    Row(
-        "mul(input, other)",
-        also="multiply",
-        functions=(operator.mul,),
-        writing=(operator.imul,),
-        fix=form.commute,
-    ),
-    Row(
-        "div(input, other, *, rounding_mode=None)",
-        also="divide true_divide",
-        functions=(operator.truediv,),
-        writing=(operator.itruediv,),
-    ),
-    *(Row(f"{name}(input, other)") for name in BINARY.split()),
-    *(
-        Row(f"{name}(input, other)", fix=form.commute)
-        for name in ("maximum", "minimum", "fmax", "fmin")
-    ),
-    *(
-        Row(f"logical_{name}(input, other)", fix=form.commute)
-        for name in ("and", "or", "xor")
-    ),
-    *(
-        Row(f"{name}(input, other)", also=also, functions=(function,), fix=fix)
-        for name, also, function, fix in (
-            ("eq", "", operator.eq, form.commute),
-            ("ne", "not_equal", operator.ne, form.commute),
-            ("lt", "less", operator.lt, form.no_sequences),
-            ("le", "less_equal", operator.le, form.no_sequences),
-            ("gt", "greater", operator.gt, form.no_sequences),
-            ("ge", "greater_equal", operator.ge, form.no_sequences),
-        )
-    ),
-    *(
-        Row(f"bitwise_{name}(input, other)", functions=(function,), writing=(writing,), fix=fix)
-        for name, function, writing, fix in (
-            ("and", operator.and_, operator.iand, form.commute),
-            ("or", operator.or_, operator.ior, form.commute),
-            ("xor", operator.xor, operator.ixor, form.commute),
-            ("left_shift", operator.lshift, operator.ilshift, None),
-            ("right_shift", operator.rshift, operator.irshift, None),
-        )
-    ),
-    Row("where(condition, input, other)", spaces="torch aten"),
-    Row("masked_fill(input, mask, value)"),
-    Row("lerp(input, end, weight)"),
-    Row("addcmul(input, tensor1, tensor2, *, value=1)"),
-    Row("addcdiv(input, tensor1, tensor2, *, value=1)"),
     Row("tril(input, diagonal=0)"),
     Row("triu(input, diagonal=0)"),
     Row("copy(input, src)", spaces="Tensor aten"),
