@@ -478,3 +478,22 @@ def test_frames_that_only_pass_are_copied_where_the_model_copies(passing: Any, j
             assert mine.requires_grad == theirs.requires_grad
             shared = x.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr()
             assert shared == (joined == "list")
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_pooling_of_single_samples_takes_no_channel_as_torch_does(kind: str, n: int) -> None:
+    """(C, H, W) without a channel is pooled by torch, (T, 0, H, W) is refused."""
+    pool = getattr(F, f"adaptive_{kind}_pool{n}d")
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([pool(x[:, t], 2) for t in range(x.size(1))], 1)
+
+    model, sizes = Pooled().eval(), (6,) * n
+    fast = fxtemporal.optimize(model, (torch.randn(3, 4, *sizes),), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    for channels in (3, 1, 0, 5):
+        for frames in (4, 2):
+            x = torch.randn(channels, frames, *sizes)
+            torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0)

@@ -154,9 +154,13 @@ def fold_blockers(
 
 
 def unbatched(call: Call) -> bool:
-    """Whether the op runs on single samples, (C, H, W), so that frames become its batch."""
+    """Whether the op runs on single samples, (C, H, W), so that frames become its batch.
+
+    A pooling is none of these: it treats each channel by itself, and takes (T·C, H, W), of no
+    channel too, where it would refuse (T, 0, H, W).
+    """
     name = call.op.name
-    if name in _SPATIAL:
+    if name in _SPATIAL and name.startswith("conv"):
         return call.rank() == _SPATIAL[name] + 1
     if name in ("layer_norm", "rms_norm"):
         return call.rank() == call.entries("normalized_shape")
