@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 import fxtemporal
 from benchmarks.measure import CountConvolutions, relative_error
-from fxtemporal.analysis.batching_rules import VIEWS
+from fxtemporal.ir.ops import Trait, ops_with
 from fxtemporal.ir.reasons import Code
 from fxtemporal.support.errors import SpecializationError
 from tests import models as zoo
@@ -1644,7 +1644,11 @@ def works(node: fx.Node) -> bool:
     """Whether ``node`` does more than to move data or to ask for a size."""
     name = str(getattr(node.target, "__name__", node.target))
     asks = "dimensions expect getattr length size getitem".split()
-    return bool(node.users) and node.op.startswith("call") and name not in {*VIEWS, *asks}
+    return (
+        bool(node.users)
+        and node.op.startswith("call")
+        and name not in {*ops_with(Trait.MOVES), *asks}
+    )
 
 
 def problems(spec: Spec) -> list[str]:

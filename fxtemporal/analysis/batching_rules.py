@@ -19,41 +19,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.ir.ops import WHOLE, Attr, Op
+from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait, ops_with
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.values import rank, shape
 
-__all__ = ["ELEMENTWISE", "RECURRENT", "VIEWS", "Call", "fold_blockers", "unbatched"]
-
-ELEMENTWISE = frozenset(
-    """
-        abs acos acosh add addcdiv addcmul alpha_dropout asin asinh atan atan2 atanh bitwise_and
-        bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp
-        clone contiguous copysign cos cosh deg2rad detach digamma div dropout dropout1d dropout2d
-        dropout3d elu eq erf erfc erfinv exp exp2 expm1 feature_alpha_dropout feature_dropout floor
-        floor_divide fmax fmin fmod frac gcd ge gelu gt hardshrink hardsigmoid hardswish hardtanh
-        hypot identity isfinite isinf isnan lcm le leaky_relu lerp lgamma log log10 log1p log2
-        log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum
-        mish mul nan_to_num ne neg nextafter positive pow rad2deg reciprocal relu remainder round
-        rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink softsign sqrt
-        square sub tan tanh tanhshrink threshold to trunc where xlogy
-    """.split()
-)
-"""Ops that work on each element by itself, and broadcast."""
-
-VIEWS = frozenset(
-    """
-        chunk clone contiguous detach expand flatten getitem identity item movedim permute
-        rearrange reshape select slice split squeeze stack cat to transpose unbind unflatten
-        unfold unsqueeze view
-    """.split()
-)
-"""Ops that only move data: a loop of nothing else has no computation to share."""
-
-
-RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
-"""Layers that give their outputs, and then their states."""
+__all__ = ["Call", "fold_blockers", "shifted", "unbatched"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +113,7 @@ def fold_blockers(
             "its running statistics once a frame; call model.eval() for inference",
         )
         return
-    if op.name in ELEMENTWISE:
+    if Trait.ELEMENTWISE in op.traits:
         return
     entry = _TABLE.get(op.name)
     if entry is None:
@@ -529,7 +500,7 @@ _TABLE: Mapping[str, Entry] = {
     "multi_head_attention": _heads,
     "transformer_encoder": _encoder,
     "transformer_encoder_layer": _encoder,
-    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(ops_with(Trait.RECURRENT), _recurrent),
     # along dimensions
     **{
         name: _not_over_samples()

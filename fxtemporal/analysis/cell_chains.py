@@ -18,7 +18,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxtemporal.analysis.families import is_whole
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 
@@ -31,9 +31,6 @@ CELLS = {
     "rnn_relu_cell": "rnn_relu",
 }
 """The op of one step, and the op of a sequence of them."""
-
-_CARRIES = frozenset(("identity", "contiguous", "clone", "dropout"))
-"""Ops that give the numbers they get; dropout where it is not active."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +126,7 @@ def _carried(program: Program, value: Any) -> tuple[Any, list[fx.Node]]:
     """Where the numbers of ``value`` were made, and the nodes that passed them on."""
     path: list[fx.Node] = []
     while isinstance(value, fx.Node) and (op := program.op(value)) is not None:
-        passes = op.name in _CARRIES and not op.random and not op.inplace
+        passes = Trait.PASSES_ON in op.traits and not op.random and not op.inplace
         if not passes and not is_whole(op):
             if op.name == "item":
                 path.append(value)

@@ -28,20 +28,12 @@ from torch import fx
 from fxtemporal.analysis.accumulations import Join, chains_of
 from fxtemporal.analysis.gradients import with_gradients
 from fxtemporal.ir.guards import expect
-from fxtemporal.ir.ops import WHOLE, Attr, Op
+from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
 from fxtemporal.support.disjoint_sets import DisjointSets
 
 __all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "families_of", "is_input"]
-
-SAME_MEMORY = frozenset(
-    """
-    detach expand flatten identity movedim permute select slice squeeze transpose unbind unflatten
-    unsqueeze view split chunk
-    """.split()
-)
-"""Ops whose result is the very memory of their input: taken twice, it is the same."""
 
 _CONSTANTS = frozenset(
     (torch.arange, torch.eye, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros)
@@ -50,10 +42,6 @@ _CONSTANTS = frozenset(
 
 _FILLED = frozenset("new_zeros new_ones new_full zeros_like ones_like full_like".split())
 """The same, made like another tensor."""
-
-_CUTTING = frozenset("chunk getitem index_select select slice split unbind".split())
-
-_UNIFORM_OPS = frozenset(("size", "shape", "dtype", "device", "numel", "dim", "length"))
 
 
 @dataclass(frozen=True)
@@ -202,7 +190,7 @@ class _Numbering:
             return
         inputs = op.nodes() if op is not None else tuple(node.all_input_nodes)
         if not any(source in self.of for source in inputs):
-            if op is not None and (op.name in SAME_MEMORY or _is_number(node)):
+            if op is not None and (Trait.SAME_MEMORY in op.traits or _is_number(node)):
                 self._note_invariant(node, op)
             elif _makes_a_constant(node, op) and self._only_read(node):
                 arguments = fx.node.map_arg(
@@ -212,7 +200,7 @@ class _Numbering:
                 self._same[node] = self._invariants.setdefault(key, node)
             return
         operands, anchor = self._operands(inputs)
-        uniform = anchor is None or (op is not None and op.name in _UNIFORM_OPS)
+        uniform = anchor is None or (op is not None and Trait.FACT in op.traits)
         if isinstance(node.meta.get("val"), torch.Tensor) and not self._only_read(node):
             uniform = False  # a buffer made for each frame, which something writes
         lane = 0 if anchor is None else anchor
@@ -350,7 +338,7 @@ class _Numbering:
     def _cuts(self, node: fx.Node) -> bool:
         """Whether ``node`` takes a part of a tensor, so that this is a clip and not a frame."""
         op = self.program.op(node)
-        return op is not None and op.name in _CUTTING
+        return op is not None and Trait.CUTS in op.traits
 
     def _listed_input(self, frames: fx.Node, index: int) -> tuple[Source, int] | None:
         value = frames.meta.get("val")

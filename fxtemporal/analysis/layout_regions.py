@@ -13,20 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching_rules import ELEMENTWISE
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import rank
 from fxtemporal.support.disjoint_sets import DisjointSets
 
-__all__ = ["LAYOUT_KEPT", "LayoutRegion", "layout_regions"]
-
-LAYOUT_KEPT = ELEMENTWISE | frozenset(
-    """
-    adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d batch_norm cat conv3d contiguous
-    conv_transpose3d identity instance_norm group_norm max_pool3d pad
-    """.split()
-)
-"""Ops whose result has the layout of their inputs."""
+__all__ = ["LayoutRegion", "keeps_layout", "layout_regions"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +34,11 @@ class LayoutRegion:
     leaving: tuple[fx.Node, ...]
 
 
+def keeps_layout(op: Op) -> bool:
+    """Whether the result lies in memory as the inputs do."""
+    return bool(op.traits & (Trait.ELEMENTWISE | Trait.KEEPS_LAYOUT))
+
+
 def layout_regions(program: Program) -> tuple[LayoutRegion, ...]:
     """Every region with a conv3d in it."""
     joined: DisjointSets[fx.Node] = DisjointSets()
@@ -49,7 +46,7 @@ def layout_regions(program: Program) -> tuple[LayoutRegion, ...]:
     convolutions = []
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name not in LAYOUT_KEPT or rank(node) != 5:
+        if op is None or not keeps_layout(op) or rank(node) != 5:
             continue
         kept[node] = None
         if op.name == "conv3d":

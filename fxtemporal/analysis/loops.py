@@ -19,9 +19,6 @@ from torch import fx
 from fxtemporal.analysis.accumulations import Join, Writes
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.analysis.batching_rules import (
-    ELEMENTWISE,
-    RECURRENT,
-    VIEWS,
     Call,
     fold_blockers,
     shifted,
@@ -37,7 +34,7 @@ from fxtemporal.analysis.families import (
     families_of,
 )
 from fxtemporal.analysis.vmap_fallback import runs_apart
-from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.ops import Attr, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank
@@ -221,7 +218,9 @@ def _blockers(
     yield from blockers
     if not isinstance(node.meta.get("val"), torch.Tensor):
         readers = [program.op(user) for lane in family.nodes for user in lane.users]
-        state = call.op.name in RECURRENT and any(r and r.args.get("index") != 0 for r in readers)
+        state = Trait.RECURRENT in call.op.traits and any(
+            r and r.args.get("index") != 0 for r in readers
+        )
         if state:
             text = (
                 f"{where}: dimension 0 of the state of {call.op.name} is the layer, not the batch"
@@ -231,7 +230,7 @@ def _blockers(
             text = f"{where}: the tuple that {call.op.name} gives is used as a whole"
             yield Reason(Code.UNSUPPORTED_OP, text)
     joined = {origins[lane.family] for lane in family.lane_operands()}
-    if not blockers and call.op.name not in ELEMENTWISE and len(joined) > 1:
+    if not blockers and Trait.ELEMENTWISE not in call.op.traits and len(joined) > 1:
         text = f"{where}: {call.op.name} joins frames of different sources"
         yield Reason(Code.UNSUPPORTED_OP, text)
 
@@ -277,7 +276,7 @@ def _origin(family: Family, call: Call, origins: Mapping[Family, object]) -> obj
         return _samples_again(call, family, origins) or family
     if len(inherited) > 1 or unbatched(call):
         return family
-    if call.op.name in ELEMENTWISE and not call.aligned(rank(family.first) or 0):
+    if Trait.ELEMENTWISE in call.op.traits and not call.aligned(rank(family.first) or 0):
         return family
     return inherited.pop()
 
@@ -420,7 +419,7 @@ def computes(family: Family) -> bool:
     """Whether the family does arithmetic, rather than move data or read sizes."""
     if family.source or family.uniform:
         return False
-    return family.op is None or family.op.name not in VIEWS
+    return family.op is None or Trait.MOVES not in family.op.traits
 
 
 def owns_memory(family: Family) -> bool:

@@ -24,15 +24,12 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.analysis.batching_rules import (
-    ELEMENTWISE,
-    RECURRENT,
-    VIEWS,
     Call,
     fold_blockers,
     shifted,
     unbatched,
 )
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import vmapped
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import rank, shape
@@ -282,7 +279,7 @@ class _Body:
             node
             for node in self.nodes
             if (op := self._program.op(node)) is not None
-            and op.name not in VIEWS
+            and Trait.MOVES not in op.traits
             and isinstance(node.meta.get("val"), torch.Tensor)
         }
 
@@ -313,7 +310,7 @@ class _Body:
         """What dimension 0 of ``node`` runs over; None where frames meet in it."""
         lanes = frozenset(n for n in op.nodes() if n in self.order)
         orders = {self.order[n] for n in lanes}
-        if len(orders) != 1 or op.name in RECURRENT:
+        if len(orders) != 1 or Trait.RECURRENT in op.traits:
             return None
         order = orders.pop()
         samples = frozenset(n for n, axes in self._samples.items() if axes == order)
@@ -322,7 +319,7 @@ class _Body:
             return None
         if unbatched(call) or (op.name in ("cat", "stack") and lanes != frozenset(op.nodes())):
             return None
-        if op.name in ELEMENTWISE and not call.aligned(rank(node) or 0):
+        if Trait.ELEMENTWISE in op.traits and not call.aligned(rank(node) or 0):
             return None
         several = not isinstance(node.meta.get("val"), torch.Tensor)
         if several and any(self._name(user) != "item" for user in node.users):

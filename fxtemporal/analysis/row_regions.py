@@ -26,9 +26,6 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.analysis.batching_rules import (
-    ELEMENTWISE,
-    RECURRENT,
-    VIEWS,
     Call,
     fold_blockers,
     shifted,
@@ -37,7 +34,7 @@ from fxtemporal.analysis.batching_rules import (
 from fxtemporal.analysis.row_counts import folded_rows
 from fxtemporal.functional import FORMS, conv3d_spanning
 from fxtemporal.ir.guards import QUESTIONS, length
-from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.per_frame import vmapped
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.row_chunks import cut, joined, shaped
@@ -52,7 +49,6 @@ _PURE = frozenset((*QUESTIONS, *_CONV3D, cut, joined, shaped, vmapped, getattr, 
 
 _PYTHON = frozenset(("builtins", "math", "_operator"))
 
-_ASKS = frozenset(("size", "shape", "dim", "dtype", "device"))
 _FOLDING = frozenset(("flatten", "view", "reshape", "rearrange"))
 _MOVES = frozenset(("unflatten", "select", "movedim", "slice", "transpose", "permute"))
 _SIZED = {"view": "shape", "reshape": "shape", "expand": "size"}
@@ -150,7 +146,7 @@ class _Scan:
 
     def _computes(self, node: fx.Node) -> bool:
         op = self.program.op(node)
-        return node in self.places and (op is None or op.name not in VIEWS)
+        return node in self.places and (op is None or Trait.MOVES not in op.traits)
 
     # the kinds of nodes
 
@@ -184,7 +180,7 @@ class _Scan:
         if node not in self._only_asked and _holds_tensors(node):
             return False
         found = set()
-        asks = node in self._only_asked or (op is not None and op.name in _ASKS)
+        asks = node in self._only_asked or _asks(op)
         for source in node.all_input_nodes:
             if source in self.places:
                 several = not isinstance(source.meta.get("val"), torch.Tensor)
@@ -241,7 +237,7 @@ class _Scan:
             return False
         if op.name == "item":
             producer = self.program.op(lanes[0])
-            recurrent = producer is not None and producer.name in RECURRENT
+            recurrent = producer is not None and Trait.RECURRENT in producer.traits
             return lanes == (op.args["input"],) and not (recurrent and op.args["index"] != 0)
         if any(not isinstance(lane.meta.get("val"), torch.Tensor) for lane in lanes):
             return False
@@ -249,7 +245,7 @@ class _Scan:
             return False
         if op.name in ("cat", "stack"):
             return all(tensor in lanes for tensor in op.args["tensors"])
-        if op.name in ELEMENTWISE:
+        if Trait.ELEMENTWISE in op.traits:
             return self._broadcasts_no_rows(node, call)
         if op.name in _SIZED and op.args[_SIZED[op.name]][0] in counts:
             self._counted[node] = op.args[_SIZED[op.name]][0]
@@ -314,6 +310,11 @@ class _Scan:
             self._frames[other] = count, max(mine, theirs)
 
 
+def _asks(op: Op | None) -> bool:
+    """Whether ``op`` asks for a fact that does not count rows together with something else."""
+    return op is not None and Trait.FACT in op.traits and Trait.COUNTS not in op.traits
+
+
 def _unfit(program: Program, regions: Iterable[Region]) -> set[fx.Node]:
     """Nodes that a region cannot keep: others would see when it runs, or where its memory is."""
     aliasing = Aliasing(program)
@@ -354,7 +355,7 @@ def _smaller(one: fx.Node, other: fx.Node) -> bool:
 def _keeps_rows(node: fx.Node, op: Op | None, rows: int) -> bool:
     """Whether the value of ``node`` has as many rows as were read."""
     leaves = pytree.tree_leaves(node.meta.get("val"))
-    if op is not None and op.name in RECURRENT:
+    if op is not None and Trait.RECURRENT in op.traits:
         leaves = leaves[:1]
     return bool(leaves) and all(
         isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (rows,) for leaf in leaves
@@ -369,7 +370,7 @@ def _only_asked(program: Program) -> set[fx.Node]:
         if op is None or op.name not in _MOVES:
             continue
         readers = [(user, program.op(user)) for user in node.users]
-        if all(user in found or (asks and asks.name in _ASKS) for user, asks in readers):
+        if all(user in found or _asks(asks) for user, asks in readers):
             found.add(node)
     return found
 

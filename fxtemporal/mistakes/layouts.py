@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching_rules import ELEMENTWISE
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import rank
 from fxtemporal.mistakes.finding import Finding, Mistake
@@ -20,9 +19,6 @@ _FORMATS = {
     4: ("channels_last", torch.channels_last),
     5: ("channels_last_3d", torch.channels_last_3d),
 }
-_LIKES_CHANNELS_LAST = frozenset(
-    f"{name}{n}d" for n in (2, 3) for name in ("conv", "max_pool", "avg_pool", "adaptive_avg_pool")
-)
 
 
 def permutes_undone(program: Program) -> Iterator[Finding]:
@@ -46,7 +42,7 @@ def permutes_undone(program: Program) -> Iterator[Finding]:
 def _undone(program: Program, node: fx.Node, second: tuple[int, ...]) -> fx.Node | None:
     """The permutation that ``node`` takes back, if nothing between them needs it."""
     source = node.all_input_nodes[0]
-    for earlier in made_from(program, source, ELEMENTWISE):
+    for earlier in made_from(program, source, Trait.ELEMENTWISE):
         if len(earlier.users) > 1 or any(
             tensor(other) is not None and (rank(other) or 0) > 0
             for other in earlier.all_input_nodes[1:]
@@ -113,9 +109,9 @@ def _reaches(program: Program, node: fx.Node) -> bool:
             op = program.op(user) if user.op.startswith("call") else None
             if op is None or user in seen:
                 continue
-            if op.name in _LIKES_CHANNELS_LAST:
+            if Trait.SPATIAL in op.traits and not op.name.endswith("1d"):
                 return True
-            if op.name in KEEPS_AXES:
+            if op.traits & KEEPS_AXES:
                 seen.add(user)
                 pending.append(user)
     return False

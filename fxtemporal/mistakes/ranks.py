@@ -7,27 +7,26 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching_rules import RECURRENT
-from fxtemporal.ir.ops import Attr
+from fxtemporal.ir.ops import Attr, Op, Trait, ops_with
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
 from fxtemporal.mistakes.finding import Finding, Mistake
-from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, calls, made_from, place
+from fxtemporal.mistakes.reading import KEEPS_AXES, calls, made_from, place
 
 __all__ = ["linear_on_map", "map_into_recurrence", "missing_time_axis"]
 
-_CHANNELS_FIRST = frozenset(
-    f"{name}{n}d"
-    for n in (2, 3)
-    for name in ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool")
-)
-"""Ops whose result is (B, C, ..., H, W)."""
+_RECURRENT = ops_with(Trait.RECURRENT)
 
 _HEAVY = 1 << 20
 """Weights that a map costs a recurrent layer, from which on pooling it is worth a word."""
 
 _PIXELS = 16
 """The least H·W of a map that is one."""
+
+
+def _gives_maps(op: Op) -> bool:
+    """Whether the result of ``op`` is (B, C, ..., H, W)."""
+    return Trait.SPATIAL in op.traits and not op.name.endswith("1d")
 
 
 def linear_on_map(program: Program) -> Iterator[Finding]:
@@ -39,7 +38,7 @@ def linear_on_map(program: Program) -> Iterator[Finding]:
             continue
         *_, origin = made_from(program, source, KEEPS_AXES)
         made = program.op(origin) if origin.op.startswith("call") else None
-        of_a_layer = made is not None and made.name in _CHANNELS_FIRST
+        of_a_layer = made is not None and _gives_maps(made)
         if of_a_layer or (origin.op == "placeholder" and len(sizes) == 5):
             yield Finding(
                 Mistake.FRAME_LAYER_ON_CLIP,
@@ -53,7 +52,7 @@ def linear_on_map(program: Program) -> Iterator[Finding]:
 
 def missing_time_axis(program: Program) -> Iterator[Finding]:
     """A Conv3d that reads (B, C, H, W) as one clip, an LSTM that reads (B, features) as one."""
-    for node, op in calls(program, {"conv3d", *RECURRENT}):
+    for node, op in calls(program, {"conv3d", *_RECURRENT}):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
         if sizes is None:
@@ -67,7 +66,7 @@ def missing_time_axis(program: Program) -> Iterator[Finding]:
                 "give it (B, C, T, H, W): x.unsqueeze(2) for single frames, x.unsqueeze(0) for one "
                 "clip",
             )
-        if op.name in RECURRENT and len(sizes) == 2:
+        if op.name in _RECURRENT and len(sizes) == 2:
             yield Finding(
                 Mistake.MISSING_TIME_AXIS,
                 *place(program, node),
@@ -80,16 +79,16 @@ def missing_time_axis(program: Program) -> Iterator[Finding]:
 
 def map_into_recurrence(program: Program) -> Iterator[Finding]:
     """A recurrent layer that reads a flattened map, with a weight for each of its pixels."""
-    for node, op in calls(program, RECURRENT):
+    for node, op in calls(program, _RECURRENT):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
         heavy = sizes is not None and _weights(program, node, sizes[-1]) >= _HEAVY
         if not isinstance(source, fx.Node) or sizes is None or not heavy:
             continue
-        for origin in made_from(program, source, KEEPS_AXES | MOVES_AXES):
+        for origin in made_from(program, source, KEEPS_AXES | Trait.MOVES_AXES):
             made = program.op(origin) if origin.op.startswith("call") else None
             pixels = shape(origin)
-            if made is None or made.name not in _CHANNELS_FIRST or pixels is None:
+            if made is None or not _gives_maps(made) or pixels is None:
                 continue
             if pixels[-1] * pixels[-2] < _PIXELS or sizes[-1] % (pixels[-1] * pixels[-2]):
                 break

@@ -7,22 +7,13 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import fx
 
-from fxtemporal.analysis.batching_rules import ELEMENTWISE
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 
-__all__ = ["KEEPS_AXES", "MOVES_AXES", "before", "calls", "made_from", "place", "tensor"]
+__all__ = ["KEEPS_AXES", "before", "calls", "made_from", "place", "tensor"]
 
-KEEPS_AXES = ELEMENTWISE | frozenset(
-    "batch_norm group_norm instance_norm layer_norm rms_norm".split()
-)
+KEEPS_AXES = Trait.ELEMENTWISE | Trait.NORMALIZES
 """Ops whose result has the axes of their input."""
-
-MOVES_AXES = frozenset(
-    "contiguous flatten movedim permute reshape rearrange squeeze transpose unflatten unsqueeze "
-    "view".split()
-)
-"""Ops that only put axes in another order, or together, or apart."""
 
 
 def tensor(node: object) -> torch.Tensor | None:
@@ -49,13 +40,13 @@ def before(program: Program, node: fx.Node) -> fx.Node | None:
     return source if isinstance(source, fx.Node) and tensor(source) is not None else None
 
 
-def made_from(program: Program, node: fx.Node, through: frozenset[str]) -> Iterator[fx.Node]:
-    """``node``, then what it was made from, and so on, as long as the ops are ``through``."""
+def made_from(program: Program, node: fx.Node, through: Trait) -> Iterator[fx.Node]:
+    """``node``, then what it was made from, and so on, while the ops have one of ``through``."""
     while True:
         yield node
         op = program.op(node) if node.op.startswith("call") else None
         source = before(program, node)
-        if op is None or op.name not in through or source is None:
+        if op is None or not op.traits & through or source is None:
             return
         node = source
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
 from fxtemporal.mistakes.finding import Finding, Mistake
-from fxtemporal.mistakes.reading import KEEPS_AXES, MOVES_AXES, calls, made_from, place
+from fxtemporal.mistakes.reading import KEEPS_AXES, calls, made_from, place
 
 __all__ = ["axes_mixed", "flattened_2plus1d", "squeezed_conv3d"]
 
@@ -88,7 +88,7 @@ def flattened_2plus1d(program: Program) -> Iterator[Finding]:
     for node, op in calls(program, ("conv1d",)):
         if not isinstance(op.args["input"], fx.Node) or not _kernel(program, op) > 1:
             continue
-        way = list(made_from(program, op.args["input"], KEEPS_AXES | MOVES_AXES))
+        way = list(made_from(program, op.args["input"], KEEPS_AXES | Trait.MOVES_AXES))
         spatial = program.op(way[-1]) if way[-1].op.startswith("call") else None
         if spatial is None or spatial.name != "conv2d":
             continue
@@ -150,7 +150,7 @@ def _behind(program: Program, node: fx.Node) -> Iterator[fx.Node]:
         node = next(iter(node.users))
         yield node
         op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.name not in KEEPS_AXES:
+        if op is None or not op.traits & KEEPS_AXES:
             return
 
 

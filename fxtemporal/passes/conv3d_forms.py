@@ -26,7 +26,7 @@ import torch
 from torch import fx, nn
 
 from fxtemporal.analysis.conv3d_geometry import conv3d_geometry
-from fxtemporal.analysis.layout_regions import LAYOUT_KEPT
+from fxtemporal.analysis.layout_regions import keeps_layout
 from fxtemporal.functional import (
     FORMS,
     ConvGeometry,
@@ -35,7 +35,7 @@ from fxtemporal.functional import (
     conv3d_spanning,
     conv3d_weight,
 )
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.prepared import origin, prepare
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -271,13 +271,6 @@ class Conv3dForms(Rule[Conv3dSite]):
         }
 
 
-_STRIDED = LAYOUT_KEPT | frozenset(
-    "chunk detach expand getitem item movedim narrow permute select slice split squeeze transpose "
-    "unbind unsqueeze".split()
-)
-"""Ops whose result has strides that follow from those of their input."""
-
-
 def _make_contiguous_behind(program: Program, start: fx.Node) -> None:
     """Give a contiguous tensor to what, behind a channels_last_3d region, may rely on strides."""
     pending, seen = [start], {start}
@@ -286,7 +279,7 @@ def _make_contiguous_behind(program: Program, start: fx.Node) -> None:
         for user in list(node.users):
             op = program.op(user) if user.op.startswith("call") else None
             tensor = node is start or isinstance(node.meta.get("val"), torch.Tensor)
-            if op is not None and op.name in _STRIDED:
+            if op is not None and (keeps_layout(op) or Trait.RESTRIDES in op.traits):
                 if user not in seen and not _makes_contiguous(user):
                     seen.add(user)
                     pending.append(user)

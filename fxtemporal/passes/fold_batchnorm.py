@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.between import attributes_written, mode_switch
 from fxtemporal.ir.leaf import opaque
-from fxtemporal.ir.ops import Attr, Op
+from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.prepared import prepare
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -45,8 +45,6 @@ _STATISTICS = ("running_mean", "running_var")
 _AFFINE = ("weight", "bias")
 _RANKS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 """The dimensions that a BatchNorm insists on."""
-_FACTS = frozenset({"size", "shape", "dim", "numel", "dtype", "device"})
-"""What reads nothing of a tensor that folding changes."""
 
 
 @opaque
@@ -154,7 +152,7 @@ class FoldBatchNorm(Rule[Normalized]):
         layer = candidate.layer
         for user in layer.users:
             op = program.op(user)
-            if user is candidate.node or (op is not None and op.name in _FACTS):
+            if user is candidate.node or (op is not None and Trait.FACT in op.traits):
                 continue
             if layer in written_by(program, user):
                 text = f"{user.name} writes into what {layer.name} gave"

@@ -40,15 +40,6 @@ from fxtemporal.passes.rule import Rule, Site
 __all__ = ["Branches", "MergeConvolutions", "concatenated"]
 
 _DIMS = {f"conv{n}d": n for n in (1, 2, 3)}
-_OWN_MEMORY = frozenset(
-    """
-        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d batch_norm cat
-        relu silu gelu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu add sub mul div
-        max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-        adaptive_avg_pool2d adaptive_avg_pool3d mean sum amax size shape dim numel dtype device
-    """.split()
-)
-"""Ops whose result is dense memory of its own, whatever the strides of what they read."""
 
 
 @opaque
@@ -274,4 +265,4 @@ def _hidden_relu(program: Program, aliasing: Aliasing, user: fx.Node, node: fx.N
 def _reads_only(program: Program, user: fx.Node) -> bool:
     """Whether ``user`` cannot tell a slice of a larger tensor from a tensor of its own."""
     op = program.op(user) if user.op.startswith("call") else None
-    return op is not None and op.name in _OWN_MEMORY and not written_by(program, user)
+    return op is not None and op.owns and not written_by(program, user)

@@ -25,12 +25,12 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
-from fxtemporal.analysis.batching_rules import ELEMENTWISE, shifted, unbatched
+from fxtemporal.analysis.batching_rules import shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of, owns_memory
 from fxtemporal.analysis.vmap_fallback import mapped_dims
 from fxtemporal.ir.guards import expect, one_shape
-from fxtemporal.ir.ops import Op
+from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import spelled, vmapped
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
@@ -317,7 +317,7 @@ class _Rewriter:
         if plan.apart:
             return self._apart(family, frames, inputs)
         axes = {value.axis for value in inputs.values()}
-        if op.name in ELEMENTWISE and (plan.origin is family or len(axes) > 1):
+        if Trait.ELEMENTWISE in op.traits and (plan.origin is family or len(axes) > 1):
             return self._broadcast(family, frames, inputs)
         if (arguments := shifted(plan.call)) is not None:
             apart = inputs[op.args["input"]].at(0).apart()

@@ -14,6 +14,17 @@ Equal ops are equal; this package is the only place that looks at ``node.target`
 """
 
 from fxtemporal.ir.ops.describer import Blocker, Describer, blocked, describe
-from fxtemporal.ir.ops.op import WHOLE, Attr, Op
+from fxtemporal.ir.ops.op import WHOLE, Attr, Op, Trait
+from fxtemporal.ir.ops.table import ops_with
 
-__all__ = ["WHOLE", "Attr", "Blocker", "Describer", "Op", "blocked", "describe"]
+__all__ = [
+    "WHOLE",
+    "Attr",
+    "Blocker",
+    "Describer",
+    "Op",
+    "Trait",
+    "blocked",
+    "describe",
+    "ops_with",
+]

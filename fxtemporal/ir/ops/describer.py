@@ -194,7 +194,7 @@ class Describer:
                 raise UndescribedError(f"{name} is called with {argument}")
             del args[argument]
         random = row.random is not None and row.random(args)
-        return Op(name, args, inplace, random, row.owns and not inplace, row.traits)
+        return Op(name, args, inplace, random, row.owns and not inplace, row.has)
 
     # ---- values ----------------------------------------------------------------------------------
 

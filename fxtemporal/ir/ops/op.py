@@ -32,7 +32,7 @@ class Trait(enum.Flag):
     MOVES_AXES = enum.auto()
     """Only puts axes in another order, or together, or apart."""
     SAME_MEMORY = enum.auto()
-    """The result is the very memory of the input, where that can be: taken twice, it is the same."""
+    """The result is the memory of the input, where that can be: taken twice, it is the same."""
     CUTS = enum.auto()
     """Takes entries out of a dimension."""
     FACT = enum.auto()
@@ -55,6 +55,9 @@ class Trait(enum.Flag):
     """The result lies the same in memory for any layout of the input."""
     WRITES_SIZES = enum.auto()
     """The caller writes out sizes of the result."""
+
+
+NOTHING = Trait(0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Op:
     """Draws random numbers, as called."""
     owns: bool = False
     """Never gives memory of an input. False where it may, or where that is not known."""
-    traits: Trait = Trait(0)
+    traits: Trait = NOTHING
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", MappingProxyType(dict(self.args)))

@@ -14,7 +14,7 @@ import builtins
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import einops as einops_package
@@ -29,7 +29,17 @@ from fxtemporal.ir.ops.op import Trait
 from fxtemporal.ir.ops.signature import Arguments, Signature, parse
 from fxtemporal.ir.running import running_maximum, running_minimum
 
-__all__ = ["ATEN", "FUNCTIONS", "METHODS", "OPS", "ROWS", "SPELLINGS", "Row", "Spelling"]
+__all__ = [
+    "ATEN",
+    "FUNCTIONS",
+    "METHODS",
+    "OPS",
+    "ROWS",
+    "SPELLINGS",
+    "Row",
+    "Spelling",
+    "ops_with",
+]
 
 Callables = tuple[Callable[..., Any], ...]
 Random = Callable[[Arguments], bool]
@@ -50,7 +60,8 @@ class Row:
     random: Random | None = None
     owns: bool = False
     """Gives memory of its own, however it is called: see ``_OWNING``. The others may share."""
-    traits: Trait = Trait(0)
+    traits: str = ""
+    """The names of each :class:`Trait` that it has."""
 
     @cached_property
     def signature(self) -> Signature:
@@ -59,6 +70,11 @@ class Row:
     @property
     def name(self) -> str:
         return self.signature.name
+
+    @cached_property
+    def has(self) -> Trait:
+        """What is true of every call of it."""
+        return reduce(operator.or_, (Trait[t.upper()] for t in self.traits.split()), Trait(0))
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class Spelling:
 
 
 def elementwise(*rows: Row) -> tuple[Row, ...]:
-    return tuple(replace(row, traits=row.traits | Trait.ELEMENTWISE) for row in rows)
+    return tuple(replace(row, traits=f"elementwise {row.traits}") for row in rows)
 
 
 def always(args: Arguments) -> bool:
@@ -112,7 +128,8 @@ def convolutions(n: int) -> tuple[Row, ...]:
     out = f"output_padding: n{n}=0, groups=1, dilation: n{n}=1"
     pool = f"input, kernel_size: n{n}, stride: stride{n}=None, padding: n{n}=0"
     batch = "" if n == 1 else ", divisor_override=None"
-    return (
+    traits = "spatial keeps_layout" if n == 3 else "spatial"
+    rows = (
         Row(
             f"conv{n}d(input, weight, bias=None, {sizes}, dilation: n{n}=1, groups=1, "
             "padding_mode='zeros')"
@@ -131,6 +148,7 @@ def convolutions(n: int) -> tuple[Row, ...]:
             functions=(getattr(F, f"_adaptive_max_pool{n}d"),),
         ),
     )
+    return tuple(replace(row, traits=traits) for row in rows)
 
 
 UNARY = (
@@ -145,7 +163,7 @@ BINARY = "atan2 fmod copysign hypot nextafter xlogy gcd lcm floor_divide remaind
 _OWNING: tuple[Row, ...] = (
     # Layers
     *(row for n in (1, 2, 3) for row in convolutions(n)),
-    Row("linear(input, weight, bias=None)"),
+    Row("linear(input, weight, bias=None)", traits="dense"),
     Row("bilinear(input, input2, weight, bias=None)", renamed={"input1": "input"}),
     Row(
         "embedding(input, weight, padding_idx=None, max_norm=None, norm_type: float=2.0, "
@@ -153,20 +171,23 @@ _OWNING: tuple[Row, ...] = (
         spaces="F aten",
         renamed={"indices": "input"},
         fix=form.embedding,
-    ),
+    traits="dense"),
     Row(
         "batch_norm(input, running_mean, running_var, weight=None, bias=None, "
         "training: bool=False, momentum: float=0.1, eps: float=1e-5)",
         spaces="F aten",
-    ),
+    traits="normalizes keeps_layout"),
     Row(
         "instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None, "
         "use_input_stats: bool=True, momentum: float=0.1, eps: float=1e-5)",
         spaces="F aten",
-    ),
-    Row("layer_norm(input, normalized_shape: tuple, weight=None, bias=None, eps: float=1e-5)"),
-    Row("group_norm(input, num_groups, weight=None, bias=None, eps: float=1e-5)"),
-    Row("rms_norm(input, normalized_shape: tuple, weight=None, eps: float=None)"),
+    traits="normalizes keeps_layout"),
+    Row("layer_norm(input, normalized_shape: tuple, weight=None, bias=None, eps: float=1e-5)",
+        traits="normalizes makes_contiguous"),
+    Row("group_norm(input, num_groups, weight=None, bias=None, eps: float=1e-5)",
+        traits="normalizes keeps_layout"),
+    Row("rms_norm(input, normalized_shape: tuple, weight=None, eps: float=None)",
+        traits="normalizes"),
     Row(
         "local_response_norm(input, size, alpha: float=1e-4, beta: float=0.75, k: float=1.0)",
         spaces="F",
@@ -262,8 +283,10 @@ _OWNING: tuple[Row, ...] = (
     Row("triu(input, diagonal=0)"),
     Row("copy(input, src)", spaces="Tensor aten"),
     # Over dimensions
-    Row("softmax(input, dim: dim, dtype=None)", spaces="torch Tensor aten", fix=form.known_dim),
-    Row("log_softmax(input, dim: dim, dtype=None)", spaces="torch Tensor aten", fix=form.known_dim),
+    Row("softmax(input, dim: dim, dtype=None)", spaces="torch Tensor aten", fix=form.known_dim,
+        traits="makes_contiguous"),
+    Row("log_softmax(input, dim: dim, dtype=None)", spaces="torch Tensor aten", fix=form.known_dim,
+        traits="makes_contiguous"),
     *(
         Row(f"{name}(input, dim: reduced=None, keepdim: bool=False, *, dtype=None)")
         for name in ("sum", "mean", "prod", "nansum", "nanmean")
@@ -296,12 +319,12 @@ _OWNING: tuple[Row, ...] = (
     Row("sort(input, dim: dim=-1, descending: bool=False, stable: bool=False)"),
     Row("argsort(input, dim: dim=-1, descending: bool=False, stable: bool=False)"),
     # Products
-    Row("matmul(input, other)", functions=(operator.matmul,)),
-    Row("bmm(input, mat2)"),
-    Row("mm(input, mat2)"),
+    Row("matmul(input, other)", functions=(operator.matmul,), traits="dense"),
+    Row("bmm(input, mat2)", traits="dense"),
+    Row("mm(input, mat2)", traits="dense"),
     Row("mv(input, vec)"),
     Row("dot(input, tensor)"),
-    Row("addmm(input, mat1, mat2, *, beta=1, alpha=1)"),
+    Row("addmm(input, mat1, mat2, *, beta=1, alpha=1)", traits="dense"),
     Row("baddbmm(input, batch1, batch2, *, beta=1, alpha=1)"),
     Row(
         "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p: float=0.0, "
@@ -310,33 +333,35 @@ _OWNING: tuple[Row, ...] = (
         random=dropping_attention,
     ),
     # Parts
-    Row("index_select(input, dim: dim, index)"),
+    Row("index_select(input, dim: dim, index)", traits="cuts"),
     Row("gather(input, dim: dim, index, *, sparse_grad: bool=False)"),
-    Row("stack(tensors, dim: new_dim=0)"),
-    Row("cat(tensors, dim: dim=0)", also="concat concatenate"),
+    Row("stack(tensors, dim: new_dim=0)", traits="moves"),
+    Row("cat(tensors, dim: dim=0)", also="concat concatenate", traits="moves keeps_layout"),
     # Shapes
     Row("repeat(input, *repeats: flat)"),
     Row("repeat_interleave(input, repeats, dim: dim=None, *, output_size=None)"),
     Row("tile(input, *dims: flat)"),
     Row("flip(input, *dims: dim_set)"),
     Row("roll(input, shifts: tuple, dims: dims=())"),
-    Row("pad(input, pad: flat, mode='constant', value: float=None)", fix=form.pad),
+    Row("pad(input, pad: flat, mode='constant', value: float=None)", fix=form.pad,
+        traits="keeps_layout"),
     Row(
         "interpolate(input, size=None, scale_factor=None, mode='nearest', align_corners=None, "
         "recompute_scale_factor=None, antialias: bool=False)",
         spaces="F",
         fix=form.interpolate,
-    ),
+    traits="makes_contiguous"),
     # Memory
-    Row("clone(input, *, memory_format: memory_format=None)"),
+    Row("clone(input, *, memory_format: memory_format=None)", traits="elementwise moves passes_on"),
     # Facts about a tensor
-    Row("size(input, dim: dim)", spaces=""),
-    Row("shape(input)", spaces=""),
-    Row("numel(input)", also="nelement", spaces="torch Tensor aten"),
-    Row("length(input)", spaces="", functions=(length,)),
-    Row("dim(input)", also="ndimension", spaces="Tensor aten", functions=(dimensions,)),
-    Row("dtype(input)", spaces=""),
-    Row("device(input)", spaces=""),
+    Row("size(input, dim: dim)", spaces="", traits="fact dense"),
+    Row("shape(input)", spaces="", traits="fact"),
+    Row("numel(input)", also="nelement", spaces="torch Tensor aten", traits="fact counts"),
+    Row("length(input)", spaces="", functions=(length,), traits="fact counts"),
+    Row("dim(input)", also="ndimension", spaces="Tensor aten", functions=(dimensions,),
+        traits="fact"),
+    Row("dtype(input)", spaces="", traits="fact"),
+    Row("device(input)", spaces="", traits="fact"),
     # Recurrent nets and attention
     *(
         Row(
@@ -345,6 +370,7 @@ _OWNING: tuple[Row, ...] = (
             spaces="torch aten",
             fix=form.recurrent,
             random=dropping_between_layers,
+            traits="recurrent",
         )
         for name, nested in (
             ("lstm", ", nested: bool=False"),
@@ -406,30 +432,32 @@ _OWNING: tuple[Row, ...] = (
 
 _SHARING: tuple[Row, ...] = (
     # Layers
-    Row(f"dropout(input, {DROPOUT})", random=dropping),
+    Row(f"dropout(input, {DROPOUT})", random=dropping, traits="elementwise passes_on"),
     *(
-        Row(f"dropout{n}d(input, {DROPOUT})", spaces="F", random=dropping)
+        Row(f"dropout{n}d(input, {DROPOUT})", spaces="F", random=dropping,
+            traits="elementwise passes_on per_channel")
         for n in (1, 2, 3)
     ),
     *(
         Row(f"{name}(input, p: float=0.5, training: bool=False, inplace: bool=False)",
-            random=dropping)
+            random=dropping, traits="elementwise passes_on")
         for name in ("alpha_dropout", "feature_alpha_dropout")
     ),
-    Row("feature_dropout(input, p: float, training: bool)", spaces="", random=dropping),
+    Row("feature_dropout(input, p: float, training: bool)", spaces="", random=dropping,
+        traits="elementwise passes_on per_channel"),
     # Element-wise
-    Row("positive(input)", functions=(operator.pos,)),
+    Row("positive(input)", functions=(operator.pos,), traits="elementwise"),
     # Products
     Row("einsum(equation: unspaced, operands: flat)", spaces="aten",
         renamed={"tensors": "operands"}),
     # Parts
-    Row("select(input, dim: dim, index)"),
+    Row("select(input, dim: dim, index)", traits="moves same_memory cuts restrides"),
     Row("slice(input, dim: dim=0, start=None, end: end=None, step=1)", spaces="aten",
-        fix=form.slice_start),
-    Row("narrow(input, dim: dim, start, length)", spaces=""),
-    Row("getitem(input, index)", spaces=""),
-    Row("item(input, index)", spaces=""),
-    Row("unbind(input, dim: dim=0)"),
+        fix=form.slice_start, traits="moves same_memory cuts restrides"),
+    Row("narrow(input, dim: dim, start, length)", spaces="", traits="restrides"),
+    Row("getitem(input, index)", spaces="", traits="moves cuts restrides"),
+    Row("item(input, index)", spaces="", traits="moves restrides"),
+    Row("unbind(input, dim: dim=0)", traits="moves same_memory cuts restrides"),
     Row(
         "split(input, sizes, dim: dim=0)",
         also="split_with_sizes",
@@ -437,37 +465,44 @@ _SHARING: tuple[Row, ...] = (
             "tensor": "input",
             **dict.fromkeys(("split_size", "split_sizes", "split_size_or_sections"), "sizes"),
         },
-    ),
-    Row("chunk(input, chunks, dim: dim=0)"),
+    traits="moves same_memory cuts restrides"),
+    Row("chunk(input, chunks, dim: dim=0)", traits="moves same_memory cuts restrides"),
     # Shapes
-    Row("view(input, *shape: flat)", spaces="aten", renamed={"size": "shape"}),
-    Row("reshape(input, *shape: flat)"),
+    Row("view(input, *shape: flat)", spaces="aten", renamed={"size": "shape"},
+        traits="moves moves_axes same_memory writes_sizes"),
+    Row("reshape(input, *shape: flat)", traits="moves moves_axes writes_sizes"),
     Row("view_as(input, other)"),
     Row("reshape_as(input, other)"),
-    Row("flatten(input, start_dim: dim=0, end_dim: dim=-1)"),
-    Row("unflatten(input, dim: dim, sizes: flat)"),
-    Row("unfold(input, dim: dim, size, step)", spaces="Tensor aten", renamed={"dimension": "dim"}),
-    Row("permute(input, *dims: dims)"),
-    Row("movedim(input, source: dims, destination: dims)", also="moveaxis", fix=form.moved_dims),
+    Row("flatten(input, start_dim: dim=0, end_dim: dim=-1)",
+        traits="moves moves_axes same_memory dense"),
+    Row("unflatten(input, dim: dim, sizes: flat)",
+        traits="moves moves_axes same_memory writes_sizes"),
+    Row("unfold(input, dim: dim, size, step)", spaces="Tensor aten", renamed={"dimension": "dim"},
+        traits="moves"),
+    Row("permute(input, *dims: dims)", traits="moves moves_axes same_memory restrides"),
+    Row("movedim(input, source: dims, destination: dims)", also="moveaxis", fix=form.moved_dims,
+        traits="moves moves_axes same_memory restrides"),
     Row("transpose(input, dim0: dim, dim1: dim)", also="swapaxes swapdims", fix=form.swapped_dims,
-        renamed={"axis0": "dim0", "axis1": "dim1"}),
-    Row("squeeze(input, dim: dim_set=None)"),
-    Row("unsqueeze(input, dim: new_dim)"),
-    Row("expand(input, *size: flat)"),
+        renamed={"axis0": "dim0", "axis1": "dim1"},
+            traits="moves moves_axes same_memory restrides"),
+    Row("squeeze(input, dim: dim_set=None)", traits="moves moves_axes same_memory restrides"),
+    Row("unsqueeze(input, dim: new_dim)", traits="moves moves_axes same_memory restrides"),
+    Row("expand(input, *size: flat)", traits="moves same_memory restrides writes_sizes"),
     Row("expand_as(input, other)"),
     Row("broadcast_to(input, size: flat)"),
     Row("pixel_shuffle(input, upscale_factor)"),
     Row("pixel_unshuffle(input, downscale_factor)"),
     Row("channel_shuffle(input, groups)"),
     # Memory
-    Row("identity(input)", spaces=""),
-    Row("contiguous(input, *, memory_format: memory_format=0)"),
-    Row("detach(input)"),
+    Row("identity(input)", spaces="", traits="elementwise moves same_memory passes_on"),
+    Row("contiguous(input, *, memory_format: memory_format=0)",
+        traits="elementwise moves moves_axes passes_on reformats dense"),
+    Row("detach(input)", traits="elementwise moves same_memory restrides"),
     Row(
         "to(input, *, dtype=None, device=None, other=None, copy: bool=False, "
         "non_blocking: bool=False, memory_format: memory_format=None)",
         spaces="",
-    ),
+    traits="elementwise moves reformats"),
     # Recurrent nets and attention
     *(
         Row(
@@ -482,7 +517,7 @@ _SHARING: tuple[Row, ...] = (
         )
     ),
     # einops
-    Row("rearrange(input, pattern, axes)", spaces="", fix=form.einops),
+    Row("rearrange(input, pattern, axes)", spaces="", fix=form.einops, traits="moves moves_axes"),
     Row("einops_repeat(input, pattern, axes)", spaces="", fix=form.einops),
     Row("einops_reduce(input, pattern, reduction, axes)", spaces="", fix=form.einops),
 )  # fmt: skip
@@ -651,3 +686,8 @@ FUNCTIONS: dict[Any, Spelling] = _functions()
 METHODS: dict[str, Spelling] = _named("Tensor")
 ATEN: dict[str, Spelling] = _named("aten")
 OPS: dict[str, Row] = {row.name: row for row in ROWS}
+
+
+def ops_with(trait: Trait) -> frozenset[str]:
+    """The names of the ops that have ``trait``."""
+    return frozenset(row.name for row in ROWS if trait in row.has)

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxtemporal.analysis.batching_rules import ELEMENTWISE
+from fxtemporal.analysis.layout_regions import keeps_layout
 from fxtemporal.functional import conv3d_in_form
 from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.ops import Trait
 from fxtemporal.ir.program import Program
 
 __all__ = ["as_conv3d_lays_out", "chooses_layout", "keep_form_layouts"]
@@ -42,26 +43,6 @@ _ARGUMENTS = {
     "groups": 1,
 }
 """The first arguments of a form of ``conv3d``, with their defaults."""
-
-_CONTIGUOUS = ELEMENTWISE | frozenset(
-    """
-        adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d batch_norm cat conv3d group_norm
-        instance_norm interpolate layer_norm max_pool3d pad softmax log_softmax
-    """.split()
-)
-"""Ops that make contiguous tensors of contiguous ones, and of any other maps whatever they like."""
-_ALIKE = (ELEMENTWISE - {"contiguous", "to"}) | frozenset(
-    """
-        chunk detach expand getitem movedim narrow permute select size slice split squeeze transpose
-        unbind unsqueeze
-    """.split()
-)
-"""Ops that give memory of their input in any layout, or in none."""
-
-_DENSE = frozenset("addmm bmm contiguous embedding flatten linear matmul mm size".split())
-"""Ops whose result is the same in memory for any layout of their input."""
-_A_CHANNEL = frozenset(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"))
-"""Ops that draw a number for each channel, in the order of the channels."""
 
 
 class _Seen(IntEnum):
@@ -183,15 +164,16 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
         return False
     op = program.op(node)
     if op is None or op.random or ("training" in op.args and "norm" not in op.name):
-        return op is None or op.name not in _A_CHANNEL
-    alike = op.owns or op.inplace or op.name in _ALIKE
+        return op is None or Trait.PER_CHANNEL not in op.traits
+    follows = op.traits & (Trait.ELEMENTWISE | Trait.RESTRIDES | Trait.FACT)
+    alike = op.owns or op.inplace or (follows and Trait.REFORMATS not in op.traits)
     return not alike and any(node < write for write in last_write)
 
 
 def _makes_dense(program: Program, node: fx.Node) -> bool:
     """Whether the result of ``node`` lies in memory as it does, however its input lies."""
     op = program.op(node)
-    return op is not None and op.name in _DENSE
+    return op is not None and Trait.DENSE in op.traits
 
 
 def _writes(program: Program, node: fx.Node) -> bool:
@@ -217,7 +199,7 @@ def _keeps_contiguous(program: Program, node: fx.Node) -> bool:
     if node.op == "placeholder" or _chooses(node) or _follows(node):
         return True
     op = program.op(node)
-    return op is not None and op.name in _CONTIGUOUS
+    return op is not None and (keeps_layout(op) or Trait.MAKES_CONTIGUOUS in op.traits)
 
 
 def _chooses(node: fx.Node) -> bool:
