@@ -497,3 +497,40 @@ def test_a_pooling_of_single_samples_takes_no_channel_as_torch_does(kind: str, n
         for frames in (4, 2):
             x = torch.randn(channels, frames, *sizes)
             torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda f: f.unfold(1, 2, 1),
+        lambda f: f.unfold(1, 2, 1).transpose(0, 1),
+        lambda f: f[:, ::2],
+        lambda f: f[:, :1].expand(-1, 3, -1, -1),
+        lambda f: f.transpose(1, 3),
+        lambda f: f,
+    ],
+)
+def test_frames_that_go_out_lie_as_the_models_do(view: Callable[[Tensor], Tensor]) -> None:
+    """With gaps, or entries that share memory, too: those are views of a frame of their own."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [view(self.layer(x[:, t]).relu()) for t in range(x.size(1))]
+
+    model = Views().eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 3, 4, 5),), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    for batch in (2, 1):
+        x = torch.randn(batch, 3, 3, 4, 5)
+        expected, found = model(x), fast(x)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+            assert mine.shape == theirs.shape
+            for dim in range(mine.dim()):
+                assert mine.shape[dim] == 1 or mine.stride(dim) == theirs.stride(dim)
+        addresses = {mine.untyped_storage().data_ptr() for mine in found}
+        assert len(addresses) == len(found)
