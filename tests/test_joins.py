@@ -534,3 +534,34 @@ def test_frames_that_go_out_lie_as_the_models_do(view: Callable[[Tensor], Tensor
                 assert mine.shape[dim] == 1 or mine.stride(dim) == theirs.stride(dim)
         addresses = {mine.untyped_storage().data_ptr() for mine in found}
         assert len(addresses) == len(found)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize("join", [torch.add, torch.maximum, torch.minimum])
+def test_what_is_read_of_a_running_value_on_the_way(
+    join: Callable[[Tensor, Tensor], Tensor], every: int
+) -> None:
+    """Each stretch between two readings is one op, which goes on from the one before it."""
+
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            total, read = None, []
+            for t in range(x.size(1)):
+                y = self.layer(x[:, t])
+                total = y if total is None else join(total, y)
+                if t % every == 0:
+                    read.append(total * 2)
+            return torch.stack(read)
+
+    model = Running().eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 8, 4),), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    fast.graph.lint()
+    double = model.double()
+    for batch in (2, 3):
+        x = torch.randn(batch, 8, 4, dtype=torch.float64)
+        torch.testing.assert_close(fast.double()(x), double(x))
