@@ -223,7 +223,7 @@ def a_sum_of_integers(self: Any, x: Tensor) -> Tensor:
     [
         (partial_sums, 1),
         (moving_average, 1),
-        (sum_read_on_the_way, FRAMES),
+        (sum_read_on_the_way, 1),
         (a_sum_of_integers, 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
