@@ -169,3 +169,30 @@ def test_the_same_gradients_are_not(kind: type[Base]) -> None:
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(other, one)
+
+
+def test_an_unread_call_that_is_not_known_here_asks_for_no_gradient() -> None:
+    """torch.vsplit of a frame that nobody reads: NaN in it must not come into the weights."""
+
+    class Splits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for t in range(x.size(1)):
+                last = torch.vsplit(self.layer(x[:, t]), 2)[1]
+            return last
+
+    model = Splits()
+    fast = fxtemporal.optimize(model, (torch.rand(2, 4, 4),), tune="static")
+    for frame in range(4):
+        x = torch.rand(2, 4, 4)
+        x[:, frame] = float("nan")
+        found = []
+        for net in (model, fast):
+            model.zero_grad()
+            net(x).sum().backward()
+            found.append(model.layer.weight.grad.clone())
+        assert torch.equal(found[0].isnan(), found[1].isnan())
+        assert bool(found[0].isnan().any()) == (frame == 3)

@@ -223,7 +223,7 @@ def a_sum_of_integers(self: Any, x: Tensor) -> Tensor:
     [
         (partial_sums, 1),
         (moving_average, 1),
-        (sum_read_on_the_way, FRAMES),
+        (sum_read_on_the_way, 1),
         (a_sum_of_integers, 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -497,3 +497,71 @@ def test_a_pooling_of_single_samples_takes_no_channel_as_torch_does(kind: str, n
         for frames in (4, 2):
             x = torch.randn(channels, frames, *sizes)
             torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda f: f.unfold(1, 2, 1),
+        lambda f: f.unfold(1, 2, 1).transpose(0, 1),
+        lambda f: f[:, ::2],
+        lambda f: f[:, :1].expand(-1, 3, -1, -1),
+        lambda f: f.transpose(1, 3),
+        lambda f: f,
+    ],
+)
+def test_frames_that_go_out_lie_as_the_models_do(view: Callable[[Tensor], Tensor]) -> None:
+    """With gaps, or entries that share memory, too: those are views of a frame of their own."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [view(self.layer(x[:, t]).relu()) for t in range(x.size(1))]
+
+    model = Views().eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 3, 4, 5),), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    for batch in (2, 1):
+        x = torch.randn(batch, 3, 3, 4, 5)
+        expected, found = model(x), fast(x)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+            assert mine.shape == theirs.shape
+            for dim in range(mine.dim()):
+                assert mine.shape[dim] == 1 or mine.stride(dim) == theirs.stride(dim)
+        addresses = {mine.untyped_storage().data_ptr() for mine in found}
+        assert len(addresses) == len(found)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize("join", [torch.add, torch.maximum, torch.minimum])
+def test_what_is_read_of_a_running_value_on_the_way(
+    join: Callable[[Tensor, Tensor], Tensor], every: int
+) -> None:
+    """Each stretch between two readings is one op, which goes on from the one before it."""
+
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            total, read = None, []
+            for t in range(x.size(1)):
+                y = self.layer(x[:, t])
+                total = y if total is None else join(total, y)
+                if t % every == 0:
+                    read.append(total * 2)
+            return torch.stack(read)
+
+    model = Running().eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 8, 4),), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    fast.graph.lint()
+    double = model.double()
+    for batch in (2, 3):
+        x = torch.randn(batch, 8, 4, dtype=torch.float64)
+        torch.testing.assert_close(fast.double()(x), double(x))

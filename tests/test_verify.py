@@ -477,3 +477,20 @@ def test_a_pair_that_is_wrong_only_together_loses_one() -> None:
 def test_nothing_to_blame() -> None:
     assert culprits([], lambda chosen: False) == []
     assert culprits([1, 2], lambda chosen: True) == []
+
+
+def test_what_moves_with_the_last_bits_asks_for_gradients_as_the_model_does() -> None:
+    """Else a forward that does something else without gradients would excuse any error."""
+
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.requires_grad else x
+
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 1
+
+    example: Any = ((torch.randn(2, 3).requires_grad_(),), {})
+    comparison = Verifier(Asks(), example, gradients=True).compare(Plain())
+    assert not comparison.equal
+    assert comparison.relative_error == pytest.approx(0.5)

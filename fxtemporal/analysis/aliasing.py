@@ -22,7 +22,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.support.disjoint_sets import DisjointSets
 
-__all__ = ["Aliasing", "written_by"]
+__all__ = ["Aliasing", "of_library", "written_by"]
 
 _LIBRARIES = frozenset(("torch", "fxtemporal", "einops", "math", "builtins", "_operator"))
 """What writes only where its name says so; no name in it stands for code of the user."""
@@ -161,8 +161,15 @@ def _may_write(program: Program, node: fx.Node) -> bool:
         return not plain or any(getattr(part, "inplace", False) for part in parts)
     if node.kwargs.get("inplace") or "out" in node.kwargs:
         return True
+    return node.op == "call_function" and not of_library(node)
+
+
+def of_library(node: fx.Node) -> bool:
+    """Whether a call is of a function or method that no user has written."""
     home = getattr(node.target, "__module__", None) or "torch"
-    return node.op == "call_function" and home.partition(".")[0] not in _LIBRARIES
+    return node.op == "call_method" or (
+        node.op == "call_function" and home.partition(".")[0] in _LIBRARIES
+    )
 
 
 def _says_so(name: str) -> bool:

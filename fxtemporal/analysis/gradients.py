@@ -15,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
+from fxtemporal.analysis.aliasing import of_library, written_by
 from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.program import Program
 
@@ -37,7 +38,10 @@ def _starts(program: Program, node: fx.Node) -> bool:
     if not node.op.startswith("call") or node.target in QUESTIONS:
         return False
     op = program.op(node)
-    return op is None or op.inplace
+    if op is not None:
+        return op.inplace
+    gives = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    return not gives or not of_library(node) or bool(written_by(program, node))
 
 
 def _carries(program: Program, node: fx.Node) -> bool:

@@ -275,6 +275,10 @@ class Program:
         renewed: set[fx.Node] = set()
         moved: set[fx.Node] = set()
         for node in self.graph.nodes:
+            if gone := [source for source in node.all_input_nodes if source._erased]:
+                raise RuntimeError(
+                    f"{node} reads {gone[0]}, which is no node of the graph any more"
+                )
             if node.op in ("placeholder", "output"):
                 continue
             looks = self._looks_into(node, renewed)

@@ -470,14 +470,36 @@ class _Rewriter:
                 continue  # a frame of the input still stands in the graph
             frame = self.values[family].frame_of(lane)
             with self.graph.inserting_before(reader):
-                if node in written or (reader.op == "output" and owns_memory(family)):
+                if node in written:
                     frame = self.graph.call_method("clone", (frame,))  # nothing else sees it
+                elif reader.op == "output" and owns_memory(family):
+                    frame = self._frame_of_its_own(node)
                 elif op is None and reader.op != "output":  # may read strides, as as_strided
                     dense: dict[str, Any] = {"memory_format": torch.contiguous_format}
                     frame = self.graph.call_method("clone", (frame,), dense)
                 elif op is not None and op.name == "view":  # relies on strides
                     frame = self.graph.call_method("contiguous", (frame,))
             reader.replace_input_with(node, frame)
+
+    def _frame_of_its_own(self, node: fx.Node) -> fx.Node:
+        """The frame in memory that nothing else sees; a view with gaps, of what it was taken of."""
+        family, lane = self.loop.lanes[node]
+        sources = [n for n in node.all_input_nodes if n in self.loop.lanes]
+        known = all(self.loop.lanes[source][0] in self.values for source in sources)
+        if _is_dense(node) or not known or not sources:
+            return self.graph.call_method("clone", (self.values[family].frame_of(lane),))
+        own = {source: self._frame_of_its_own(source) for source in sources}
+        return self.graph.node_copy(node, lambda n: own.get(n, n))
+
+
+def _is_dense(node: fx.Node) -> bool:
+    """Whether a copy of ``node`` can lie as it does: no entry twice, and no gaps."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return True
+    steps = value.stride()
+    order = sorted(range(value.dim()), key=lambda dim: steps[dim], reverse=True)
+    return value.permute(order).is_contiguous()
 
 
 def _inputs(family: Family) -> tuple[fx.Node, ...]:

@@ -255,14 +255,10 @@ class Verifier:
             noises: list[float] = []
             shaken = partial(_shaken, generator=torch.Generator().manual_seed(0))
             args, kwargs = pytree.tree_map_only(torch.Tensor, shaken, own_inputs(run.inputs))
-            with (
-                stand_in(self._original) as other,
-                torch.no_grad(),
-                quiet(),
-                contextlib.suppress(Exception),
-            ):
-                for tensor in (*other.module.parameters(), *other.module.buffers()):
-                    tensor.copy_(shaken(tensor))
+            with stand_in(self._original) as other, quiet(), contextlib.suppress(Exception):
+                with torch.no_grad():
+                    for tensor in (*other.module.parameters(), *other.module.buffers()):
+                        tensor.copy_(shaken(tensor))
                 moved = self._outcome(other.module, (args, kwargs))
                 for one, two in zip(_tensors(moved), _tensors(run.outputs), strict=True):
                     error, largest = distance(one, two) if is_float(two) else (0.0, 1.0)
@@ -338,7 +334,8 @@ def _shaken(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if not tensor.dtype.is_floating_point:
         return tensor
     noise = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor.device)
-    return (tensor.double() * (1 + torch.finfo(tensor.dtype).eps * noise)).to(tensor.dtype)
+    moved = tensor.detach().double() * (1 + torch.finfo(tensor.dtype).eps * noise)
+    return moved.to(tensor.dtype).requires_grad_(tensor.requires_grad)  # a forward may ask
 
 
 def _same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:

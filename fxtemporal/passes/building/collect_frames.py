@@ -26,6 +26,7 @@ class Joiner:
         self.graph = program.graph
         self.loop = loop
         self.values = values
+        self._made: dict[fx.Node, fx.Node] = {}  # what stands in the place of the end of a chain
 
     def collect(self, join: Join) -> None:
         """One op in place of a chain of T."""
@@ -39,21 +40,25 @@ class Joiner:
             if isinstance(join, Writes):
                 self._write(join, frames)
             else:
-                last.replace_all_uses_with(self._reduce(join, frames))
+                self._made[last] = self._reduce(join, frames)
+                last.replace_all_uses_with(self._made[last])
         for node in reversed(join.nodes):
             self.graph.erase_node(node)
 
     def _reduce(self, join: Reduction, frames: Stacked) -> fx.Node:
+        initial = join.initial
+        if isinstance(initial, fx.Node):  # the chain before this one may be collected already
+            initial = self._made.get(initial, initial)
         if join.name != "add":
             function = running_maximum if join.name == "maximum" else running_minimum
-            initial = () if join.initial is None else (join.initial,)
-            return self.graph.call_function(function, (frames.apart(), frames.axis, *initial))
+            start = () if initial is None else (initial,)
+            return self.graph.call_function(function, (frames.apart(), frames.axis, *start))
         total = self.graph.call_method("sum", (frames.apart(), frames.axis))
-        if join.initial is None or join.initial == 0:
+        if initial is None or (not isinstance(initial, fx.Node) and initial == 0):
             return total
         if join.inplace:
-            return self.graph.call_method("add_", (join.initial, total))
-        return self.graph.call_function(torch.add, (join.initial, total))
+            return self.graph.call_method("add_", (initial, total))
+        return self.graph.call_function(torch.add, (initial, total))
 
     def _write(self, join: Writes, frames: Stacked) -> None:
         entries = pick(self.graph, join.buffer, join.dim, join.entries)
