@@ -13,7 +13,7 @@ import torch
 from . import ops, workers
 from .case import Call, Case
 from .networks import network
-from .oracle import FAULTS, Verdict, judge
+from .oracle import FAULTS, Verdict, judge, run_alone
 from .programs import program
 from .shrinker import fingerprint, shrink
 
@@ -100,6 +100,18 @@ def _shrink_seed(item: tuple[str, int, Verdict]) -> tuple[Any, bool]:
         return shrink(_MADE[kind](seed), verdict, seconds=_SHRINKING), False
 
 
+def _dies_alone(item: tuple[str, int]) -> bool:
+    """Whether the original takes the process with it, before anything is optimized."""
+    ((_, _, why),) = workers.run(_run_seed_alone, [item], jobs=1, limit=_LIMIT)
+    return why == "killed"
+
+
+def _run_seed_alone(item: tuple[str, int]) -> tuple[None, bool]:
+    kind, seed = item
+    run_alone(_MADE[kind](seed))
+    return None, False
+
+
 def campaign(
     programs: int,
     networks: int,
@@ -122,6 +134,8 @@ def campaign(
     faults = (*FAULTS, "broken", *["lost"] * lost)
     start = time.monotonic()
     for item, verdict, why in workers.run(judge_seed, items, jobs=jobs, limit=_LIMIT):
+        if why == "killed" and _dies_alone(item):
+            verdict = Verdict("skipped", "torch dies of the original alone")
         verdict = verdict or Verdict("crash", why, f"{why} after {_LIMIT:.0f} s at most")
         name = verdict.kind
         if verdict.kind in ("refused", "skipped"):

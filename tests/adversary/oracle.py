@@ -89,6 +89,14 @@ def judge(case: Case) -> Verdict:
             return fault.verdict
 
 
+def run_alone(case: Case) -> None:
+    """The calls of the original, without a result beside it."""
+    with _quiet(case.dtype):
+        original = Program(case, compiled(case))
+        for call in case.calls:
+            _run(original.model, tensors(case, call), call, holder=original.model)
+
+
 @contextmanager
 def _quiet(dtype: str) -> Iterator[None]:
     before, grad = torch.get_default_dtype(), torch.is_grad_enabled()
