@@ -404,7 +404,7 @@ ASKED: dict[str, Forward] = {
     "device": lambda self, x: x * 2 if x.device.type == "cpu" and not x.is_cuda else x,
     "is_floating_point": lambda self, x: x * 2 if x.is_floating_point() else x,
     "is_contiguous": lambda self, x: x * 2 if x.is_contiguous() else x,
-    "requires_grad of an input": lambda self, x: x * 2 if x.requires_grad else x * 3,
+    "requires_grad of an input": lambda self, x: x * 2 + 0 if x.requires_grad else x * 2,
     "requires_grad of a parameter": lambda self, x: (
         x * 2 if self.linear.weight.requires_grad else x * 3
     ),
@@ -981,6 +981,18 @@ def test_the_result_is_the_model(case: Case) -> None:
     report = fxtemporal.report(result)
     assert case.frontend in (report.frontend, "?")
     assert (report.note is None) == (report.frontend == "fx")
+
+
+def test_a_forward_that_computes_something_else_for_gradients_is_refused() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.requires_grad else x * 3
+
+    with pytest.raises(fxtemporal.VerificationError) as raised:
+        fxtemporal.optimize(Asks(), (torch.randn(2, 3),), tune="static")
+    assert "reads requires_grad" in str(raised.value)
+    assert "computes something else where gradients are asked for" in str(raised.value)
+    assert "self.training" in str(raised.value)
 
 
 @pytest.mark.long

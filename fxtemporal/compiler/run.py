@@ -112,7 +112,12 @@ class Run:
                         verifier = Verifier(self.original, example, gradients=True)
                     except Exception:  # the model may not take gradients, in any way
                         continue
-                    self._refuse_unless_equal(verifier.compare(self.captured.gm))
+                    if not verifier.compare(self.captured.gm).equal:
+                        raise VerificationError(
+                            f"{self.captured.doubt}, and computes something else where gradients "
+                            "are asked for: a graph is one of the two. Decide on self.training, or "
+                            "on an argument of the forward."
+                        )
         lossy = tuple(rule for rule in self.rules if not rule.exact)
         if self.promises.bitwise and (lossy or self.factorize is not None):
             raise PassError("exact='bitwise' and a lossy pass, or factorize, contradict each other")
