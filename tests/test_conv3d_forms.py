@@ -566,3 +566,28 @@ def test_the_rule_is_named_and_knows_its_table_alone() -> None:
     assert Conv3dForms().name == "conv3d-forms"
     assert Conv3dForms.exact
     assert vars(Conv3dForms()) == {"choices": None, "confined": False, "bitwise": False}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("norm", [nn.InstanceNorm3d, nn.BatchNorm3d])
+def test_gradients_of_one_frame_come_back_in_plain_strides(
+    norm: type[nn.Module], batch: int
+) -> None:
+    """torch's BatchNorm takes a gradient with other strides, of sizes of 1, for another format."""
+    model = nn.Sequential(
+        nn.Conv3d(3, 6, 1),
+        nn.Conv3d(6, 2, (1, 2, 2), padding=1),
+        nn.Conv3d(2, 4, 2),
+        nn.Conv3d(4, 2, (1, 2, 2)),
+        norm(2),
+        nn.Conv3d(2, 2, (1, 1, 2)),
+    ).eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 1, 2, 3),), tune="static")
+    x = torch.randn(batch, 3, 1, 2, 3)
+    found = []
+    for net in (model, fast):
+        model.zero_grad()
+        net(x).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

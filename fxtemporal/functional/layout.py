@@ -32,20 +32,23 @@ def plain_strides(maps: Tensor) -> Tensor:
 
     The backward of a BatchNorm in eval mode takes maps of T = 1 with other strides for another
     format, and gives wrong gradients (torch 2.13, on a CPU); so does one whose gradient comes
-    back with such strides. Nothing is copied.
+    back with such strides. So where gradients are asked for, maps that are plain already go through
+    the same views. Nothing is copied.
     """
     if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
         return maps
     if maps.is_contiguous():
-        return maps if _is_plain(maps) else maps.flatten().view(maps.shape)
+        return maps if _settled(maps) else maps.flatten().view(maps.shape)
     rows = maps.permute(0, 2, 3, 4, 1)
-    if rows.is_contiguous() and not _is_plain(rows):
+    if rows.is_contiguous() and not _settled(rows):
         return rows.flatten().view(rows.shape).permute(0, 4, 1, 2, 3)
     return maps
 
 
-def _is_plain(maps: Tensor) -> bool:
-    """Whether contiguous ``maps`` have the strides of that, in dimensions of size 1 too."""
+def _settled(maps: Tensor) -> bool:
+    """Whether contiguous ``maps``, and their gradient, have the strides of that in any case."""
+    if maps.requires_grad:
+        return False
     step = 1
     for size, stride in zip(reversed(maps.shape), reversed(maps.stride()), strict=True):
         if stride != step:
