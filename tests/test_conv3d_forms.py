@@ -591,3 +591,40 @@ def test_gradients_of_one_frame_come_back_in_plain_strides(
         found.append([parameter.grad.clone() for parameter in model.parameters()])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_of_a_grouped_weight_in_channels_last() -> None:
+    """torch's conv2d, on one thread, gives another one for strides that a size of 1 leaves open."""
+    layers = nn.Sequential(nn.Conv3d(6, 6, 1), nn.Conv3d(6, 3, 1, groups=3)).eval()
+    model = layers.to(memory_format=torch.channels_last_3d)
+    fast = fxtemporal.optimize(model, (torch.randn(2, 6, 1, 1, 2),), tune="static")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for batch in (1, 2):
+            x = torch.randn(batch, 6, 1, 1, 2)
+            found = []
+            for net in (model, fast):
+                model.zero_grad()
+                net(x).square().sum().backward()
+                found.append([parameter.grad.clone() for parameter in model.parameters()])
+            for mine, theirs in zip(*found, strict=True):
+                torch.testing.assert_close(mine, theirs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_clip_without_frames_that_is_padded_first() -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 2, (1, 1, 2), padding=(2, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(F.pad(x[:, :, 1:], (0, 0, 0, 0, 2, 0)))
+
+    model = Causal().eval()
+    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 4, 5, 5),), tune="static")
+    for frames in (4, 2, 1):
+        x = torch.randn(1, 3, frames, 5, 5)
+        torch.testing.assert_close(fast(x), model(x))

@@ -11,14 +11,15 @@ Both steps can be differentiated, so that gradients reach the 5-D weight through
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, Padding
-from fxtemporal.functional.layout import plain_strides
+from fxtemporal.functional.layout import plain_strides, plain_weight
 from fxtemporal.functional.packed import Weights
 from fxtemporal.ir.leaf import opaque
 
@@ -139,6 +140,11 @@ class Form:
         self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
         clip = plain_strides(input if input.dim() == 5 else input.unsqueeze(0))
+        if clip.shape[2] == 0 and geometry.time_padding != (0, 0):  # conv3d takes no such clip
+            clip = F.pad(clip, (0, 0, 0, 0, *geometry.time_padding))
+            geometry = replace(geometry, time_padding=(0, 0), frames=clip.shape[2])
+        if isinstance(prepared, Tensor):
+            prepared = plain_weight(prepared)
         out = plain_strides(self.compute(clip, prepared, bias, geometry))
         return out if input.dim() == 5 else out.squeeze(0)
 

@@ -170,10 +170,11 @@ class ConvGeometry:
         """Raise RuntimeError, as torch does, where an axis is shorter than the kernel."""
         assert self.frames is not None
         assert self.size is not None
-        for extent, pads, reach in zip(
-            (self.frames, *self.size), self.pads, self.reach, strict=True
+        given = (self.frames + sum(self.time_padding), *self.size)
+        for extent, around, pads, reach in zip(
+            (self.frames, *self.size), given, self.pads, self.reach, strict=True
         ):
-            if extent == 0 or extent + sum(pads) < reach:
+            if around == 0 or extent + sum(pads) < reach:
                 raise RuntimeError(
                     f"the input has (T, H, W) = {(self.frames, *self.size)}, padded by "
                     f"{self.pads}: smaller than the kernel, which reaches over {self.reach}"

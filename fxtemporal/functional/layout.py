@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["channels_last", "plain_strides", "transformed"]
+__all__ = ["channels_last", "plain_strides", "plain_weight", "transformed"]
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -45,12 +45,25 @@ def plain_strides(maps: Tensor) -> Tensor:
     return maps
 
 
+def plain_weight(weight: Tensor) -> Tensor:
+    """``weight`` with the strides of the contiguous format, where a size of 1 leaves a choice.
+
+    The gradient of the weight of a grouped 1×1 conv2d with other strides is a wrong one (torch
+    2.13, on one thread of a CPU). Nothing is copied.
+    """
+    if torch.compiler.is_compiling() or 1 not in weight.shape or not weight.is_contiguous():
+        return weight
+    return weight if _has_plain_strides(weight) else weight.flatten().view(weight.shape)
+
+
 def _settled(maps: Tensor) -> bool:
     """Whether contiguous ``maps``, and their gradient, have the strides of that in any case."""
-    if maps.requires_grad:
-        return False
+    return not maps.requires_grad and _has_plain_strides(maps)
+
+
+def _has_plain_strides(tensor: Tensor) -> bool:
     step = 1
-    for size, stride in zip(reversed(maps.shape), reversed(maps.stride()), strict=True):
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
         if stride != step:
             return False
         step *= size
