@@ -70,6 +70,8 @@ def as_conv3d_lays_out(
     if torch.compiler.is_compiling():  # which takes no answer but tensors
         last = _is_channels_last(clip) or _is_channels_last(weight)
         memory_format = torch.channels_last_3d if last else torch.contiguous_format
+    elif 0 in clip.shape[2:]:  # the form puts frames around it, as F.pad would: contiguous ones
+        memory_format = torch.contiguous_format
     else:
         around = padding
         if isinstance(padding, str):  # as much as any side gets: it chooses no backend
