@@ -508,6 +508,7 @@ def test_a_pooling_of_single_samples_takes_no_channel_as_torch_does(kind: str, n
         lambda f: f[:, :1].expand(-1, 3, -1, -1),
         lambda f: f.transpose(1, 3),
         lambda f: f,
+        lambda f: f[:, ::2].transpose(1, 2),
     ],
 )
 def test_frames_that_go_out_lie_as_the_models_do(view: Callable[[Tensor], Tensor]) -> None:
@@ -565,3 +566,19 @@ def test_what_is_read_of_a_running_value_on_the_way(
     for batch in (2, 3):
         x = torch.randn(batch, 8, 4, dtype=torch.float64)
         torch.testing.assert_close(fast.double()(x), double(x))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_write_into_a_view_with_gaps_is_done_once(verify: bool) -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+            frames = [self.layer(x[:, t])[:, ::2].add_(1) for t in range(x.size(1))]
+            return frames, torch.stack([frame * 2 for frame in frames])
+
+    model, x = Adds().eval(), torch.randn(2, 3, 3, 4, 5)
+    fast = fxtemporal.optimize(model, (x,), tune="static", verify=verify)
+    torch.testing.assert_close(fast(x), model(x))

@@ -486,7 +486,9 @@ class _Rewriter:
         family, lane = self.loop.lanes[node]
         sources = [n for n in node.all_input_nodes if n in self.loop.lanes]
         known = all(self.loop.lanes[source][0] in self.values for source in sources)
-        if _is_dense(node) or not known or not sources:
+        op = family.op  # what writes or computes must not be done twice
+        view = op is not None and Trait.MOVES in op.traits and not (op.inplace or op.owns)
+        if _is_dense(node) or not (view and known and sources):
             return self.graph.call_method("clone", (self.values[family].frame_of(lane),))
         own = {source: self._frame_of_its_own(source) for source in sources}
         return self.graph.node_copy(node, lambda n: own.get(n, n))
