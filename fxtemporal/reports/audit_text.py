@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
 from fxtemporal.passes.rule import Remark
+from fxtemporal.reports.data import ReportData
 from fxtemporal.reports.wording import (
     cures,
     flops,
@@ -24,9 +24,6 @@ from fxtemporal.reports.wording import (
     share,
     summary,
 )
-
-if TYPE_CHECKING:
-    from fxtemporal.reports.data import ReportData
 
 __all__ = ["audit_text"]
 

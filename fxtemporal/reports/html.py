@@ -11,9 +11,9 @@ In a notebook the same stands in a frame of its own, so that neither changes the
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
 
 from fxtemporal.passes.rule import Remark
+from fxtemporal.reports.data import ReportData
 from fxtemporal.reports.svg import bars, blocks, curve
 from fxtemporal.reports.wording import (
     cures,
@@ -28,9 +28,6 @@ from fxtemporal.reports.wording import (
     share,
     summary,
 )
-
-if TYPE_CHECKING:
-    from fxtemporal.reports.data import ReportData
 
 __all__ = ["fragment", "page"]
 

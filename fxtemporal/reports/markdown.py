@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from fxtemporal.reports.data import ReportData
 from fxtemporal.reports.wording import (
     cures,
     flops,
@@ -19,9 +19,6 @@ from fxtemporal.reports.wording import (
     share,
     summary,
 )
-
-if TYPE_CHECKING:
-    from fxtemporal.reports.data import ReportData
 
 __all__ = ["markdown"]
 

@@ -10,17 +10,15 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.mistakes.finding import Mistake
 from fxtemporal.passes.rule import Remark
 from fxtemporal.reports.cures import CURES
+from fxtemporal.reports.data import ReportData
 from fxtemporal.reports.wording import by_cost, measured, place, predicted, share
-
-if TYPE_CHECKING:
-    from fxtemporal.reports.data import ReportData
 
 __all__ = ["sarif"]
 

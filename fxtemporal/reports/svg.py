@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fxtemporal.analysis.cost import Block
+from fxtemporal.analysis.cost import Block
 
 __all__ = ["bars", "blocks", "curve"]
 

@@ -6,14 +6,11 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fxtemporal.analysis.cost import Cost, SiteCost
 from fxtemporal.passes.rule import Remark
 from fxtemporal.reports.cures import CURES
-
-if TYPE_CHECKING:
-    from fxtemporal.reports.data import ReportData
+from fxtemporal.reports.data import ReportData
 
 __all__ = [
     "by_cost",

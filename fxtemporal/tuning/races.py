@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxtemporal.ir.freeze import freeze
 from fxtemporal.tuning.cache import Cache
 from fxtemporal.tuning.settings import Tune
-from fxtemporal.tuning.timing import Timing, _call, _Refused, interleaved, on_engine, race
+from fxtemporal.tuning.timing import Refused, Timing, call_of, interleaved, on_engine, race
 
 __all__ = ["Races"]
 
@@ -73,8 +73,8 @@ class Races:
         with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
             for name, module in modules.items():
                 running = self._on_engine(module)
-                if not isinstance(running, _Refused):
-                    calls[name] = stack.enter_context(_call(running, self.inputs))
+                if not isinstance(running, Refused):
+                    calls[name] = stack.enter_context(call_of(running, self.inputs))
             found = interleaved(calls, always)
         self.cache.put(key, found)
         return found

@@ -17,7 +17,16 @@ from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.errors import PassError
 from fxtemporal.tuning.engines import compile_with
 
-__all__ = ["Timing", "interleaved", "milliseconds", "on_engine", "race", "synchronize"]
+__all__ = [
+    "Refused",
+    "Timing",
+    "call_of",
+    "interleaved",
+    "milliseconds",
+    "on_engine",
+    "race",
+    "synchronize",
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class _OnEngine(nn.Module):
         return self.run(*args)
 
 
-class _Refused(nn.Module):
+class Refused(nn.Module):
     """A module that an engine does not take: it loses every race."""
 
 
@@ -75,11 +84,11 @@ def on_engine(
     except ImportError as error:
         raise PassError(f"tune: target={target!r} is not installed: {error}") from error
     except Exception:  # what an engine does not know, it refuses in any way
-        return _Refused()
+        return Refused()
 
 
 @contextmanager
-def _call(
+def call_of(
     module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> Iterator[Callable[[], object]]:
     """A call with inputs of its own, of a module whose weights and buffers are its own too."""
@@ -102,12 +111,12 @@ def race(
 
     ``rounds`` bounds how often, from and to; a race that one of them clearly wins ends early.
     """
-    if isinstance(before, _Refused) or isinstance(after, _Refused):
-        ratio = float(isinstance(before, _Refused)) - float(isinstance(after, _Refused)) + 1.0
+    if isinstance(before, Refused) or isinstance(after, Refused):
+        ratio = float(isinstance(before, Refused)) - float(isinstance(after, Refused)) + 1.0
         return Timing(0.0, 0.0, ratio, ratio, ratio, 0)
     runs: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
-        calls = [stack.enter_context(_call(module, inputs)) for module in (before, after)]
+        calls = [stack.enter_context(call_of(module, inputs)) for module in (before, after)]
         deadline = time.perf_counter() + seconds
         first, second = (milliseconds(call) for call in calls)
         if max(first, second) > _BRIEF and not 1 / _FAR <= first / second <= _FAR:
@@ -163,8 +172,6 @@ _SECONDS = 0.12
 """For all laps of one call that is interleaved with others."""
 _HOPELESS = 1.8
 """So many times as long as the best has no chance."""
-_LONGEST = 1.0
-"""Seconds for one race of the network; slow ones take three rounds."""
 _QUICK = 20.0
 """Milliseconds below which the first call is mostly what is done once."""
 _BRIEF = 250.0
