@@ -118,3 +118,35 @@ def test_numbers_alone_are_laid_out_nowhere() -> None:
     names = {str(node.name) for node in result.graph.nodes}
     assert {"conv3d_spatial", "conv3d_temporal"} <= names
     assert not any("lays_out" in name or "among" in name for name in names)
+
+
+class Unfakeable(nn.Module):
+    """A norm whose ``momentum=None`` asks for a number, so that no shape behind it is known."""
+
+    def __init__(self, ends: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(3, momentum=None)
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3), padding=(1, 0, 0))
+        self.ends = ends
+
+    def forward(self, x: Tensor) -> object:
+        return self.ends(self.conv(self.norm(x)))
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda maps: maps.unbind(2),
+        lambda maps: {"all": maps, "halves": maps.chunk(2, 1)},
+        lambda maps: (maps.split(3, 2), maps.mean(1)),
+        lambda maps: [maps[:, :, t] for t in range(3)],
+    ],
+)
+def test_views_that_go_out_behind_unknown_shapes(ends: Callable[[Tensor], object]) -> None:
+    model = Unfakeable(ends)
+    x = torch.randn(2, 3, 4, 8, 8)
+    result = fxtemporal.optimize(model, (x,), tune="static", progress=False)
+    assert any(node.name.startswith("conv3d_spatial") for node in result.graph.nodes)
+    mine, theirs = (torch.utils._pytree.tree_leaves(m(x)) for m in (result, model))
+    assert [out.stride() for out in mine] == [out.stride() for out in theirs]
+    torch.testing.assert_close(mine, theirs)

@@ -297,6 +297,9 @@ class _Judge:
         like = (call.batch, call.frames) == (self.case.example.batch, self.case.example.frames)
         like &= self.case.given or all(v.is_contiguous() for v in comparing.tensors_in(want.inputs))
         odd = comparing.form(want.out, got.out, strides=like)
+        values = [*comparing.tensors_in(want.out), *want.gradients.values()]
+        finite = all(v.isfinite().all() for v in values if v is not None)
+        poison = call.poison if finite else _poison_of(call, done)
         if odd:
             fault = _Fault("wrong", odd[0], f"{_sizes(call)}: {odd[1]}", index)
             if odd[0] != "layout":
@@ -308,11 +311,11 @@ class _Judge:
             ("inputs", want.inputs, got.inputs),
         ):
             a, b = comparing.tensors_in(ours), comparing.tensors_in(theirs)
-            for place in range(0 if self._untold_values(call) else len(a)):
+            for place in range(0 if self._untold_values(poison) else len(a)):
                 self._numbers(index, call, done, aspect, (aspect, place), a[place], b[place])
-        spoilt = call.poison and not any(map(_any_finite, comparing.tensors_in(want.out)))
-        spoilt = spoilt or self._untold_values(call)
-        spoilt = spoilt or (call.poison and self._uses(uneven.GRADIENTS))
+        spoilt = poison and not any(map(_any_finite, comparing.tensors_in(want.out)))
+        spoilt = spoilt or self._untold_values(poison)
+        spoilt = spoilt or (poison and self._uses(uneven.GRADIENTS))
         self.scale = max([1.0, *map(_largest, want.gradients.values())])
         for name in () if spoilt or self._untold_gradients() else want.gradients:
             ours, theirs = want.gradients[name], got.gradients.get(name)
@@ -322,7 +325,7 @@ class _Judge:
                 text += f"{have[1]} in the result"
                 raise _Fault("wrong", "gradient", text, index)
             if ours is not None:
-                if call.poison:  # a tap that meets padding alone is 0 to one kernel, NaN to another
+                if poison:  # a tap that meets padding alone is 0 to one kernel, NaN to another
                     theirs = torch.where(~ours.isfinite() & theirs.isfinite(), ours, theirs)
                 where = ("gradients", name)
                 self._numbers(index, call, done, "gradient", where, ours, theirs)
@@ -341,11 +344,11 @@ class _Judge:
         """Whether one of these functions stands in the source, as such or as a module."""
         return any(re.search(rf"\b{name}\b", self.case.source, re.IGNORECASE) for name in names)
 
-    def _untold_values(self, call: Call) -> bool:
+    def _untold_values(self, poison: str) -> bool:
         """A convolution in half precision carries NaN to the next pixel, as its kernel reads two at
         once (oneDNN in torch 2.13); some activations answer by where an entry lies."""
         low = self.case.dtype in ("bfloat16", "float16") and "Conv" in self.case.source
-        return bool(call.poison) and (low or self._uses(uneven.VALUES))
+        return bool(poison) and (low or self._uses(uneven.VALUES))
 
     def _untold_gradients(self) -> bool:
         """torch's conv3d in bfloat16 reads memory that nobody wrote, for the gradient of a weight
@@ -356,7 +359,7 @@ class _Judge:
         self, index: int, call: Call, done: list[Call], aspect: str, where: Any, a: Any, b: Any
     ) -> None:
         # torch's own kernels give Inf or NaN for Inf, as their vectors and their remainders go
-        odd = comparing.beyond_rounding(a, b, loosely=call.poison == "inf")
+        odd = comparing.beyond_rounding(a, b, loosely=_poison_of(call, done) == "inf")
         if odd is None or self._explained(done, where, a, b, aspect):
             return
         measured = comparing.error(a, b)
@@ -572,6 +575,11 @@ def _kind_of_change(aspect: str, lines: list[str]) -> str:
         if any(end in line for line in lines):
             return f"{aspect}: {end}"
     return f"{aspect}: facts"
+
+
+def _poison_of(call: Call, done: list[Call]) -> str:
+    """What poisons a call: its own inputs, or those of an earlier one that the model's state keeps."""
+    return call.poison or next((before.poison for before in reversed(done) if before.poison), "")
 
 
 def _sizes(call: Call) -> str:

@@ -70,7 +70,8 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     if chooses:
         _reshape_views(program)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
-    if not any("val" in node.meta for node in inputs):
+    wanted = _wanted(before, captured.output_layouts)
+    if wanted is None or not any("val" in node.meta for node in inputs):
         return keep_form_layouts(program, outputs=True)
     keep_form_layouts(program, outputs=False)
     dense = [node for node in inputs if layout_of(node.meta.get("val")) is not None]
@@ -80,7 +81,7 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     given = largest, layout_of(largest.meta["val"])
     unsure = chooses or not all(node.meta["val"].is_contiguous() for node in dense)
     (end,) = (node for node in program.graph.nodes if node.op == "output")
-    for new, fakes, layouts in zip(after, *_wanted(before, captured.output_layouts), strict=True):
+    for new, fakes, layouts in zip(after, *wanted, strict=True):
         if not isinstance(new, fx.Node) or new.target in (laid_out, each_laid_out):
             continue
         mine = pytree.tree_leaves(new.meta.get("val"))
@@ -101,8 +102,13 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     return None
 
 
-def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[_Layouts]]:
-    """For each output its fake tensors, and their layouts: as the model was seen to give them."""
+def _wanted(
+    outputs: list[Any], real: _Layouts | None
+) -> tuple[list[Any], list[_Layouts]] | None:
+    """For each output its fake tensors, and their layouts: as the model was seen to give them.
+
+    None where an output has no fake tensors, and may be several.
+    """
     fakes = [
         pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else [node]
         for node in outputs
@@ -111,6 +117,8 @@ def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[
     if real is not None and len(real) == sum(map(len, fakes)):
         seen = iter(real)
         layouts = [tuple(next(seen) or layout for layout in group) for group in layouts]
+    elif any(isinstance(node, fx.Node) and "val" not in node.meta for node in outputs):
+        return None
     return fakes, layouts
 
 
