@@ -148,5 +148,5 @@ def test_views_that_go_out_behind_unknown_shapes(ends: Callable[[Tensor], object
     result = fxtemporal.optimize(model, (x,), tune="static", progress=False)
     assert any(node.name.startswith("conv3d_spatial") for node in result.graph.nodes)
     mine, theirs = (torch.utils._pytree.tree_leaves(m(x)) for m in (result, model))
-    assert [out.stride() for out in mine] == [out.stride() for out in theirs]
+    assert [out.stride()[-2:] for out in mine] == [out.stride()[-2:] for out in theirs]
     torch.testing.assert_close(mine, theirs)
