@@ -578,7 +578,7 @@ def _kind_of_change(aspect: str, lines: list[str]) -> str:
 
 
 def _poison_of(call: Call, done: list[Call]) -> str:
-    """What poisons a call: its own inputs, or those of an earlier one that the model's state keeps."""
+    """What poisons a call: its own inputs, or an earlier call whose the model's state keeps."""
     return call.poison or next((before.poison for before in reversed(done) if before.poison), "")
 
 
