@@ -102,9 +102,7 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     return None
 
 
-def _wanted(
-    outputs: list[Any], real: _Layouts | None
-) -> tuple[list[Any], list[_Layouts]] | None:
+def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[_Layouts]] | None:
     """For each output its fake tensors, and their layouts: as the model was seen to give them.
 
     None where an output has no fake tensors, and may be several.
