@@ -142,7 +142,8 @@ def _op(draft: Draft) -> bool:
         statement, target = call, "f"
     scope = dict(draft.scope)
     kept = list(draft.parts["body"])
-    draft.scope["f"] = value.clone()
+    with torch.no_grad():  # as all that a draft says
+        draft.scope["f"] = value.clone()
     fine = draft.say("body", statement)
     result = draft.get(target)
     if fine and isinstance(result, tuple | list) and len(result):
