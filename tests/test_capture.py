@@ -1189,6 +1189,65 @@ def test_a_mode_that_the_forward_reads_is_not_frozen_silently(
     assert_same(actual, call(reference.train(not training), (X,), {})[0])
 
 
+def _evaluates_first(self: Any, x: Tensor) -> Tensor:
+    self.norm.eval()
+    return self.norm(x.transpose(1, 2))
+
+
+def _drops_always(self: Any, x: Tensor) -> Tensor:
+    self.dropout.train()
+    return self.dropout(self.linear(x))
+
+
+def _evaluates_late(self: Any, x: Tensor) -> Tensor:
+    before = self.norm(x.transpose(1, 2))
+    self.norm.eval()
+    return before + self.norm(x.transpose(1, 2))
+
+
+def _sets_and_reads(self: Any, x: Tensor) -> Tensor:
+    self.norm.eval()
+    return self.norm(x.transpose(1, 2)) * (2 if self.norm.training else 1)
+
+
+def _puts_back(self: Any, x: Tensor) -> Tensor:
+    was = self.norm.training
+    self.norm.eval()
+    before = self.norm(x.transpose(1, 2))
+    self.norm.train(was)
+    return self.norm(before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("forward", "refuses"),
+    [
+        (_evaluates_first, False),
+        (_drops_always, False),
+        (_evaluates_late, True),
+        (_sets_and_reads, False),
+        (_puts_back, True),
+    ],
+)
+def test_a_mode_that_the_forward_sets_is_set(
+    forward: Forward, refuses: bool, training: bool
+) -> None:
+    case = Case(forward, train=training)
+    model, reference = case.build(), case.build()
+    result = fxtemporal.optimize(model, (X,), tune="static")
+    assert_same(call(result, (X,), {})[0], call(reference, (X,), {})[0])
+    refused = 0
+    for mode in (not training, training, True):
+        try:
+            actual = call(result.train(mode), (X,), {})[0]
+        except SpecializationError:
+            refused += 1
+            reference.train(training)
+        else:
+            assert_same(actual, call(reference.train(mode), (X,), {})[0])
+    assert refuses or not refused
+
+
 NAMES = ("graph", "code", "meta", "recompile", "_graph", "lambda", "in", "None", "a-b", "1", "x")
 
 

@@ -64,7 +64,11 @@ def from_export(
         _share_tensors(program.gm, model, other)
         _set_training_as(program.gm, model)
         known = dict(program.gm.named_modules())
-        program.modes = {path if path in known else "": fixed for path, fixed in modes.items()}
+        program.modes = {
+            path if path in known else "": fixed
+            for path, fixed in modes.items()
+            if path in known or not fixed.sets
+        }
         refuse_small_sizes(program, exported, model, (args, kwargs))
         return program
     raise CaptureError(

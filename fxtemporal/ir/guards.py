@@ -44,12 +44,16 @@ TRIP_COUNT = "range() or an index"
 
 @dataclass(frozen=True)
 class Specialization:
-    """``expression`` must have ``value``, because the code at ``location`` read it (``why``)."""
+    """``expression`` must have ``value``, because the code at ``location`` read it (``why``).
+
+    ``sets``: it always has, as the forward itself gives it that value first.
+    """
 
     expression: str
     value: Any
     location: str | None
     why: str
+    sets: bool = False
 
     def __str__(self) -> str:
         where = f" at {self.location}" if self.location else ""

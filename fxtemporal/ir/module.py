@@ -112,7 +112,9 @@ class OptimizedModule(fx.GraphModule):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for module, fixed in vars(self).get("_held_modes", ()):
             if module.training != fixed.value:
-                raise SpecializationError(_other_mode(fixed))
+                if not fixed.sets:
+                    raise SpecializationError(_other_mode(fixed))
+                module.training = fixed.value  # as the model's forward does
         watch = vars(self).get("_watch")
         if watch is not None and not torch.compiler.is_compiling():
             watch.look()
@@ -149,7 +151,7 @@ class OptimizedModule(fx.GraphModule):
                 ``self.training``, or a loop whose body holds BatchNorm or dropout was re-rolled.
         """
         for _, fixed in vars(self).get("_held_modes", ()):
-            if fixed.value != mode:
+            if fixed.value != mode and not fixed.sets:
                 raise SpecializationError(_other_mode(fixed))
         super().train(mode)
         return self

@@ -116,26 +116,36 @@ def _refusing_users(is_grad_enabled: Callable[[], bool]) -> Callable[[], bool]:
 def modes_read(
     root: nn.Module, counts: Callable[[], bool] = lambda: True
 ) -> Iterator[dict[str, Specialization]]:
-    """Collect the modules of ``root`` whose forwards read their ``training`` flag, by path.
+    """Collect the modules of ``root`` whose forwards read or set a ``training`` flag, by path.
 
-    A reading is noted where ``counts()``.
+    What is read is noted where ``counts()``; what is set holds by itself, unless something read the
+    flag before.
     """
     paths = {id(module): path for path, module in root.named_modules()}
     found: dict[str, Specialization] = {}
+    known: set[str] = set()
+
+    def note(module: nn.Module, mode: bool, **what: Any) -> None:
+        path = paths.get(id(module))
+        if path is None or path in found or not _in_a_forward():
+            return
+        if counts():
+            name = f"{path}.training" if path else "training"
+            found[path] = Specialization(name, mode, user_location(), **what)
+        known.add(path)
 
     def read(module: nn.Module) -> bool:
         try:
             mode = bool(vars(module)["training"])
         except KeyError:
             raise AttributeError("training") from None
-        path = paths.get(id(module))
-        if path is not None and path not in found and _in_a_forward() and counts():
-            name = f"{path}.training" if path else "training"
-            found[path] = Specialization(name, mode, user_location(), "the forward read it")
+        note(module, mode, why="the forward read it")
         return mode
 
     def write(module: nn.Module, mode: bool) -> None:
         vars(module)["training"] = mode
+        first = paths.get(id(module)) not in known
+        note(module, mode, why="the forward sets it", sets=first)
 
     nn.Module.training = property(read, write)  # type: ignore[assignment]
     try:
