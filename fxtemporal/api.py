@@ -1,15 +1,8 @@
-"""optimize, audit and report: the whole path, in order.
-
-::
-
-    capture → lossy rules (if asked) → exact rules → verify, undo → measure, undo →
-    fold in chunks → free the number of frames → report
-"""
+"""What users call: optimize, audit, report and refresh."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +14,10 @@ from tqdm import tqdm
 from fxtemporal.analysis.cost import Costs, Structure
 from fxtemporal.capture.arguments import Model, check_arguments, example_of
 from fxtemporal.capture.capture import capture
+from fxtemporal.compiler.finishing import META
 from fxtemporal.compiler.promises import Exact, Layout, Nan, Promises
-from fxtemporal.compiler.run import META, Example, Run
+from fxtemporal.compiler.stages import run
+from fxtemporal.compiler.state import Example, Request
 from fxtemporal.factorization.settings import Factorize
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.mistakes import failing, find, telling_cure
@@ -105,31 +100,20 @@ def optimize(
     rules = passes_of(passes)
     tuning = _tuning(tune, example)
     with _progress(progress) as tick:
-        tick("capturing")
-        verifies = verify and example is not None
-        run = Run(model, example, rules, factorize, verifies, promises, tick)
-        start = time.perf_counter()
-        races = None if tuning is None else run.races(tuning, freeze)
-        if races is not None:
-            run.choose_forms(races, tick)
-        tick("rewriting")
-        outcome, comparison = run.verified(tick)
-        timing = None
-        if races is not None:
-            if outcome.applied:
-                outcome, comparison, timing = run.faster(outcome, comparison, races, tick)
-            found = outcome, comparison, timing
-            outcome, comparison, timing = run.in_chunks(*found, races, start, tick)
-        tick("freeing the number of frames")
-        wanted = () if frames is None else range(frames[0], frames[1] + 1)
-        outcome, comparison = run.freed(outcome, comparison, wanted)
-    settings: dict[str, Any] = {"tune": "static" if tuning is None else vars(tuning)}
-    if factorize is not None:
-        settings["factorize"] = factorize.to_dict()
-    if freeze:
-        settings["freeze"] = True
-    settings |= promises.to_dict()
-    return run.finish(outcome, comparison, timing, settings)
+        return run(
+            Request(
+                model=model,
+                example=example,
+                rules=rules,
+                factorize=factorize,
+                tune=tuning,
+                verify=verify and example is not None,
+                freeze=freeze,
+                frames=frames,
+                promises=promises,
+                tick=tick,
+            )
+        )
 
 
 def audit(

@@ -18,6 +18,7 @@ from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS, ConvGeometry, conv3d_in_form
 from fxtemporal.passes.conv3d_choice import CONTIGUOUS, LAST
 from fxtemporal.tuning import conv3d_forms as choosing
+from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.settings import Tune
 from fxtemporal.tuning.timing import Timing
 from tests.models import noise
@@ -63,7 +64,7 @@ def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(choosing, "_timed", timed)
         monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
-        monkeypatch.setattr("fxtemporal.compiler.run._wins", wins)
+        monkeypatch.setattr(Races, "wins", wins)
         monkeypatch.setattr("fxtemporal.tuning.races.race", race)
         return measured
 

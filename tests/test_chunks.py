@@ -589,7 +589,7 @@ def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.Mon
     def all_pay(groups: Any, *_: Any) -> Any:
         return Verdict(race(None, None), {}, {})
 
-    monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", all_pay)
+    monkeypatch.setattr("fxtemporal.compiler.measuring.worth_keeping", all_pay)
     monkeypatch.setattr(Races, "times", times)
     monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     monkeypatch.setattr(chunking, "LARGE", 1000)
@@ -614,7 +614,7 @@ def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
     def none_pays(groups: Any, *_: Any) -> Any:
         return Verdict(race(None, None), dict.fromkeys(groups, race(None, None)), {})
 
-    monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", none_pays)
+    monkeypatch.setattr("fxtemporal.compiler.measuring.worth_keeping", none_pays)
     monkeypatch.setattr(Races, "times", times)
     monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     model, x = PerFrame(residual), clip()

@@ -16,6 +16,7 @@ from fxtemporal.functional import FORMS, ConvGeometry
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.tuning import conv3d_forms as choosing
 from fxtemporal.tuning.ablation import Verdict
+from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
 
 WIDE = 176
@@ -99,8 +100,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Any:
         return Verdict(Timing(2.0, 1.0, 2.0, 2.0, 2.0, 5), {}, {})
 
     monkeypatch.setattr(choosing, "_timed", timed)
-    monkeypatch.setattr("fxtemporal.compiler.run._wins", wins)
-    monkeypatch.setattr("fxtemporal.compiler.run.worth_keeping", keeps)
+    monkeypatch.setattr(Races, "wins", wins)
+    monkeypatch.setattr("fxtemporal.compiler.measuring.worth_keeping", keeps)
 
     def optimized(**settings: Any) -> Any:
         model = nn.Sequential(layer(), nn.ReLU()).eval()

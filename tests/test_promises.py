@@ -152,7 +152,11 @@ def test_a_rule_keeps_what_it_was_asked_for() -> None:
     result = optimized(network(), passes=[rule], nan="confined", tune=Tune(seconds=1))
     with torch.no_grad():
         assert torch.equal(result(CLIP), network()(CLIP))
-    assert vars(rule.but(confined=True)) == {"choices": None, "confined": True, "bitwise": True}
+    assert vars(rule.keeping(confined=True, bitwise=False)) == {
+        "choices": None,
+        "confined": True,
+        "bitwise": True,
+    }
 
 
 def test_a_layout_holds_where_torch_export_captures() -> None:

@@ -65,6 +65,19 @@ def test_no_imports_run_in_a_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_the_compiler_names_no_pass() -> None:
+    machinery = {"rule", "pipeline", "dump", "selection"}
+    known = modules()
+    named = [
+        f"{module} imports {target}"
+        for module, path in known.items()
+        if module.startswith("compiler.")
+        for target in imported(path, set(known))
+        if target.startswith("passes.") and target.split(".")[1] not in {*machinery, "building"}
+    ]
+    assert not named
+
+
 def test_every_file_has_a_room() -> None:
     at_the_top = {module for module in modules() if "." not in module}
     assert at_the_top == {*FLOORS, "", "__main__"}

@@ -13,20 +13,32 @@ when they come: :class:`fxtemporal.ir.admitted.AdmittedFrames`.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-import torch
-from torch import fx
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.families import is_input
+from fxtemporal.capture.arguments import behind_pre_hooks
+from fxtemporal.capture.capture import capture
+from fxtemporal.compiler.state import Example, State
+from fxtemporal.compiler.unifier import Unifier, code, counts_laps, skeleton
 from fxtemporal.ir.admitted import AdmittedFrames
-from fxtemporal.ir.guards import TRIP_COUNT, expect
+from fxtemporal.ir.guards import expect
 from fxtemporal.ir.program import Program
-from fxtemporal.ir.values import attribute, rank, shape
+from fxtemporal.ir.stand_in import StandIn, own_inputs
+from fxtemporal.ir.values import rank, shape
+from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
+from fxtemporal.passes.rule import Rule
+from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.quiet import quiet
+from fxtemporal.verification.comparison import Comparison, Sample
+from fxtemporal.verification.inputs import resized
+from fxtemporal.verification.verifier import Verifier
 
-__all__ = ["freed", "trip_counts"]
+__all__ = ["free_frames", "freed", "trip_counts"]
 
 _OTHERS = (2, 3, 8, 15, 26, 43, 70)
 """Numbers of frames to trace again with, even and odd, until two of them give the same graph."""
@@ -36,6 +48,108 @@ _STRANGE = 3
 
 _RESIZING = frozenset(("conv3d", "max_pool3d", "avg_pool3d", "interpolate"))
 """Ops whose result may be shorter or longer, along the same dimension."""
+
+
+def free_frames(state: State) -> State:
+    """The same, without the checks of a number of frames that nothing depends on any more.
+
+    What a lossy rule left runs at one number of frames alone: there is no telling what it would
+    have computed at another.
+    """
+    request, verifier = state.request, state.verifier
+    request.tick("freeing the number of frames")
+    fixed = state.lossy.changed or state.captured.frontend != "fx"
+    counts = dict.fromkeys(trip_counts(state.captured))
+    if request.example is None or verifier is None or fixed or not counts:
+        return state
+    first, last = request.frames or (1, 0)
+    retrace = _Retrace(request.original, request.example, state.rules, state.skips)
+    for dim, frames in counts:
+        trial = _Trial(verifier, request.example, dim, frames)
+        loose = freed(
+            state.rewritten.program,
+            dim,
+            frames,
+            partial(retrace, dim, frames),
+            trial.agrees,
+            trial.accepted,
+            range(first, last + 1),
+        )
+        if loose is not None:
+            outcome = Outcome(loose, state.rewritten.remarks)
+            state = state.but(outcome=outcome, comparison=Comparison(tuple(trial.samples)))
+    return state
+
+
+class _Retrace:
+    """Traces the model, and rewrites it in the same way, with other sizes of its inputs.
+
+    A number of frames may be tried at a call, long after the example inputs are gone: they are kept
+    as shapes alone.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        example: Example,
+        rules: tuple[Rule[Any], ...],
+        skips: Mapping[Key, Skip],
+    ) -> None:
+        self.rules, self.skips = rules, skips
+        self.model = StandIn(original, share_parameters=True).module
+        given = behind_pre_hooks(self.model, *own_inputs(example))
+        # The result runs them before its graph, as the model does.
+        self.model._forward_pre_hooks.clear()
+        self.shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), given)
+
+    def __call__(self, dim: int, frames: int, other: int) -> Program:
+        """The rewritten program with ``other`` entries where there were ``frames``."""
+        with quiet():
+            try:
+                program = capture(self.model, *self._empty(dim, frames, other, 3), only="fx")
+            except CaptureError:  # a mask (B, T) has to change too
+                program = capture(self.model, *self._empty(dim, frames, other, 2), only="fx")
+            return run_rules(program, self.rules, self.skips).program
+
+    def _empty(self, dim: int, old: int, new: int, least_rank: int) -> Any:
+        """Inputs without values, where dimension ``dim`` is ``new`` instead of ``old``."""
+
+        def empty(like: Tensor) -> Tensor:
+            sizes = list(like.shape)
+            if len(sizes) >= least_rank and dim < len(sizes) and sizes[dim] == old:
+                sizes[dim] = new
+            return like.new_zeros(sizes)
+
+        return pytree.tree_map_only(Tensor, empty, self.shapes)
+
+
+class _Trial:
+    """Compares a program with the model at other numbers of frames; ``samples`` is what it saw."""
+
+    def __init__(self, verifier: Verifier, example: Example, dim: int, frames: int) -> None:
+        self.verifier, self.example, self.dim, self.frames = verifier, example, dim, frames
+        tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+        self.ranks = (3, 2) if any(tensor.dim() == 2 for tensor in tensors) else (3,)
+        self.samples: list[Sample] = []
+
+    def agrees(self, tried: Program, other: int) -> bool:
+        """Whether ``tried`` gives the model's numbers with ``other`` frames."""
+        name = f"{other} {'entry' if other == 1 else 'entries'} in dimension {self.dim}"
+        for least_rank in self.ranks:
+            sizes = {self.dim: (self.frames, other)}
+            inputs = resized(self.example, sizes, least_rank=least_rank)
+            masks = ", masks too" * (least_rank == 2)
+            sample = self.verifier.at(tried.gm, inputs, name + masks)
+            if sample is not None and not sample.equal:
+                return False
+            self.samples.extend([sample] if sample is not None else [])
+        return True
+
+    def accepted(self, loose: Program) -> bool:
+        """Whether ``loose`` gives them for the example."""
+        compared = self.verifier.compare(loose.gm)
+        self.samples[:] = compared.samples
+        return compared.equal
 
 
 def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
@@ -48,7 +162,7 @@ def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
             readers.setdefault(found, []).append(check)
     for (source, dim), checks in readers.items():
         frames = (shape(source) or ())[dim:]
-        if dim and frames and frames[0] > 1 and all(_counts_laps(check) for check in checks):
+        if dim and frames and frames[0] > 1 and all(counts_laps(check) for check in checks):
             yield dim, frames[0]
 
 
@@ -75,10 +189,6 @@ def _origin(program: Program, tensor: fx.Node, dim: int) -> tuple[fx.Node, int] 
                     return None
         tensor = source
     return tensor, dim
-
-
-def _counts_laps(check: fx.Node) -> bool:
-    return set(check.meta.get("reads", ("?",))) == {TRIP_COUNT}
 
 
 def freed(
@@ -112,7 +222,7 @@ def freed(
             tried = again(other)
         except Exception:  # the model itself may not take so many frames
             continue
-        if _skeleton(tried) == _skeleton(program):
+        if skeleton(tried) == skeleton(program):
             alike.append((other, tried))
         else:
             strange.append(other)
@@ -120,21 +230,21 @@ def freed(
             return None
     if len(alike) < 3:
         return None
-    unifier = _Unifier(alike)
+    unifier = Unifier(alike)
     loose = unifier.run()
     if loose is None:
         return None
-    code = _code(loose)
+    text = code(loose)
     checks = unifier.check_frames(dim)
     if checks is None:
         return None
 
     def same_graph(other: int) -> bool:
         try:
-            more = _Unifier([*alike, (other, again(other))]).run()
+            more = Unifier([*alike, (other, again(other))]).run()
         except Exception:  # the model may not take so many frames, or the graphs have other lengths
             return False
-        return more is not None and _code(more) == code
+        return more is not None and code(more) == text
 
     if not accepted(loose) or not all(agrees(loose, t) for t, _ in alike[1:]):
         return None
@@ -160,169 +270,3 @@ def _is_right(
         return agrees(loose, frames)
     finally:
         checks.counts = before
-
-
-def _code(program: Program) -> list[tuple[Any, ...]]:
-    """The graph, node by node, without the texts of its checks."""
-    position = {node: index for index, node in enumerate(program.graph.nodes)}
-    return [
-        (node.op, node.target, repr(fx.node.map_arg((args, node.kwargs), position.__getitem__)))
-        for node in program.graph.nodes
-        for args in [node.args[:2] if node.target is expect else node.args]
-    ]
-
-
-def _sizes(column: Sequence[fx.Node], dim: int) -> tuple[int, ...] | None:
-    shapes = [shape(node) or () for node in column]
-    return tuple(s[dim] for s in shapes) if all(len(s) > dim for s in shapes) else None
-
-
-def _skeleton(program: Program) -> list[tuple[str, Any]]:
-    return [(node.op, node.target) for node in program.graph.nodes]
-
-
-class _DifferError(Exception):
-    """Two graphs differ in more than in what follows from the number of frames."""
-
-
-class _Unifier:
-    """One graph for several numbers of frames, from one graph for each."""
-
-    def __init__(self, alike: Sequence[tuple[int, Program]]) -> None:
-        self.frames = tuple(frames for frames, _ in alike)
-        self.programs = tuple(program for _, program in alike)
-        self.program = self.programs[0].copy()
-        self.graph = self.program.graph
-        self.nodes = list(self.graph.nodes)
-        columns = zip(*(program.graph.nodes for program in self.programs), strict=True)
-        self.columns = [tuple(column) for column in columns]
-        self.position = {
-            node: position for position, column in enumerate(self.columns) for node in column
-        }
-        self.sizes: dict[tuple[int, ...], tuple[fx.Node, int]] = {}
-        self.read: dict[tuple[int, ...], fx.Node] = {}
-
-    def run(self) -> Program | None:
-        try:
-            for node, column in zip(self.nodes, self.columns, strict=True):
-                self._unify(node, column)
-        except _DifferError:
-            return None
-        self.program.drop_unread()
-        self.program.refresh()
-        return self.program
-
-    def check_frames(self, dim: int) -> AdmittedFrames | None:
-        """Check the number of frames, and that all inputs that had it have one.
-
-        None where no input has it.
-        """
-        sizes = [
-            (node, f"{node.target if node.op == 'placeholder' else node.name}.size({dim})")
-            for node, column in zip(self.nodes, self.columns, strict=True)
-            if is_input(node) and _sizes(column, dim) == self.frames
-        ]
-        if not sizes:
-            return None
-        last = max(node for node, _ in sizes)
-        checks = AdmittedFrames(sizes[0][1], self.frames)
-        checks.example = self.frames[0]
-        number = 0
-        while hasattr(self.program.gm, path := f"_frames_{number}"):
-            number += 1
-        self.program.gm.add_module(path, checks)
-        with self.graph.inserting_after(last):
-            call = self.graph.call_module(path, ())
-        with self.graph.inserting_before(call):
-            call.args = tuple(self.graph.call_method("size", (node, dim)) for node, _ in sizes)
-        self.program.refresh()
-        return checks
-
-    def _unify(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
-        if node.op == "get_attr":
-            self._same_tensor(column)
-        values = [n.args[1] for n in column] if node.target is expect else []
-        if any(value != values[0] for value in values):
-            if not all(_counts_laps(n) for n in column):
-                raise _DifferError
-            self.graph.erase_node(node)
-            return
-        if node.target is not expect:  # its text differs, and where it stands
-            args = self._merged([n.args for n in column], node, node.args)
-            kwargs = self._merged([n.kwargs for n in column], node, node.kwargs)
-            if (args, kwargs) != (node.args, node.kwargs):
-                node.args, node.kwargs = args, kwargs
-                node.meta.pop("val", None)
-        self._learn(node, column)
-
-    def _same_tensor(self, column: tuple[fx.Node, ...]) -> None:
-        """A tensor that was computed while tracing may depend on the number of frames."""
-        found = [
-            attribute(program.gm, str(node.target))
-            for program, node in zip(self.programs, column, strict=True)
-        ]
-        for other in found[1:]:
-            if other is found[0]:
-                continue
-            tensors = isinstance(other, torch.Tensor) and isinstance(found[0], torch.Tensor)
-            if not tensors or other.shape != found[0].shape or not torch.equal(other, found[0]):
-                raise _DifferError
-
-    def _merged(self, values: Sequence[Any], node: fx.Node, mine: Any) -> Any:
-        """What all of ``values`` are, with nodes in place of the numbers in which they differ."""
-        first = values[0]
-        if isinstance(first, fx.Node):
-            if len({self.position[value] for value in values}) > 1:
-                raise _DifferError
-            return mine
-        if any(type(value) is not type(first) for value in values):
-            raise _DifferError
-        if isinstance(first, slice):
-            parts = [(value.start, value.stop, value.step) for value in values]
-            return slice(*self._merged(parts, node, (mine.start, mine.stop, mine.step)))
-        if isinstance(first, list | tuple):
-            if len({len(value) for value in values}) > 1:
-                raise _DifferError
-            merged = [
-                self._merged(parts, node, own) for own, *parts in zip(mine, *values, strict=True)
-            ]
-            return tuple(merged) if isinstance(first, tuple) else merged
-        if isinstance(first, dict):
-            if any(list(value) != list(first) for value in values):
-                raise _DifferError
-            return {
-                key: self._merged([value[key] for value in values], node, mine[key])
-                for key in first
-            }
-        if all(repr(value) == repr(first) for value in values):
-            return mine
-        if type(first) is not int:
-            raise _DifferError
-        return self._number(tuple(values), node)
-
-    def _number(self, values: tuple[int, ...], node: fx.Node) -> fx.Node:
-        """A node that gives ``values`` at those numbers of frames."""
-        if values in self.sizes:
-            if values not in self.read:
-                source, dim = self.sizes[values]
-                with self.graph.inserting_after(source):
-                    self.read[values] = self.graph.call_method("size", (source, dim))
-            return self.read[values]
-        (t0, t1), (v0, v1) = self.frames[:2], values[:2]
-        factor, rest = divmod(v1 - v0, t1 - t0)
-        offset = v0 - factor * t0
-        linear = all(factor * t + offset == v for t, v in zip(self.frames, values, strict=True))
-        if rest or not linear or self.frames not in self.sizes:
-            raise _DifferError
-        number = self._number(self.frames, node)
-        with self.graph.inserting_before(node):
-            if factor != 1:
-                number = self.graph.call_function(operator.mul, (number, factor))
-            return self.graph.call_function(operator.add, (number, offset))
-
-    def _learn(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
-        """The sizes of ``node`` that follow the number of frames."""
-        shapes = [shape(n) or () for n in column]
-        for dim, sizes in enumerate(zip(*shapes, strict=False)):
-            if len(set(sizes)) > 1:
-                self.sizes.setdefault(tuple(sizes), (node, dim))

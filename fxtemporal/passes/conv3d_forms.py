@@ -41,7 +41,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank, shape
 from fxtemporal.passes.conv3d_choice import LAST, Choice, ToChoose
-from fxtemporal.passes.rule import Rule, Site
+from fxtemporal.passes.rule import Remark, Rule, Site
 
 __all__ = ["Conv3dForms", "Conv3dSite"]
 
@@ -120,7 +120,25 @@ class Conv3dForms(Rule[Conv3dSite]):
         self.confined = confined
         self.bitwise = bitwise
 
-    def but(self, **settings: Any) -> Conv3dForms:
+    @property
+    def chooses(self) -> bool:  # type: ignore[override]
+        return self.choices is None
+
+    def keeping(self, *, confined: bool, bitwise: bool) -> Conv3dForms:
+        if type(self) is not Conv3dForms:
+            return self
+        return self._but(confined=self.confined or confined, bitwise=self.bitwise or bitwise)
+
+    def choosing(self, choices: Mapping[str, Choice]) -> Conv3dForms:
+        return self._but(choices=choices)
+
+    def group(self, remark: Remark) -> str:
+        """All sites that were measured; else those of one form."""
+        if "milliseconds" in remark.detail:
+            return self.name
+        return f"{self.name} {remark.detail.get('form') or remark.target}"
+
+    def _but(self, **settings: Any) -> Conv3dForms:
         """The same rule with some of its settings changed."""
         return Conv3dForms(**(vars(self) | settings))
 

@@ -20,7 +20,7 @@ in eval mode alone: :func:`fxtemporal.optimize` holds the mode of each BatchNorm
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.between import attributes_written, mode_switch
+from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.leaf import opaque
 from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.prepared import prepare
@@ -36,7 +37,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank
 from fxtemporal.passes.building.convolution_call import FUNCTIONS, layer_call
-from fxtemporal.passes.rule import Rule, Site
+from fxtemporal.passes.rule import Remark, Rule, Site
 
 __all__ = ["FoldBatchNorm", "Normalized", "folded"]
 
@@ -100,6 +101,7 @@ class FoldBatchNorm(Rule[Normalized]):
     """Convolution, then BatchNorm in eval mode → one convolution with prepared weights."""
 
     name = "fold-batchnorm"
+    alike = True
 
     def candidates(self, program: Program) -> Iterable[Normalized]:
         written = attributes_written(program)
@@ -256,6 +258,16 @@ class FoldBatchNorm(Rule[Normalized]):
                 if unread.op == "get_attr" and not unread.users:
                     program.graph.erase_node(unread)
         return {"into": _target(layer_op, layer)}
+
+    def modes(self, model: nn.Module, applied: Sequence[Remark]) -> Mapping[str, Specialization]:
+        """Each BatchNorm is what it was folded as in eval mode alone."""
+        why = "its BatchNorm was folded into the layer before it"
+        modules = dict(model.named_modules())
+        return {
+            remark.target: Specialization(f"{remark.target}.training", False, remark.location, why)
+            for remark in applied
+            if (module := modules.get(remark.target)) is not None and not module.training
+        }
 
 
 def _is_module(program: Program, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:

@@ -67,6 +67,7 @@ class MergeConvolutions(Rule[Branches]):
     """Convolutions of one input → one convolution, and slices of its channels."""
 
     name = "merge-convolutions"
+    alike = True
     moves_others = True
 
     def candidates(self, program: Program) -> Iterable[Branches]:

@@ -15,18 +15,19 @@ done to its frames alone, is told by :mod:`fxtemporal.analysis.overlapping_clips
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxtemporal.analysis.overlapping_clips import Axes, Layout, Windows, windows_of
-from fxtemporal.ir.guards import expect
+from fxtemporal.ir.guards import Specialization, expect
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Reason
 from fxtemporal.ir.values import rank
-from fxtemporal.passes.rule import Rule, Site
+from fxtemporal.passes.building.held_modes import modes_of_folded
+from fxtemporal.passes.rule import Remark, Rule, Site
 
 __all__ = ["OverlappingWindows"]
 
@@ -76,6 +77,9 @@ class OverlappingWindows(Rule[Windows]):
         detail = self.detail(program, candidate)
         _Rewriter(program, candidate).run()
         return detail
+
+    def modes(self, model: nn.Module, applied: Sequence[Remark]) -> Mapping[str, Specialization]:
+        return modes_of_folded(model)
 
 
 class _Rewriter:

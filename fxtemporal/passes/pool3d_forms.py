@@ -51,6 +51,7 @@ class Pool3dForms(Rule[Pool3dSite]):
     """MaxPool3d, AvgPool3d, AdaptiveAvgPool3d → the exact form that the window has."""
 
     name = "pool3d-forms"
+    alike = True
 
     def candidates(self, program: Program) -> Iterable[Pool3dSite]:
         calls: dict[str, int] = {}

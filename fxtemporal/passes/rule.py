@@ -12,7 +12,7 @@ scripts and CI settings may rely on them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from fxtemporal.ir.reasons import Code, Reason
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import fx, nn
 
     from fxtemporal.analysis.cost import SiteCost
+    from fxtemporal.ir.guards import Specialization
     from fxtemporal.ir.program import Program
 
 __all__ = ["Remark", "Rule", "Site", "Status"]
@@ -99,6 +100,12 @@ class Rule(ABC, Generic[C]):
     """Arguments of the class that a text can give, each as strings: ``"name{option=a,b}"``."""
     moves_others: bool = False
     """Whether a rewrite can change what the other candidates are, so that they are sought anew."""
+    folds_loops: bool = False
+    """Whether a rewrite holds all frames of a loop at once, so that memory may speak against it."""
+    alike: bool = False
+    """Whether its sites stand or fall together, where it is measured what pays."""
+    chooses: bool = False
+    """Whether it has several ways to rewrite a site, and the fastest is still to be found."""
 
     @abstractmethod
     def candidates(self, program: Program) -> Iterable[C]:
@@ -131,3 +138,25 @@ class Rule(ABC, Generic[C]):
     def becomes(self, program: Program, candidate: C) -> str:
         """What the rewrite makes of it, in a few words: ``"2-D convolutions of its frames"``."""
         return ""
+
+    # what the stages of optimize ask
+
+    def keeping(self, *, confined: bool, bitwise: bool) -> Rule[C]:
+        """The same rule, kept to what was promised of NaN and of the last bit."""
+        return self
+
+    def to_choose(self, program: Program) -> Iterable[Any]:
+        """Of a rule that ``chooses``: the sites to measure each way of."""
+        return ()
+
+    def choosing(self, choices: Mapping[str, Any]) -> Rule[C]:
+        """The same rule, with the way to take at each site, by its key."""
+        return self
+
+    def group(self, remark: Remark) -> str:
+        """Sites of one group are kept or left together, as they measure."""
+        return self.name if self.alike else f"{self.name} {remark.target}"
+
+    def modes(self, model: nn.Module, applied: Sequence[Remark]) -> Mapping[str, Specialization]:
+        """The training modes, by module path, that ``model`` must keep for what was applied."""
+        return {}

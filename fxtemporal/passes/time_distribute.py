@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
@@ -29,7 +29,7 @@ from fxtemporal.analysis.batching_rules import shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
 from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of, owns_memory
 from fxtemporal.analysis.vmap_fallback import mapped_dims
-from fxtemporal.ir.guards import expect, one_shape
+from fxtemporal.ir.guards import Specialization, expect, one_shape
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import spelled, vmapped
 from fxtemporal.ir.program import Program
@@ -37,7 +37,8 @@ from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.values import rank
 from fxtemporal.passes.building.batched_frames import Stacked, moved, pick, step_of
 from fxtemporal.passes.building.collect_frames import Joiner
-from fxtemporal.passes.rule import Rule, Site
+from fxtemporal.passes.building.held_modes import modes_of_folded
+from fxtemporal.passes.rule import Remark, Rule, Site
 from fxtemporal.support.errors import PassError
 
 __all__ = ["TimeDistribute"]
@@ -65,6 +66,7 @@ class TimeDistribute(Rule[Loop]):
     name = "time-distribute"
     options = ("allow",)
     moves_others = True  # one loop may read what another joins
+    folds_loops = True
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
         if isinstance(allow, str) or not set(allow) <= _ALLOWABLE:
@@ -126,6 +128,9 @@ class TimeDistribute(Rule[Loop]):
             detail["left_because"] = [reason.to_dict() for reason in candidate.reasons]
         _Rewriter(program, candidate).run()
         return detail
+
+    def modes(self, model: nn.Module, applied: Sequence[Remark]) -> Mapping[str, Specialization]:
+        return modes_of_folded(model)
 
 
 def _modules(program: Program) -> frozenset[str]:

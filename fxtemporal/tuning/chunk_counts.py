@@ -54,6 +54,11 @@ class Choice:
     def module(self) -> nn.Module:
         return self.program.gm
 
+    @property
+    def rule(self) -> FoldInChunks:
+        """What makes the chunks."""
+        return FoldInChunks(self.chunks)
+
 
 class Chooser:
     """Finds the :class:`Choice` for one model.

@@ -62,6 +62,13 @@ class Races:
         key = f"network again {self._named(before)} {self._named(after)} {self.tune.target}"
         return once_more.race(before, after, seconds, key)
 
+    def wins(self, one: nn.Module, other: nn.Module) -> bool:
+        """Whether ``one`` runs, and is the faster of the two."""
+        try:
+            return self.race(other, one, _SECONDS).speedup > 1
+        except Exception:  # a view may refuse the layout, in any way
+            return False
+
     def times(self, modules: Mapping[str, nn.Module], always: str) -> dict[str, float]:
         """Milliseconds of each, interleaved: see :func:`interleaved`."""
         key = " ".join(
@@ -96,4 +103,6 @@ class Races:
         return self._made[id(module)][1]
 
 
+_SECONDS = 1.0
+"""For a race of which the winner alone matters."""
 _FIELDS = {"before", "after", "speedup", "low", "high", "rounds"}

@@ -1,0 +1,102 @@
+"""The first state: the captured program, and what its result is compared with."""
+
+from __future__ import annotations
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from fxtemporal.analysis.cost import Costs
+from fxtemporal.capture.capture import capture
+from fxtemporal.compiler.state import Request, State
+from fxtemporal.mistakes import telling_cure
+from fxtemporal.support.errors import CaptureError, VerificationError
+from fxtemporal.verification.comparison import Comparison
+from fxtemporal.verification.verifier import Verifier
+
+__all__ = ["begin", "check_capture"]
+
+
+def begin(request: Request) -> State:
+    """What is known before the first stage.
+
+    Raises:
+        CaptureError: the model cannot be captured, or nothing can tell whether its graph is right.
+        VerificationError: a graph that was in doubt is not the model.
+    """
+    promises = request.promises
+    with telling_cure(request.model):
+        captured = capture(request.model, *(request.example or (None, None)))
+    if captured.doubt is not None and not request.verify:
+        raise CaptureError(
+            f"{captured.doubt}: only a comparison with the model can tell whether its graph is "
+            "right. Give example inputs, and leave verify on."
+        )
+    keeping = [
+        rule.keeping(confined=promises.confined, bitwise=promises.bitwise) for rule in request.rules
+    ]
+    costs = None if request.example is None else Costs()
+    blocks = () if costs is None else costs.blocks(captured)
+    state = State(request, captured, tuple(keeping), costs=costs, blocks=blocks)
+    if request.verify:
+        _refuse_meta_tensors(request)
+        state = state.but(verifier=request.verifier(request.original))
+    state = state.with_captured(captured)
+    if captured.doubt is not None:
+        _refuse_unless_equal(state.compared(captured.gm))
+        _refuse_other_numbers_with_gradients(state)
+    return state.but(races=request.races())
+
+
+def check_capture(state: State) -> State:
+    """The captured graph must be the model; where it is not, torch.export has its turn."""
+    comparison = state.compared(state.captured.gm)
+    if comparison is not None and not comparison.equal and state.captured.frontend == "fx":
+        request = state.request
+        assert request.example is not None
+        again = capture(request.model, *request.example, frontend="export")
+        state = state.with_captured(again)
+        comparison = state.compared(state.captured.gm)
+    _refuse_unless_equal(comparison)
+    return state
+
+
+def _refuse_meta_tensors(request: Request) -> None:
+    inputs = [leaf for leaf in pytree.tree_leaves(request.example) if isinstance(leaf, Tensor)]
+    if any(t.is_meta for t in (*request.original.parameters(), *inputs)):
+        raise CaptureError(
+            "the model or its example inputs are on the meta device and hold no numbers: there "
+            "is nothing to verify. Load the weights first, or ask fxtemporal.audit"
+        )
+
+
+def _refuse_unless_equal(comparison: Comparison | None) -> None:
+    if comparison is not None and not comparison.equal:
+        bad = next(sample for sample in comparison.samples if not sample.equal)
+        what = bad.problem or f"relative error {bad.relative_error:.1e}"
+        raise VerificationError(
+            f"the captured graph is not the model: on {bad.inputs}, {what}. The forward may "
+            "depend on something outside its inputs and parameters (random numbers, a counter, "
+            "a global): make it an input, or call optimize on the part that does not."
+        )
+
+
+def _refuse_other_numbers_with_gradients(state: State) -> None:
+    """A graph is either what the model computes for gradients, or what it computes without."""
+    example, original = state.request.example, state.request.original
+    assert example is not None
+    for inputs in (example, pytree.tree_map_only(Tensor, _asking, example)):
+        try:
+            verifier = Verifier(original, inputs, gradients=True)
+        except Exception:  # the model may not take gradients, in any way
+            continue
+        if not verifier.compare(state.captured.gm).equal:
+            raise VerificationError(
+                f"{state.captured.doubt}, and computes something else where gradients are asked "
+                "for: a graph is one of the two. Decide on self.training, or on an argument of "
+                "the forward."
+            )
+
+
+def _asking(tensor: Tensor) -> Tensor:
+    """An input that gradients are asked of."""
+    return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor

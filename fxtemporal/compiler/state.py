@@ -1,0 +1,152 @@
+"""What a call of optimize was asked for, and what it has found out so far.
+
+A :class:`State` never changes: each stage (:mod:`fxtemporal.compiler.stages`) makes another. All of
+them hold the captured program, and what was found out of its sites: which to skip, and why; which
+form each Conv3d gets; in how many chunks folded frames run. A rewrite starts from that program
+again, so that nothing is ever undone in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from fxtemporal.analysis.cost import Block, Costs, SiteCost
+from fxtemporal.capture.arguments import Model
+from fxtemporal.compiler.promises import Promises
+from fxtemporal.factorization.settings import Factorize
+from fxtemporal.ir.program import Program
+from fxtemporal.passes.building.output_layouts import layout_of
+from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
+from fxtemporal.passes.rule import Remark, Rule
+from fxtemporal.tuning.cache import Cache, environment
+from fxtemporal.tuning.races import Races
+from fxtemporal.tuning.settings import Tune
+from fxtemporal.tuning.timing import Timing
+from fxtemporal.verification.comparison import Comparison
+from fxtemporal.verification.verifier import Verifier
+
+__all__ = ["Example", "Lossy", "Request", "State"]
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of optimize was asked for; ``tune`` is None where nothing is measured."""
+
+    model: Model
+    example: Example | None = None
+    rules: tuple[Rule[Any], ...] = ()
+    factorize: Factorize | None = None
+    tune: Tune | None = None
+    verify: bool = False
+    freeze: bool = False
+    frames: tuple[int, int] | None = None
+    promises: Promises = field(default_factory=Promises)
+    tick: Callable[[str], None] = lambda stage: None
+
+    @property
+    def original(self) -> nn.Module:
+        return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says of it: all that is not as by default, and how it was measured."""
+        settings: dict[str, Any] = {"tune": "static" if self.tune is None else vars(self.tune)}
+        if self.factorize is not None:
+            settings["factorize"] = self.factorize.to_dict()
+        if self.freeze:
+            settings["freeze"] = True
+        return settings | self.promises.to_dict()
+
+    def verifier(self, original: nn.Module) -> Verifier:
+        """Compares with ``original``, as strictly as was promised."""
+        assert self.example is not None
+        bitwise, confined = self.promises.bitwise, self.promises.confined
+        return Verifier(original, self.example, bitwise=bitwise, confined=confined)
+
+    def races(self) -> Races | None:
+        """Measuring on the device of the inputs, or of the model, with what is known of it."""
+        if self.tune is None or self.example is None:
+            return None
+        given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        cache = Cache(self.tune.folder, environment(device, self.tune.target))
+        return Races(self.example, self.tune, cache, self.freeze)
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """What the lossy rules did, before all others: what follows is compared with what they left."""
+
+    remarks: tuple[tuple[Key, Remark], ...] = ()
+    curve: tuple[tuple[float, float], ...] = ()
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """``rules`` are those still to run, ``outcome`` what they made of ``captured``, without the
+    sites in ``skips``.
+
+    ``blocks`` are the costs of the captured program, ``prices`` those of each site, ``gains`` what
+    a site was measured to gain. ``deadline`` ends all measuring, by ``time.perf_counter()``.
+    ``result`` is there after the last stage.
+    """
+
+    request: Request
+    captured: Program
+    rules: tuple[Rule[Any], ...]
+    verifier: Verifier | None = None
+    races: Races | None = None
+    deadline: float = 0.0
+    costs: Costs | None = None
+    blocks: tuple[Block, ...] = ()
+    lossy: Lossy = Lossy()
+    skips: Mapping[Key, Skip] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    comparison: Comparison | None = None
+    timing: Timing | None = None
+    prices: Mapping[Key, SiteCost | None] = field(default_factory=dict)
+    gains: Mapping[Key, Timing] = field(default_factory=dict)
+    result: fx.GraphModule | None = None
+
+    def but(self, **changes: Any) -> State:
+        """The same with some of it changed."""
+        return replace(self, **changes)
+
+    @property
+    def rewritten(self) -> Outcome:
+        assert self.outcome is not None, "nothing was rewritten yet"
+        return self.outcome
+
+    def rewrite(
+        self,
+        *,
+        rules: tuple[Rule[Any], ...] | None = None,
+        skips: Mapping[Key, Skip] | None = None,
+        only: frozenset[Key] | None = None,
+        costs: Costs | None = None,
+    ) -> Outcome:
+        """What the rules make of the captured program."""
+        rules = self.rules if rules is None else rules
+        skips = self.skips if skips is None else skips
+        return run_rules(self.captured, rules, skips, only, costs)
+
+    def with_captured(self, captured: Program) -> State:
+        """The same with another program, whose outputs are to lie as the model's do."""
+        captured.keeps_layouts = self.request.promises.layout == "same"
+        if self.verifier is not None:
+            captured.output_layouts = tuple(map(layout_of, self.verifier.outputs))
+        return self.but(captured=captured)
+
+    def compared(self, module: nn.Module) -> Comparison | None:
+        """``module`` beside the original; None where nothing is verified."""
+        return None if self.verifier is None else self.verifier.compare(module)

@@ -1,0 +1,22 @@
+"""Training modes that a rewrite holds a model to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fxtemporal.ir.guards import Specialization
+
+__all__ = ["modes_of_folded"]
+
+
+def modes_of_folded(model: nn.Module) -> Mapping[str, Specialization]:
+    """The modes of what, behind folded frames, would see all of them at once in the other."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    why = "a loop was re-rolled, and in the other mode it would see all its frames at once"
+    return {
+        path: Specialization(f"{path}.training", module.training, None, why)
+        for path, module in model.named_modules()
+        if isinstance(module, kinds) or getattr(module, "dropout", False)
+    }
