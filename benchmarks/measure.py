@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxtemporal.tuning.measuring import Samples as Timing
-from fxtemporal.tuning.measuring import interleaved, quartiles, relative_error, speedup
+from fxtemporal.tuning.side_by_side import Durations as Timing
+from fxtemporal.tuning.side_by_side import interleaved, quartiles, speedup
+from fxtemporal.verification.comparison import relative_error
 
 __all__ = [
     "CountConvolutions",

@@ -34,7 +34,7 @@ def test_eager_mode_is_measured_on_both_sides() -> None:
     (eager,) = found.engines
     assert eager.before is not None
     assert eager.after is not None
-    assert len(eager.before.samples) == len(eager.after.samples) >= 3
+    assert len(eager.before.values) == len(eager.after.values) >= 3
     assert eager.speedup is not None
     assert all(error is not None and error < 1e-5 for error in eager.errors)
     assert "eager" in str(found)

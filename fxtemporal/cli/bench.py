@@ -29,8 +29,9 @@ from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.reports.plots import draw_bars
 from fxtemporal.support.errors import FxTemporalError, PassError
 from fxtemporal.tuning.engines import ENGINES, compile_with, reset, versions
-from fxtemporal.tuning.measuring import Samples, interleaved, relative_error, speedup
 from fxtemporal.tuning.settings import Tune
+from fxtemporal.tuning.side_by_side import Durations, interleaved, speedup
+from fxtemporal.verification.comparison import relative_error
 
 __all__ = ["Bench", "EngineBench", "bench"]
 
@@ -48,8 +49,8 @@ class EngineBench:
     """
 
     engine: str
-    before: Samples | None = None
-    after: Samples | None = None
+    before: Durations | None = None
+    after: Durations | None = None
     errors: tuple[float | None, float | None] = (None, None)
     note: str = ""
 
@@ -127,11 +128,11 @@ class Bench:
         )
 
 
-def _milliseconds(samples: Samples | None) -> str:
-    if samples is None:
+def _milliseconds(taken: Durations | None) -> str:
+    if taken is None:
         return "not measured"
-    low, high = samples.spread
-    return f"{samples.median:.2f} ({low:.2f}–{high:.2f})"
+    low, high = taken.spread
+    return f"{taken.median:.2f} ({low:.2f}–{high:.2f})"
 
 
 @torch.no_grad()

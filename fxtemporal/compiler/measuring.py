@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from fxtemporal.compiler.state import State
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.pipeline import Key, Skip
 from fxtemporal.passes.rule import Rule
+from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.ablation import worth_keeping
 from fxtemporal.tuning.conv3d_forms import FormChooser
 from fxtemporal.tuning.races import Races
@@ -27,7 +27,7 @@ def choose_forms(state: State) -> State:
     races = state.races
     if races is None:
         return state
-    state = state.but(deadline=time.perf_counter() + races.tune.seconds)
+    state = state.but(deadline=Deadline(races.tune.seconds))
     for place, rule in enumerate(state.rules):
         if rule.chooses and any(True for _ in rule.candidates(state.captured)):
             return _with_fastest_forms(state, races, place)

@@ -25,6 +25,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.passes.building.output_layouts import layout_of
 from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.passes.rule import Remark, Rule
+from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.cache import Cache, environment
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.settings import Tune
@@ -97,7 +98,7 @@ class State:
     sites in ``skips``.
 
     ``blocks`` are the costs of the captured program, ``prices`` those of each site, ``gains`` what
-    a site was measured to gain. ``deadline`` ends all measuring, by ``time.perf_counter()``.
+    a site was measured to gain. ``deadline`` ends all measuring.
     ``result`` is there after the last stage.
     """
 
@@ -106,7 +107,7 @@ class State:
     rules: tuple[Rule[Any], ...]
     verifier: Verifier | None = None
     races: Races | None = None
-    deadline: float = 0.0
+    deadline: Deadline = field(default_factory=lambda: Deadline(0.0))
     costs: Costs | None = None
     blocks: tuple[Block, ...] = ()
     lossy: Lossy = Lossy()

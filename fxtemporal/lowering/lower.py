@@ -13,17 +13,17 @@ import inspect
 import os
 import shutil
 import tempfile
-import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from fxtemporal.ir.freeze import freeze
@@ -31,8 +31,10 @@ from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.lowering.artifact import Manifest, Run, checked, read, staged, write
 from fxtemporal.lowering.export import Example, Exported, Free, close, export, first_line, leaves_of
 from fxtemporal.passes.rule import Remark
+from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import FxTemporalError, LoweringError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.verification.comparison import relative_error
 
 __all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower", "settings"]
 
@@ -290,14 +292,12 @@ def _built(
     """What was written to ``draft``, and compared."""
     exported = export(_frozen(model), example, free)
     manifest = Manifest.of(backend.name, exported)
-    start = time.perf_counter()
     try:
-        detail = backend.module.build(exported, draft, **options)
+        detail, seconds = timed(partial(backend.module.build, exported, draft, **options))
     except FxTemporalError:
         raise
     except Exception as error:  # an engine raises its own
         raise LoweringError(f"{backend.name} refuses the graph: {first_line(error)}") from error
-    seconds = time.perf_counter() - start
     manifest.ranges.update(detail.pop("ranges", {}))
     size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
     manifest.detail.update({"build_seconds": round(seconds, 3), "bytes": size, **detail})
@@ -335,17 +335,9 @@ def _error(artifact: Artifact, exported: Exported) -> float:
                 f"{artifact.backend} gives other numbers than the module: do not use it for this "
                 "model, and please report it"
             )
-        worst = max([worst, *map(_relative, wanted, given)])
+        worst = max(worst, relative_error(given, wanted))
     return worst
 
 
 def _closer(dtype: torch.dtype | None) -> Any:
     return lambda wanted, given: close(wanted, given, dtype)
-
-
-def _relative(wanted: Any, given: Any) -> float:
-    if not isinstance(wanted, Tensor) or not wanted.is_floating_point() or not wanted.numel():
-        return 0.0
-    wanted, given = wanted.double().cpu(), given.double().cpu()
-    off = (wanted - given).abs().nan_to_num(0.0).max()  # both have them at the same places
-    return float(off / wanted.abs().nan_to_num(0.0).max().clamp_min(1e-300))

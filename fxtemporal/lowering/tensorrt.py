@@ -17,7 +17,6 @@ import importlib
 import importlib.util
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from fxtemporal.lowering.artifact import Manifest, Run, dtype_of, read
 from fxtemporal.lowering.export import Exported, Free, close, export, leaves_of
 from fxtemporal.lowering.onnx import converted, session
 from fxtemporal.support.byte_sizes import in_bytes
+from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import LoweringError
 
 __all__ = ["FREE", "absent", "build", "load_engine", "start"]
@@ -101,9 +101,7 @@ def build(
     ranges = _profile(builder, config, network, exported, batch)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = Counter(layer.type.name.lower() for layer in layers)
-    start = time.perf_counter()
-    engine = builder.build_serialized_network(network, config)
-    seconds = time.perf_counter() - start
+    engine, seconds = timed(lambda: builder.build_serialized_network(network, config))
     if engine is None:
         raise LoweringError(f"{trt.__name__} cannot build the engine: {log.errors()}")
     path.write_bytes(bytes(engine))

@@ -7,12 +7,12 @@ and a group that costs more than it gains is left out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
 
@@ -51,7 +51,7 @@ def worth_keeping(
     """
     tune = races.tune
     margin = 0.0 if tune.target == "eager" else tune.margin
-    deadline = time.perf_counter() + tune.seconds
+    deadline = Deadline(tune.seconds)
     share = tune.seconds / (2 * len(groups) + 2)
     kept = frozenset(groups)
     lost: dict[str, Timing] = {}
@@ -62,7 +62,7 @@ def worth_keeping(
     def leave_out(some: Iterable[str]) -> None:
         nonlocal kept, current
         for group in some if len(groups) > 1 else ():
-            if time.perf_counter() > deadline:
+            if deadline.over:
                 break
             tick(f"measuring without {group}")
             without = build(kept - {group})

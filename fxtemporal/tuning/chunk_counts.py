@@ -9,7 +9,6 @@ for measuring is over, the fewest chunks that fit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +20,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.pipeline import run_rules
+from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
 
@@ -68,7 +68,7 @@ class Chooser:
         loops: every group of loops that may be folded.
         slow: those that were measured, and did not pay folded whole.
         races: to measure, on the example; what ``tune`` says is there too.
-        deadline: of measuring, by ``time.perf_counter()``.
+        deadline: of measuring.
         tick: told what is being done.
     """
 
@@ -78,7 +78,7 @@ class Chooser:
         loops: Sequence[str],
         slow: frozenset[str],
         races: Races,
-        deadline: float,
+        deadline: Deadline,
         tick: Callable[[str], None],
     ) -> None:
         self.build = build
@@ -183,7 +183,7 @@ class Chooser:
             counts = [count for count in _counts(regions[key]) if count >= least]
             times: dict[str, float] = {}
             before = best
-            while counts and time.perf_counter() < self.deadline:
+            while counts and not self.deadline.over:
                 fewest, tried, counts = best, counts[:_AT_ONCE], counts[_AT_ONCE:]
                 trials = [self._with(whole, {**best.chunks, key: count}) for count in tried]
                 named = {str(t.chunks[key]): t for t in (fewest, *trials) if self._fits(t)}
@@ -236,7 +236,7 @@ class Chooser:
         return self.races.race(one.module, other.module, seconds)
 
     def _seconds(self) -> float:
-        return max(0.0, min(self.deadline - time.perf_counter(), _MOST_SECONDS))
+        return min(self.deadline.left, _MOST_SECONDS)
 
 
 def _counts(region: Region) -> Iterator[int]:

@@ -9,7 +9,6 @@ the copies at its edges.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -30,6 +29,7 @@ from fxtemporal.passes.conv3d_choice import (
     Choices,
     ToChoose,
 )
+from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.cache import Cache
 from fxtemporal.tuning.engines import compile_with
 from fxtemporal.tuning.settings import Tune
@@ -58,7 +58,7 @@ class FormChooser:
         self._cache = cache
         self._target = tune.target
         self._margin = tune.margin
-        self._deadline = time.perf_counter() + tune.seconds / 2
+        self._deadline = Deadline(tune.seconds / 2)
         self._tick = tick
         self._regions = layout_regions(program)
 
@@ -140,7 +140,7 @@ class FormChooser:
         names = {self._name(site, form): form for form in ("conv3d", *forms)}
         known = self._cache.get(key)
         missing = [form for name, form in names.items() if name not in known]
-        if missing and time.perf_counter() < self._deadline:
+        if missing and not self._deadline.over:
             self._tick(f"measuring forms of {site.key}")
             wanted = dict.fromkeys(("conv3d", *missing))
             measured = _timed(site, wanted, layout, target)
@@ -169,7 +169,7 @@ class FormChooser:
     def _copy(self, like: Tensor) -> float:
         key = f"copy {tuple(like.shape)} {str(like.dtype).removeprefix('torch.')}"
         known = self._cache.get(key)
-        if LAST not in known and time.perf_counter() < self._deadline:
+        if LAST not in known and not self._deadline.over:
             x = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
             call = partial(x.contiguous, memory_format=torch.channels_last_3d)
             self._cache.put(key, interleaved({LAST: call}, LAST))

@@ -15,7 +15,6 @@ when asked for.
 from __future__ import annotations
 
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fxtemporal.support.clock import timed
 
 __all__ = ["ENGINES", "Compiled", "Engine", "compile_with", "reset", "versions"]
 
@@ -186,13 +187,16 @@ def compile_with(engine: str, model: nn.Module, inputs: Inputs) -> Compiled:
         Exception: whatever the engine raises on this model.
     """
     chosen = ENGINES[engine]
+
+    def built() -> Callable[..., Any]:
+        run = chosen.build(model, inputs)
+        run(*inputs)
+        return run
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn of what they did to the LSTM
         with chosen.scope():
-            start = time.perf_counter()
-            run = chosen.build(model, inputs)
-            run(*inputs)
-            seconds = time.perf_counter() - start
+            run, seconds = timed(built)
     return Compiled(run, seconds)
 
 

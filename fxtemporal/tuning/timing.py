@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
+from fxtemporal.support.clock import Deadline, milliseconds
 from fxtemporal.support.errors import PassError
 from fxtemporal.tuning.engines import compile_with
 
@@ -22,10 +22,8 @@ __all__ = [
     "Timing",
     "call_of",
     "interleaved",
-    "milliseconds",
     "on_engine",
     "race",
-    "synchronize",
 ]
 
 
@@ -117,7 +115,7 @@ def race(
     runs: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
         calls = [stack.enter_context(call_of(module, inputs)) for module in (before, after)]
-        deadline = time.perf_counter() + seconds
+        deadline = Deadline(seconds)
         first, second = (milliseconds(call) for call in calls)
         if max(first, second) > _BRIEF and not 1 / _FAR <= first / second <= _FAR:
             ratio = first / second
@@ -129,7 +127,7 @@ def race(
             pair = (0, 1) if len(runs[0]) % 2 == 0 else (1, 0)
             for which in pair:
                 runs[which].append(milliseconds(calls[which]))
-            if len(runs[0]) >= rounds[0] and time.perf_counter() > deadline:
+            if len(runs[0]) >= rounds[0] and deadline.over:
                 break
             if _decided(runs):
                 break
@@ -158,9 +156,9 @@ def interleaved(calls: Mapping[str, Callable[[], object]], always: str) -> dict[
             runs[name] = [milliseconds(call)]
     best = min(times[0] for times in runs.values())
     racing = {n: c for n, c in calls.items() if runs[n][0] < _HOPELESS * best or n == always}
-    deadline = time.perf_counter() + _SECONDS * len(racing)
+    deadline = Deadline(_SECONDS * len(racing))
     for laps in range(1, _LAPS[1]):
-        if laps >= _LAPS[0] and time.perf_counter() > deadline:
+        if laps >= _LAPS[0] and deadline.over:
             break
         for name, call in racing.items():
             runs[name].append(milliseconds(call))
@@ -196,17 +194,3 @@ def _decided(runs: tuple[list[float], list[float]]) -> bool:
             if low > times or high < 1 / times:
                 return True
     return False
-
-
-def milliseconds(run: Callable[[], object]) -> float:
-    """The time of one run, the device's work included."""
-    synchronize()
-    start = time.perf_counter()
-    run()
-    synchronize()
-    return (time.perf_counter() - start) * 1e3
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

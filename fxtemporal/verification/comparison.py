@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.utils._pytree as pytree
 
-__all__ = ["Comparison", "Sample", "Tolerance", "distance"]
+__all__ = ["Comparison", "Sample", "Tolerance", "distance", "relative_error"]
 
 _PIECE = 2**22
 
@@ -118,3 +119,28 @@ def distance(value: torch.Tensor, reference: torch.Tensor) -> tuple[float, float
         error = max(error, furthest)
         largest = max(largest, float(theirs.abs().max()))
     return error, largest
+
+
+def relative_error(result: Any, reference: Any) -> float:
+    """max|a - b| / max|b|, the largest over all tensors in ``result``; NaN equals NaN.
+
+    Both may be nested tuples, lists and dicts, of one structure.
+
+    Raises:
+        ValueError: the two differ in structure, in shape, or in a value that is no tensor.
+    """
+    results, structure = pytree.tree_flatten(result)
+    references, expected = pytree.tree_flatten(reference)
+    if structure != expected:
+        raise ValueError(f"structures differ: {structure} and {expected}")
+    worst = 0.0
+    for a, b in zip(results, references, strict=True):
+        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+            if a != b:
+                raise ValueError(f"values differ: {a!r} and {b!r}")
+        elif a.shape != b.shape:
+            raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+        else:
+            error, largest = distance(a, b)
+            worst = max(worst, error / largest if largest else math.inf if error else 0.0)
+    return worst

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from torch import nn
 
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
+from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.quiet import quiet
 from fxtemporal.verification.comparison import Comparison, Sample, Tolerance, distance
@@ -54,9 +54,8 @@ class Verifier:
         self._tolerance = tolerance or Tolerance()
         held = (*original.parameters(), *original.buffers(), *pytree.tree_leaves(example))
         self._given = {t.dtype for t in held if is_float(t)}
-        start = time.perf_counter()
-        outputs = self._outcome(original, example)
-        self._cheap = time.perf_counter() - start < _CHEAP_SECONDS
+        outputs, seconds = timed(partial(self._outcome, original, example))
+        self._cheap = seconds < _CHEAP_SECONDS
         reference = self._reference(original, example, outputs)
         self._example = _Run("the example inputs", example, outputs, reference)
         self._finest = min(
