@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fxtemporal
+from fxtemporal.support.torch_private import needed
 
 ROOT = Path(fxtemporal.__file__).parent
 FLOORS = """
@@ -81,6 +82,46 @@ def test_the_compiler_names_no_pass() -> None:
 def test_every_file_has_a_room() -> None:
     at_the_top = {module for module in modules() if "." not in module}
     assert at_the_top == {*FLOORS, "", "__main__"}
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """What ``path`` names of torch that begins with an underscore."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            parts = ast.unparse(node).split(".")
+        elif isinstance(node, ast.ImportFrom):
+            parts = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            parts = [part for alias in node.names for part in alias.name.split(".")]
+        else:
+            continue
+        named = isinstance(node, ast.Attribute) and parts[0] in ("nn", "F", "forward_ad")
+        private = [part for part in parts[1:] if part.startswith("_") and part[1:2] != "_"]
+        classes = parts[:2] == ["nn", "Module"]  # its dictionaries of hooks
+        if (parts[0] == "torch" or named) and private and not classes:
+            yield ".".join(parts)
+
+
+def test_private_names_of_torch_stand_in_one_place() -> None:
+    named = {
+        f"{module}: {name}"
+        for module, path in modules().items()
+        if not module.startswith("support.torch_private")
+        for name in private_names(path)
+    }
+    assert not named
+
+
+def test_contributing_lists_the_private_names() -> None:
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in (ROOT / "support" / "torch_private").glob("*.py"):
+        if path.stem != "__init__":
+            assert f"| `{path.stem}` |" in text
+
+
+def test_a_name_that_torch_no_longer_has_is_named() -> None:
+    with pytest.raises(ImportError, match=r"needs torch\._C\._gone, which torch \d.* not have"):
+        needed("torch._C._gone")
 
 
 def test_passes_stand_at_the_top_of_the_tree() -> None:

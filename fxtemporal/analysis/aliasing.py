@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.ir.guards import QUESTIONS
@@ -21,6 +20,7 @@ from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.support.disjoint_sets import DisjointSets
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Aliasing", "of_library", "written_by"]
 

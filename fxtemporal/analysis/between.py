@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
@@ -11,6 +10,7 @@ from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.prepared import is_prepared
 from fxtemporal.ir.program import Program
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["attributes_written", "mode_switch", "written_between"]
 

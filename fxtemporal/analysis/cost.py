@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from fxtemporal.ir.prepared import is_prepared
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import run_node
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.dispatch import TorchDispatchMode
 
 __all__ = ["Block", "Cost", "Costs", "SiteCost", "Structure"]
 

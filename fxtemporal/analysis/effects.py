@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Mover", "needed_by"]
 

@@ -12,12 +12,12 @@ reach must not be computed as a part of one that they reach. Nothing is changed 
 from __future__ import annotations
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.analysis.aliasing import of_library, written_by
 from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.program import Program
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["with_gradients"]
 

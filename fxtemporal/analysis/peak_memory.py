@@ -17,11 +17,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import run_node
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Peak", "peak"]
 

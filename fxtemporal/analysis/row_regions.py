@@ -21,7 +21,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
@@ -40,6 +39,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.row_chunks import cut, joined, shaped
 from fxtemporal.ir.values import rank, shape
 from fxtemporal.support.disjoint_sets import DisjointSets
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Region", "regions_of"]
 

@@ -13,6 +13,7 @@ from fxtemporal.analysis.families import Family
 from fxtemporal.ir.per_frame import spelled, vmapped
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["mapped_dims", "runs_apart"]
 
@@ -66,4 +67,4 @@ def _plain(arguments: tuple[Any, ...]) -> list[fx.Node]:
 
 
 def _map(arguments: Any, function: Any) -> Any:
-    return torch.utils._pytree.tree_map(function, arguments)
+    return pytree.tree_map(function, arguments)

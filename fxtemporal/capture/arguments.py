@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.torch_private.compilers import is_compiled
 
 __all__ = ["Model", "behind_pre_hooks", "bind_example", "check_arguments", "example_of"]
 
@@ -50,7 +51,7 @@ def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
             f"expected an nn.Module, a torch.fx.GraphModule or an ExportedProgram, "
             f"got {type(model).__name__}"
         )
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if is_compiled(model):
         raise CaptureError(
             "a module that torch.compile returned: give the original (its _orig_mod), and compile "
             "the result"

@@ -18,11 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
-from torch._subclasses.fake_tensor import (
-    FakeTensorMode,
-)
 from torch.export import ExportedProgram
-from torch.fx import _symbolic_trace
 from torch.nn.parameter import is_lazy
 
 from fxtemporal.capture.arguments import (
@@ -51,6 +47,8 @@ from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.torch_private import symbolic_trace
+from fxtemporal.support.torch_private.fake_tensors import FakeTensorMode
 
 __all__ = ["capture"]
 
@@ -136,7 +134,7 @@ def _from_module(
                 f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
             ) from error
         except Exception as error:  # the user's forward ran on proxies: it may raise anything
-            if not wrapped and _symbolic_trace._wrapped_fns_to_patch:
+            if not wrapped and symbolic_trace.wrapped_functions():
                 return _from_module(model, example, wrapped=True, fall_back=fall_back)
             if example is None:
                 raise CaptureError(

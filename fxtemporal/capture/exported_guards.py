@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 from torch.export import ExportedProgram
 
 from fxtemporal.capture.tracing.shape_proxy import expression
 from fxtemporal.ir.guards import expect
 from fxtemporal.ir.program import Program
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["check_exported_sizes", "free_sizes", "holds_on_example", "is_guard", "refuse_size"]
 

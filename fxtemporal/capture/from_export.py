@@ -6,9 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.export import Dim, ExportedProgram
 
 from fxtemporal.capture.exported_guards import check_exported_sizes, holds_on_example
@@ -23,6 +21,9 @@ from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, stand_in
 from fxtemporal.support.errors import CaptureError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.fake_tensors import is_fake
+from fxtemporal.support.torch_private.transforms import is_wrapped
 
 __all__ = ["from_export", "from_exported"]
 
@@ -89,7 +90,7 @@ def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> No
             )
         if name in exported.graph_signature.buffers or not isinstance(value, torch.Tensor):
             continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(value) or is_fake(value):
+        if is_wrapped(value) or is_fake(value):
             raise CaptureError(
                 "torch.export left a tensor without data in the graph, for a function transform "
                 "(torch.func) in the forward: optimize the part of the model around it"

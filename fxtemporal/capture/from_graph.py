@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.fx._pytree import tree_flatten_spec
 
 from fxtemporal.capture.arguments import bind_example
 from fxtemporal.capture.normalize import normalize
@@ -26,6 +19,13 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.values import run_node
 from fxtemporal.support.errors import CaptureError, ForwardError
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.fake_tensors import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from fxtemporal.support.torch_private.operators import tree_flatten_spec
 
 __all__ = ["from_graph_module", "graph_module", "refuse_quotes"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -21,6 +20,7 @@ from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["refuse_small_sizes"]
 

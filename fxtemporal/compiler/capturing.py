@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fxtemporal.analysis.cost import Costs
@@ -10,6 +9,7 @@ from fxtemporal.capture.capture import capture
 from fxtemporal.compiler.state import Request, State
 from fxtemporal.mistakes import telling_cure
 from fxtemporal.support.errors import CaptureError, VerificationError
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Comparison
 from fxtemporal.verification.verifier import Verifier
 

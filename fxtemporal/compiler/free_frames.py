@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.families import is_input
@@ -34,6 +33,7 @@ from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.passes.rule import Rule
 from fxtemporal.support.errors import CaptureError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Comparison, Sample
 from fxtemporal.verification.inputs import resized
 from fxtemporal.verification.verifier import Verifier

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -26,6 +25,7 @@ from fxtemporal.passes.building.output_layouts import layout_of
 from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.passes.rule import Remark, Rule
 from fxtemporal.support.clock import Deadline
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.tuning.cache import Cache, environment
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.settings import Tune

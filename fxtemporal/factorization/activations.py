@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.errors import FxTemporalError, PassError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Data", "record", "run"]
 

@@ -27,6 +27,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 from fxtemporal.support.errors import PassError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["LayerPlan", "Plan", "plan"]
 
@@ -319,5 +320,5 @@ def _moment_bytes(layer: Layer, order: Order) -> int:
 
 
 def _leaves(outputs: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(outputs)
+    leaves = pytree.tree_leaves(outputs)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

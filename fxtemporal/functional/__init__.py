@@ -59,7 +59,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from fxtemporal.functional import flat, low_rank, taps, toeplitz, winograd
 from fxtemporal.functional.form import ConvFunction, Form
@@ -69,6 +68,7 @@ from fxtemporal.functional.low_rank import temporal_rank
 from fxtemporal.functional.packed import Weights, pack_each, pack_one
 from fxtemporal.functional.winograd import winograd_weight
 from fxtemporal.ir.leaf import opaque
+from fxtemporal.support.torch_private.fake_tensors import is_fake
 
 __all__ = [
     "FORMS",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxtemporal.support.torch_private.transforms import in_transform
+
 __all__ = ["channels_last", "plain_strides", "plain_weight", "transformed"]
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -12,9 +14,7 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def transformed() -> bool:
     """Whether a transform of torch.func is at work, such as ``torch.vmap``."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.maybe_current_level() is not None
+    return not torch.compiler.is_compiling() and in_transform()
 
 
 def channels_last(maps: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from fxtemporal.support.torch_private.convolutions import packed, packs, run_packed
+from fxtemporal.support.torch_private.transforms import in_forward_mode
 
 __all__ = ["Weights", "conv2d", "pack_each", "pack_one"]
 
@@ -27,12 +29,12 @@ _LEAST = 2**18
 
 def pack_each(weights: Tensor, groups: int) -> Weights:
     """(N, C_out, C/groups, kH, kW): the weights of N conv2d, each packed if that pays."""
-    return tuple(map(_pack, weights)) if _pays(weights[0], groups) else weights
+    return tuple(map(packed, weights)) if _pays(weights[0], groups) else weights
 
 
 def pack_one(weight: Tensor, groups: int) -> Weights:
     """(C_out, C/groups, kH, kW), packed if that pays."""
-    return _pack(weight) if _pays(weight, groups) else weight
+    return packed(weight) if _pays(weight, groups) else weight
 
 
 def conv2d(
@@ -54,14 +56,11 @@ def conv2d(
     differentiated = torch.is_grad_enabled() and (
         input.requires_grad or (bias is not None and bias.requires_grad)
     )
-    differentiated |= forward_ad._current_level >= 0
+    differentiated |= in_forward_mode()
     cast = torch.is_autocast_enabled("cpu") or input.dtype != weight.dtype
     if differentiated or cast or input.numel() == 0:
         return F.conv2d(input, weight.to_dense(), bias, stride, padding, dilation, groups)
-    sizes = (list(padding), list(stride), list(dilation))
-    run = torch.ops.mkldnn._convolution_pointwise
-    result: Tensor = run(input, weight, bias, *sizes, groups, "none", [], "")
-    return result
+    return run_packed(input, weight, bias, padding, stride, dilation, groups)
 
 
 def _pays(weight: Tensor, groups: int) -> bool:
@@ -72,10 +71,5 @@ def _pays(weight: Tensor, groups: int) -> bool:
         and weight.numel() >= _LEAST
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(torch.backends.mkldnn.enabled)
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and packs()
     )
-
-
-def _pack(weight: Tensor) -> Tensor:
-    reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
-    return reorder(weight.to_mkldnn(), [0, 0], [1, 1], [1, 1], 1)

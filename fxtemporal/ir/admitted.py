@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from fxtemporal.support.errors import SpecializationError
+from fxtemporal.support.torch_private.dispatch import is_dispatched, is_intercepted
+from fxtemporal.support.torch_private.operators import check
+from fxtemporal.support.torch_private.transforms import in_transform
 
 __all__ = ["AdmittedFrames"]
 
@@ -99,8 +102,8 @@ class AdmittedFrames(nn.Module):
         if low == high:
             int(frames)  # fixes it
         else:
-            torch._check(frames >= low)  # type: ignore[no-untyped-call]
-            torch._check(frames <= high)  # type: ignore[no-untyped-call]
+            check(frames >= low)
+            check(frames <= high)
 
     def _said(self) -> str:
         return ", ".join(map(str, sorted(self.counts)))
@@ -116,8 +119,4 @@ class AdmittedFrames(nn.Module):
 
 def _may_trace() -> bool:
     """Whether the model can be traced here: not inside a transform or another trace."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-    )
+    return not (in_transform() or is_dispatched() or is_intercepted())

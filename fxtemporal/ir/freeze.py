@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from fxtemporal.ir.leaf import opaque
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.values import attribute
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Memory", "freeze", "memory"]
 

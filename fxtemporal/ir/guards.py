@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 from torch.fx.node import has_side_effect
 
 from fxtemporal.ir.leaf import opaque
 from fxtemporal.support.errors import SpecializationError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = [
     "QUESTIONS",

@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._ops import HigherOrderOperator
 
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.watching import Watch, warn_of_late_hooks
 from fxtemporal.support.errors import GradientError, SpecializationError
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.operators import HigherOrderOperator
 
 __all__ = ["OptimizedModule"]
 

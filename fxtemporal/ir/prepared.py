@@ -35,11 +35,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
 
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.watching import Schedule
+from fxtemporal.support.torch_private.dispatch import is_dispatched
+from fxtemporal.support.torch_private.transforms import in_forward_mode, in_transform
 
 __all__ = ["Prepared", "derivation", "is_prepared", "origin", "prepare"]
 
@@ -225,9 +226,9 @@ def _belongs_in_graph(sources: Sequence[Any]) -> bool:
     if (
         any(type(source) not in (Tensor, nn.Parameter) for source in given)
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or is_dispatched()
+        or in_transform()
+        or in_forward_mode()
     ):
         return True
     if torch.is_grad_enabled() and any(source.requires_grad for source in given):

@@ -14,13 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 
 from fxtemporal.ir.guards import Specialization, expect, length, specializations
 from fxtemporal.ir.module import OptimizedModule
@@ -28,6 +22,12 @@ from fxtemporal.ir.ops import Attr, Describer, Op
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.source import is_user_file, short_location
 from fxtemporal.ir.values import attribute, rank, run_node
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.fake_tensors import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 __all__ = ["Program"]
 

@@ -11,9 +11,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fxtemporal.ir.leaf import opaque
+from fxtemporal.support.torch_private.dispatch import is_traced
+from fxtemporal.support.torch_private.transforms import (
+    in_forward_mode,
+    in_more_than_vmap,
+    in_transform,
+    unwrapped,
+)
 
 __all__ = ["running_maximum", "running_minimum"]
 
@@ -56,22 +62,14 @@ def _derived(*tensors: Tensor | None) -> bool:
 
     An exported program and a jit trace compute numbers alone, and amax leaves T free in them.
     """
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_exporting() or is_traced():
         return False
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return True
     if torch.compiler.is_compiling():
         return False
-    transforms = torch._C._functorch.get_interpreter_stack() or ()
-    if any(entry.key() is not torch._C._functorch.TransformType.Vmap for entry in transforms):
+    if in_more_than_vmap() or in_forward_mode():
         return True
-    inside = bool(transforms) and torch.is_grad_enabled() and any(map(_requires_inside, given))
-    return inside or forward_ad._current_level >= 0
-
-
-def _requires_inside(tensor: Tensor) -> bool:
-    """Whether the tensor under the wrappers of ``torch.vmap`` requires a gradient."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor.requires_grad
+    asked = any(unwrapped(tensor).requires_grad for tensor in given)
+    return in_transform() and torch.is_grad_enabled() and asked

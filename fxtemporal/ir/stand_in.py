@@ -33,12 +33,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.jit import ScriptModule
 
 from fxtemporal.ir.shared_state import ABSENT, Change, RandomStates, SharedState
 from fxtemporal.ir.source import is_user_file
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.dispatch import DisableTorchFunction
 
 __all__ = ["StandIn", "own_inputs", "stand_in"]
 
@@ -65,7 +66,7 @@ class StandIn:
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._pending: list[tuple[Callable[[Any, Any, str], None], Any, Any, str]] = []
         self._shared = SharedState(model)
-        with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch.inference_mode(False), torch.no_grad(), DisableTorchFunction():
             copied = self._copy(model, "self")
             while self._pending:
                 fill, original, copy, name = self._pending.pop()

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.ir.stand_in import StandIn
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.fake_tensors import FakeTensorMode
 
 __all__ = ["attribute", "rank", "run_node", "shape"]
 

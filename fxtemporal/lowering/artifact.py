@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export.graph_signature import (
     ConstantArgument,
@@ -28,6 +27,7 @@ from torch.export.graph_signature import (
 from fxtemporal.lowering.export import Exported
 from fxtemporal.support import files
 from fxtemporal.support.errors import LoweringError, SpecializationError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Manifest", "Run", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
@@ -24,6 +23,7 @@ from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.errors import LoweringError
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Tolerance
 
 __all__ = ["Example", "Exported", "Free", "close", "export", "first_line", "leaves_of", "same"]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fxtemporal.lowering.artifact import Manifest, Run
 from fxtemporal.lowering.export import Exported, Free
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.compilers import compile_package, load_package
 
 __all__ = ["FREE", "absent", "build", "start"]
 
@@ -31,9 +31,7 @@ def build(
         max_autotune: whether Inductor measures more choices, which takes long.
     """
     settings = {"freezing": freezing, "max_autotune": max_autotune}
-    torch._inductor.aoti_compile_and_package(
-        exported.program, package_path=str(path), inductor_configs=settings
-    )
+    compile_package(exported.program, str(path), settings)
     return {}
 
 
@@ -43,7 +41,7 @@ def absent() -> str | None:
 
 
 def start(path: Path, manifest: Manifest) -> Run:
-    package = torch._inductor.aoti_load_package(str(path))
+    package = load_package(str(path))
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         args, kwargs = manifest.arguments(tensors)

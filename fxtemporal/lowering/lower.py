@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import Any, get_args
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -34,6 +33,7 @@ from fxtemporal.passes.rule import Remark
 from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import FxTemporalError, LoweringError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import relative_error
 
 __all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower", "settings"]

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import openvino
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fxtemporal.lowering.artifact import Manifest, Run
 from fxtemporal.lowering.export import Exported, Free
 from fxtemporal.support.errors import LoweringError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["FREE", "absent", "build", "start"]
 

@@ -24,7 +24,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxtemporal.lowering.artifact import Manifest, Run, dtype_of, read
@@ -33,6 +32,7 @@ from fxtemporal.lowering.onnx import converted, session
 from fxtemporal.support.byte_sizes import in_bytes
 from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import LoweringError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["FREE", "absent", "build", "load_engine", "start"]
 

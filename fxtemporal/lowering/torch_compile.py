@@ -17,10 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.backends.registry import lookup_backend
-from torch._dynamo.utils import get_static_address_type
 
 from fxtemporal.api import optimize, report
 from fxtemporal.passes import PORTABLE_PASSES
@@ -29,6 +26,7 @@ from fxtemporal.passes.rule import Rule
 from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import FxTemporalError, PassError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private.compilers import dynamo_backend, inductor_backend, is_static
 
 __all__ = ["OPTIONS", "compile_graph"]
 
@@ -85,10 +83,8 @@ def _inner(
     backend: str | Callable[..., Any], options: Mapping[str, Any] | None, mode: str | None
 ) -> Compile:
     if backend == "inductor":
-        wrapper: Any = torch._TorchCompileInductorWrapper
-        inductor: Compile = wrapper(mode, dict(options or {}), None)
-        return inductor
-    found: Any = lookup_backend(backend)
+        return inductor_backend(mode, options or {})
+    found = dynamo_backend(backend)
     return found if options is None else partial(found, options=dict(options))
 
 
@@ -123,7 +119,7 @@ def _bound(
     inputs = []
     sizes: dict[str, tuple[fx.Node, int]] = {}
     for node, value in zip(placeholders, example_inputs, strict=True):
-        if isinstance(value, Tensor) and get_static_address_type(value) is not None:
+        if isinstance(value, Tensor) and is_static(value):
             name = f"_input_{len(tensors)}"
             if isinstance(value, nn.Parameter):
                 root.register_parameter(name, value)

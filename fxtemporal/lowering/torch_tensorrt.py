@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 import torch_tensorrt
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from fxtemporal.lowering.artifact import Manifest, Run
 from fxtemporal.lowering.export import Exported, Free
 from fxtemporal.support.byte_sizes import in_bytes
 from fxtemporal.support.errors import LoweringError
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["FREE", "absent", "build", "start"]
 

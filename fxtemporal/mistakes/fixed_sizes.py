@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from fxtemporal.ir.guards import TRIP_COUNT, expect
@@ -16,6 +15,7 @@ from fxtemporal.mistakes.finding import Finding, Mistake
 from fxtemporal.mistakes.reading import place
 from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["fixed_batch_size", "fixed_frames"]
 

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 from fxtemporal.support.errors import PassError
+from fxtemporal.support.torch_private.layers import conv_forward
 
 __all__ = ["MidChannels", "convert_to_2plus1d", "from_torchvision_r2plus1d"]
 
@@ -98,8 +99,7 @@ def _require_plain(path: str, conv: nn.Conv3d, homes: Mapping[Tensor, set[nn.Mod
         raise PassError(f"{name} has a parametrized weight: remove the parametrization first")
     if carries_hooks(conv):
         raise PassError(f"{name} carries hooks: remove them first, and add them to the result")
-    own = type(conv).forward, type(conv)._conv_forward
-    if own != (nn.Conv3d.forward, nn.Conv3d._conv_forward) or "forward" in vars(conv):
+    if conv_forward(type(conv)) != conv_forward(nn.Conv3d) or "forward" in vars(conv):
         raise PassError(f"{name} is a {type(conv).__name__} with a forward of its own")
     if len(homes.get(conv.weight, ())) > 1:
         raise PassError(f"{name} shares its weight with another module: untie them first")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
+
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["TimeDistributed"]
 

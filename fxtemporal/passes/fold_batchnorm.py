@@ -38,10 +38,11 @@ from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank
 from fxtemporal.passes.building.convolution_call import FUNCTIONS, layer_call
 from fxtemporal.passes.rule import Remark, Rule, Site
+from fxtemporal.support.torch_private.layers import BatchNorm, Conv
 
 __all__ = ["FoldBatchNorm", "Normalized", "folded"]
 
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+_LAYERS = (Conv, nn.Linear)
 _STATISTICS = ("running_mean", "running_var")
 _AFFINE = ("weight", "bias")
 _RANKS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
@@ -108,7 +109,7 @@ class FoldBatchNorm(Rule[Normalized]):
         calls: dict[str, int] = {}
         for node in list(program.graph.nodes):
             op = program.op(node)
-            if op is None and not _is_module(program, node, (nn.modules.batchnorm._BatchNorm,)):
+            if op is None and not _is_module(program, node, (BatchNorm,)):
                 continue
             if op is not None and op.name != "batch_norm":
                 continue

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx
-from torch._prims_common import suggest_memory_format
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import Aliasing
@@ -37,6 +36,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import shape
 from fxtemporal.passes.rule import Rule, Site
+from fxtemporal.support.torch_private.convolutions import suggest_memory_format
 
 __all__ = ["SplitConcat"]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fxtemporal.support.clock import timed
+from fxtemporal.support.torch_private.compilers import in_fresh_cache
 
 __all__ = ["ENGINES", "Compiled", "Engine", "compile_with", "reset", "versions"]
 
@@ -92,14 +93,9 @@ def _inductor_scope() -> Iterator[None]:
 
     A first, tiny compilation pays for what is paid once a machine, the precompiled headers.
     """
-    from torch._inductor import config
-    from torch._inductor.utils import fresh_cache
-
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        fresh_cache(dir=folder, delete=False),
-        config.patch(freezing=True),
-    ):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        for context in in_fresh_cache(folder, freezing=True):
+            stack.enter_context(context)
         torch.compile(_increment, dynamic=False)(torch.zeros(8))
         yield
 

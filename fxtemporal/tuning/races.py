@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from fxtemporal.ir.freeze import freeze
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.tuning.cache import Cache
 from fxtemporal.tuning.settings import Tune
 from fxtemporal.tuning.timing import Refused, Timing, call_of, interleaved, on_engine, race

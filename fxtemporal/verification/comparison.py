@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.utils._pytree as pytree
+
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Comparison", "Sample", "Tolerance", "distance", "relative_error"]
 

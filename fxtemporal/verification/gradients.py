@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["other_gradients", "outputs_of_parameters"]
 

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
+
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["POISONED", "Example", "fresh_inputs", "is_float", "poisoned", "resized"]
 

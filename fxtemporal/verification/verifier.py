@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 
 from fxtemporal.ir.shared_state import seed
@@ -23,6 +22,7 @@ from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Comparison, Sample, Tolerance, distance
 from fxtemporal.verification.inputs import POISONED, Example, fresh_inputs, is_float, poisoned
 

@@ -15,9 +15,9 @@ from typing import Any
 import einops
 import torch
 from torch import fx, nn
-from torch.fx import _symbolic_trace
 
 from fxtemporal.ir.source import is_user_file
+from fxtemporal.support.torch_private import symbolic_trace
 
 __all__ = ["RecordingTracer", "namespaces", "one_capture", "swap", "swap_item"]
 
@@ -42,10 +42,10 @@ def in_this_thread_alone() -> Iterator[None]:
     """
     owner = threading.get_ident()
 
-    class Patcher(_symbolic_trace._Patcher):
+    class Patcher(symbolic_trace.Patcher):
         def __init__(self) -> None:
             super().__init__()
-            _symbolic_trace._is_fx_tracing_flag = _InThread(owner)  # type: ignore[assignment]
+            symbolic_trace.module._is_fx_tracing_flag = _InThread(owner)  # type: ignore[assignment]
 
         def patch_method(
             self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True
@@ -58,7 +58,7 @@ def in_this_thread_alone() -> Iterator[None]:
 
             super().patch_method(cls, name, here, deduplicate)
 
-    with swap(_symbolic_trace, "_new_patcher", Patcher):
+    with swap(symbolic_trace.module, "_new_patcher", Patcher):
         yield
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx.proxy import Proxy
@@ -19,6 +18,7 @@ from fxtemporal.capture.tracing.shape_tracer import is_leaf
 from fxtemporal.ir.shared_state import RandomStates, seed
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.quiet import quiet
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["refuse_unseen", "settle", "settle_export"]
 

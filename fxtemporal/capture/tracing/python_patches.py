@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.proxy import TraceError
 
 from fxtemporal.capture.tracing.base_tracer import namespaces, swap, swap_item
@@ -29,6 +28,7 @@ from fxtemporal.capture.tracing.shape_proxy import ReadingTracer, ShapeProxy
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.source import is_user_file, short_location
 from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.torch_private.fake_tensors import FakeTensor
 
 __all__ = [
     "answering",

@@ -10,9 +10,10 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.fake_tensors import FakeTensorMode
 
 __all__ = ["ShapeMemo"]
 

@@ -21,14 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.fx import _symbolic_trace
 from torch.fx.proxy import Proxy, TraceError
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
@@ -52,6 +45,13 @@ from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.ir.values import run_node
 from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.torch_private import pytree, symbolic_trace
+from fxtemporal.support.torch_private.dispatch import DisableTorchFunction
+from fxtemporal.support.torch_private.fake_tensors import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 __all__ = ["ShapeTracer", "is_leaf"]
 
@@ -153,7 +153,7 @@ class ShapeTracer(ReadingTracer):
         in_the_open = lambda: not self._inside_leaf  # noqa: E731
         self._module_names = {name for name, _ in root.named_modules(remove_duplicate=False)}
         reading = modes_read(root, in_the_open)
-        inside = swap(_symbolic_trace, "_wrapped_fns_to_patch", self._nodes_of_their_own())
+        inside = swap(symbolic_trace.module, "_wrapped_fns_to_patch", self._nodes_of_their_own())
         answers = answering(self, root)
         with torch.enable_grad(), inside, answers, reading as self.modes, _RealTensors(self):
             return super().trace(root, concrete_args)
@@ -162,7 +162,7 @@ class ShapeTracer(ReadingTracer):
         """The functions under ``torch.fx.wrap``, where a library's own are to be traced through."""
         return {
             key: namespace
-            for key, namespace in _symbolic_trace._wrapped_fns_to_patch.items()
+            for key, namespace in symbolic_trace.wrapped_functions().items()
             if self._wrapped or "site-packages" not in str(namespace.get("__file__", ""))
         }
 
@@ -367,7 +367,7 @@ class ShapeTracer(ReadingTracer):
 
     def _evaluate(self, node: fx.Node) -> None:
         if all("val" in source.meta for source in node.all_input_nodes):
-            with torch._C.DisableTorchFunction():
+            with DisableTorchFunction():
                 self._compute(node)
 
     def _compute(self, node: fx.Node) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -19,6 +18,8 @@ from fxtemporal.ir.ops.modules import MODULES, bind_module, overridden
 from fxtemporal.ir.ops.op import Attr, Op
 from fxtemporal.ir.ops.signature import IGNORED, Arguments, UndescribedError, bind_schema
 from fxtemporal.ir.ops.table import ATEN, FUNCTIONS, METHODS, OPS, Spelling
+from fxtemporal.support.torch_private.fake_tensors import FakeTensor
+from fxtemporal.support.torch_private.operators import OpOverload
 
 __all__ = ["Blocker", "Describer", "blocked", "describe"]
 
@@ -145,7 +146,7 @@ class Describer:
             return self._finish(*indexing.getitem(node.args[0], node.args[1], self))
         if node.target is getattr:
             return self._finish(*indexing.attribute(node.args[0], node.args[1], self))
-        if isinstance(node.target, torch._ops.OpOverload):
+        if isinstance(node.target, OpOverload):
             namespace, _, name = node.target._schema.name.partition("::")
             return self._spelled(ATEN.get(name) if namespace == "aten" else None, node)
         return self._spelled(FUNCTIONS.get(node.target), node)
@@ -162,7 +163,7 @@ class Describer:
         if spelling is None:
             raise UndescribedError(str(node.target))
         signature = spelling.signature
-        if isinstance(node.target, torch._ops.OpOverload):
+        if isinstance(node.target, OpOverload):
             names = signature.names
             bound = bind_schema(node.target, node.args, node.kwargs, spelling.renamed, names)
             args = signature.fill(bound)

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fxtemporal.support.torch_private.operators import OpOverload
+
 __all__ = [
     "IGNORED",
     "REQUIRED",
@@ -135,7 +137,7 @@ def parse(text: str) -> Signature:
 
 
 def bind_schema(
-    overload: torch._ops.OpOverload,
+    overload: OpOverload,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     renamed: Mapping[str, str],

@@ -28,6 +28,7 @@ from fxtemporal.ir.ops.indexing import index_tensor
 from fxtemporal.ir.ops.op import Trait
 from fxtemporal.ir.ops.signature import Arguments, Signature, parse
 from fxtemporal.ir.running import running_maximum, running_minimum
+from fxtemporal.support.torch_private.operators import NN, VF
 
 __all__ = [
     "ATEN",
@@ -677,8 +678,8 @@ def _row_spellings() -> list[Spelling]:
 
 
 OWNERS: dict[str, tuple[Any, ...]] = {
-    "torch": (torch, torch._VF),
-    "F": (F, torch._C._nn),
+    "torch": (torch, VF),
+    "F": (F, NN),
     "Tensor": (torch.Tensor,),
 }
 

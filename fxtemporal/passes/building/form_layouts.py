@@ -29,6 +29,7 @@ from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import opaque
 from fxtemporal.ir.ops import Trait
 from fxtemporal.ir.program import Program
+from fxtemporal.support.torch_private.convolutions import memory_format
 
 __all__ = ["as_conv3d_lays_out", "chooses_layout", "keep_form_layouts"]
 
@@ -67,20 +68,19 @@ def as_conv3d_lays_out(
     if transformed() or weight.dim() != 5 or tensor.dim() not in (4, 5):
         return tensor
     clip, maps = (input, tensor) if tensor.dim() == 5 else (input[None], tensor[None])
-    if torch.compiler.is_compiling():  # which takes no answer but tensors
-        last = _is_channels_last(clip) or _is_channels_last(weight)
-        memory_format = torch.channels_last_3d if last else torch.contiguous_format
-    elif 0 in clip.shape[2:]:  # the form puts frames around it, as F.pad would: contiguous ones
-        memory_format = torch.contiguous_format
+    if 0 in clip.shape[2:]:  # the form puts frames around it, as F.pad would: contiguous ones
+        laid_out = torch.contiguous_format
     else:
         around = padding
         if isinstance(padding, str):  # as much as any side gets: it chooses no backend
             sizes = zip(weight.shape[2:], dilation, strict=True)
             around = tuple(step * (taps - 1) for taps, step in sizes)
         window = (stride, around, dilation, False, (0, 0, 0), groups)
-        backend = torch._C._select_conv_backend(clip, weight, None, *window, [weight.shape[0]])
-        memory_format = torch._C._conv_determine_backend_memory_format(clip, weight, backend)
-    maps = maps.contiguous(memory_format=memory_format)
+        last = _is_channels_last(clip) or _is_channels_last(weight)
+        laid_out = torch.channels_last_3d if last else torch.contiguous_format
+        if not torch.compiler.is_compiling():  # which takes no answer but tensors
+            laid_out = memory_format(clip, weight, window) or laid_out
+    maps = maps.contiguous(memory_format=laid_out)
     return maps if tensor.dim() == 5 else maps[0]
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from torch import nn
 
 from fxtemporal.ir.guards import Specialization
+from fxtemporal.support.torch_private.layers import Dropout, Norm
 
 __all__ = ["modes_of_folded"]
 
 
 def modes_of_folded(model: nn.Module) -> Mapping[str, Specialization]:
     """The modes of what, behind folded frames, would see all of them at once in the other."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    kinds = (Norm, Dropout)
     why = "a loop was re-rolled, and in the other mode it would see all its frames at once"
     return {
         path: Specialization(f"{path}.training", module.training, None, why)

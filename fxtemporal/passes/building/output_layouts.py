@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import opaque
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.building.form_layouts import chooses_layout, keep_form_layouts
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["keep_output_layouts", "laid_out", "layout_of"]
 

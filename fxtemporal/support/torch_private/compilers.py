@@ -1,0 +1,67 @@
+"""Dynamo and Inductor from within. Imported when they are used: each takes seconds."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fxtemporal.support.torch_private import needed
+
+__all__ = [
+    "compile_package",
+    "dynamo_backend",
+    "in_fresh_cache",
+    "inductor_backend",
+    "is_compiled",
+    "is_static",
+    "load_package",
+]
+
+
+def is_compiled(model: object) -> bool:
+    """Whether ``torch.compile`` returned it."""
+    return isinstance(model, torch._dynamo.OptimizedModule)
+
+
+def inductor_backend(mode: str | None, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Inductor, as torch.compile's backend."""
+    found: Callable[..., Any] = needed("torch._TorchCompileInductorWrapper")(
+        mode, dict(options), None
+    )
+    return found
+
+
+def dynamo_backend(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The backend of torch.compile of that name, or the given one."""
+    found: Callable[..., Any] = needed("torch._dynamo.backends.registry.lookup_backend")(name)
+    return found
+
+
+def is_static(tensor: Tensor) -> bool:
+    """Whether Dynamo takes a tensor for a parameter of the model."""
+    return needed("torch._dynamo.utils.get_static_address_type")(tensor) is not None
+
+
+def in_fresh_cache(folder: str, **config: Any) -> list[AbstractContextManager[Any]]:
+    """Contexts in which Inductor starts from an empty cache in ``folder``, with these settings."""
+    fresh_cache = needed("torch._inductor.utils.fresh_cache")
+    return [
+        fresh_cache(dir=folder, delete=False),
+        needed("torch._inductor.config").patch(**config),
+    ]
+
+
+def compile_package(program: ExportedProgram, path: str, config: Mapping[str, Any]) -> None:
+    """Compile a program ahead of time, into a file."""
+    needed("torch._inductor.aoti_compile_and_package")(
+        program, package_path=path, inductor_configs=dict(config)
+    )
+
+
+def load_package(path: str) -> Callable[..., Any]:
+    """What :func:`compile_package` wrote, to be called."""
+    found: Callable[..., Any] = needed("torch._inductor.aoti_load_package")(path)
+    return found
