@@ -17,7 +17,7 @@ import fxtemporal
 from fxtemporal import passes
 from fxtemporal.functional import FORMS, ConvGeometry
 from fxtemporal.functional.pool3d import POOL_FORMS, PoolWindow
-from fxtemporal.passes.conv3d_choice import Choice
+from fxtemporal.passes.conv3d_choice import FormChoice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from tests.models import noise
 
@@ -118,10 +118,10 @@ def test_a_frame_of_another_size_rounds_only_what_it_meets_in_a_confined_form() 
     assert 1e-5 < off("conv3d_winograd_4") < 1e-2
 
 
-def sites(form: str) -> tuple[nn.Module, Tensor, dict[str, Choice]]:
+def sites(form: str) -> tuple[nn.Module, Tensor, dict[str, FormChoice]]:
     frames = 3 if form == "conv3d_toeplitz" else 16
     model = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1)).eval()
-    return model, noise(1, 4, frames, 6, 6), {"0": Choice(form, "contiguous", 2.0, 1.0)}
+    return model, noise(1, 4, frames, 6, 6), {"0": FormChoice(form, "contiguous", 2.0, 1.0)}
 
 
 @pytest.mark.parametrize("form", sorted(SPREADING | {"conv3d_winograd_2", "conv3d_taps"}))

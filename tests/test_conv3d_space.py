@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS
-from fxtemporal.passes.conv3d_choice import CONTIGUOUS, LAST, Choice
+from fxtemporal.passes.conv3d_choice import CONTIGUOUS, LAST, FormChoice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.pipeline import run_rules
 
@@ -117,7 +117,7 @@ def check(space: Space, seen: Counter[str]) -> None:
     forms = [form for form in sites[0].forms if form != "conv3d"]
     form = forms[space.pick % len(forms)]
     layout = LAST if space.keep_last else CONTIGUOUS
-    rule = Conv3dForms({sites[0].key: Choice(form, layout, 2.0, 1.0)})
+    rule = Conv3dForms({sites[0].key: FormChoice(form, layout, 2.0, 1.0)})
     outcome = run_rules(program, (rule,))
     assert [remark.status for _, remark in outcome.remarks] == ["applied"], outcome.remarks
     seen[form] += 1

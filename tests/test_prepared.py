@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.prepared import Prepared
 
 CALLS: list[int] = []
 
 
-@opaque
+@leaf_function
 def scaled(weight: Tensor, factor: Tensor | None, *, times: float = 1.0) -> tuple[Tensor, Tensor]:
     CALLS.append(1)
     result = weight * times if factor is None else weight * factor * times
     return result, result.sum()
 
 
-@opaque
+@leaf_function
 def product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 

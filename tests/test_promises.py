@@ -13,7 +13,7 @@ from fxtemporal import PassError, Tune
 from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS
 from fxtemporal.ir.reasons import Code
-from fxtemporal.passes.conv3d_choice import Choice
+from fxtemporal.passes.conv3d_choice import FormChoice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from tests.models import noise
 
@@ -75,7 +75,7 @@ def test_bitwise_refuses_a_form_that_rounds_otherwise(form: str) -> None:
     torch.manual_seed(0)
     conv = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1))
     x = noise(1, 8, 8, 8, 8)
-    rule = Conv3dForms({"0": Choice(form, "contiguous", 2.0, 1.0)})
+    rule = Conv3dForms({"0": FormChoice(form, "contiguous", 2.0, 1.0)})
     assert codes(optimized(conv, x, passes=[rule]))["conv3d-forms"] == []
     result = optimized(conv, x, passes=[rule], exact="bitwise")
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_confined_keeps_a_bad_frame_where_it_is(form: str, nan: Any) -> None:
     torch.manual_seed(0)
     conv = nn.Sequential(nn.Conv3d(8, 8, 3, padding=1))
     x = noise(1, 8, 8, 8, 8)
-    rule = Conv3dForms({"0": Choice(form, "contiguous", 2.0, 1.0)})
+    rule = Conv3dForms({"0": FormChoice(form, "contiguous", 2.0, 1.0)})
     result = optimized(conv, x, passes=[rule], nan=nan)
     spread = False
     for frame in range(8):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Specialization, SpecializationError
-from fxtemporal.ir.guards import expect, specializations
+from fxtemporal.ir.guards import guard, specializations
 
 X = noise(2, 4, 5)
 
@@ -214,18 +214,18 @@ def test_loops_of_the_zoo_at_sizes_that_they_were_not_traced_at(cls: Any) -> Non
 
 
 def test_expect() -> None:
-    assert expect(3, 3, "x.size(1)", "a.py:1", "range() read it") is None
+    assert guard(3, 3, "x.size(1)", "a.py:1", "range() read it") is None
     with pytest.raises(SpecializationError) as caught:
-        expect(4, 3, "x.size(1)", "a.py:1", "range() read it")
+        guard(4, 3, "x.size(1)", "a.py:1", "range() read it")
     assert "x.size(1) == 3 (range() read it at a.py:1)" in str(caught.value)
     assert "called with 4" in str(caught.value)
 
 
 def test_expect_tells_true_from_one_only_by_value() -> None:
     with pytest.raises(SpecializationError):
-        expect("a", "b", "mode", None, "it is text")
+        guard("a", "b", "mode", None, "it is text")
     with pytest.raises(SpecializationError):
-        expect(torch.ones(2), None, "y", None, "left at its default")
+        guard(torch.ones(2), None, "y", None, "left at its default")
 
 
 def test_a_specialization_as_text_and_dict() -> None:
@@ -247,6 +247,6 @@ def test_specializations_of_a_graph_by_hand() -> None:
     x = graph.placeholder("x")
     for value in (4, 4, 5):
         size = graph.call_method("size", (x, 1))
-        graph.call_function(expect, (size, value, "x.size(1)", None, "by hand"))
+        graph.call_function(guard, (size, value, "x.size(1)", None, "by hand"))
     graph.output(x)
     assert [s.value for s in specializations(graph)] == [4, 5]

@@ -1643,7 +1643,7 @@ def specs() -> st.SearchStrategy[Spec]:
 def works(node: fx.Node) -> bool:
     """Whether ``node`` does more than to move data or to ask for a size."""
     name = str(getattr(node.target, "__name__", node.target))
-    asks = "dimensions expect getattr length size getitem".split()
+    asks = "dimensions guard getattr length size getitem".split()
     return (
         bool(node.users)
         and node.op.startswith("call")

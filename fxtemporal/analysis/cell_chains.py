@@ -22,7 +22,7 @@ from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 
-__all__ = ["CELLS", "Chain", "Step", "chains_of", "item_of", "whole"]
+__all__ = ["CELLS", "CellStep", "Chain", "chains_of", "item_of", "whole"]
 
 CELLS = {
     "lstm_cell": "lstm",
@@ -34,7 +34,7 @@ CELLS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class CellStep:
     """One call of a cell. ``before`` is the call whose state it reads as that one left it.
 
     ``links`` are the nodes between the two, from the call on: items of its tuple, copies.
@@ -55,7 +55,7 @@ class Chain:
     """Calls of one cell in their order; with ``reasons`` they are no chain, and this is why."""
 
     nodes: tuple[fx.Node, ...]
-    steps: tuple[Step, ...] = ()
+    steps: tuple[CellStep, ...] = ()
     reasons: tuple[Reason, ...] = ()
 
 
@@ -65,7 +65,7 @@ def chains_of(program: Program) -> list[Chain]:
     In graph order.
     """
     cells = _cells(program)
-    groups: dict[tuple[Any, ...], list[Step]] = {}
+    groups: dict[tuple[Any, ...], list[CellStep]] = {}
     for step in cells.values():
         groups.setdefault(step.weights, []).append(step)
     found = list(_blocked(program))
@@ -93,18 +93,18 @@ def item_of(program: Program, node: fx.Node) -> int | None:
     return index if isinstance(index, int) else None
 
 
-def _cells(program: Program) -> dict[fx.Node, Step]:
-    cells: dict[fx.Node, Step] = {}
+def _cells(program: Program) -> dict[fx.Node, CellStep]:
+    cells: dict[fx.Node, CellStep] = {}
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
         if op is not None and op.name in CELLS:
             before, links = _before(program, op, cells)
-            cells[node] = Step(node, op, before, links)
+            cells[node] = CellStep(node, op, before, links)
     return cells
 
 
 def _before(
-    program: Program, op: Op, cells: dict[fx.Node, Step]
+    program: Program, op: Op, cells: dict[fx.Node, CellStep]
 ) -> tuple[fx.Node | None, tuple[fx.Node, ...]]:
     """The call that left the state which ``op`` reads, and what carried it."""
     state = op.args["hx"]
@@ -148,9 +148,9 @@ def _halves(program: Program, ends: Sequence[Any]) -> fx.Node | None:
     return sources[0] if same else None
 
 
-def _linked(group: list[Step]) -> Iterator[list[Step]]:
+def _linked(group: list[CellStep]) -> Iterator[list[CellStep]]:
     """The calls of one cell, sorted into lines; a state that two calls read goes to the first."""
-    line: dict[fx.Node, list[Step]] = {}
+    line: dict[fx.Node, list[CellStep]] = {}
     for step in group:
         if step.before in line and line[step.before][-1].node is step.before:
             steps = line[step.before]
@@ -161,7 +161,7 @@ def _linked(group: list[Step]) -> Iterator[list[Step]]:
     yield from {id(steps): steps for steps in line.values()}.values()
 
 
-def _runs(program: Program, line: list[Step]) -> Iterator[tuple[Step, ...]]:
+def _runs(program: Program, line: list[CellStep]) -> Iterator[tuple[CellStep, ...]]:
     """``line``, cut before each step whose input depends on the steps since the last cut."""
     if len(line) == 1:
         yield (replace(line[0], before=None),)
@@ -180,7 +180,7 @@ def _runs(program: Program, line: list[Step]) -> Iterator[tuple[Step, ...]]:
     yield tuple(line[start:])
 
 
-def _why_single(program: Program, single: list[Step]) -> tuple[Reason, ...]:
+def _why_single(program: Program, single: list[CellStep]) -> tuple[Reason, ...]:
     """Why calls of one cell that depend on one another make no chain; () where they do not."""
     if len(single) < 2:
         return ()

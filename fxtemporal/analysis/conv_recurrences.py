@@ -22,12 +22,12 @@ import torch
 from torch import fx, nn
 
 from fxtemporal.analysis.families import Family, families_of
-from fxtemporal.analysis.loops import Loop, Plan, loops_of
+from fxtemporal.analysis.loops import Batching, Loop, loops_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 
-__all__ = ["Cell", "Part", "Step", "cells_of"]
+__all__ = ["Cell", "ConvStep", "Part", "cells_of"]
 
 _EXTENTS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 """The dimensions behind the channels, of each op that is linear in its input channels."""
@@ -43,7 +43,7 @@ Reading = tuple[tuple[Family, int] | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class ConvStep:
     """One call, ``layer(cat(parts))``; ``op`` is None for a module that must stay a call of it."""
 
     layer: fx.Node
@@ -62,13 +62,13 @@ class Cell:
     ``blockers`` say why the frames cannot be batched.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[ConvStep, ...]
     frames: tuple[tuple[int, ...], ...]
     state: tuple[int, ...]
     blockers: tuple[Reason, ...]
 
     @property
-    def first(self) -> Step:
+    def first(self) -> ConvStep:
         return self.steps[0]
 
 
@@ -94,9 +94,9 @@ def cells_of(program: Program) -> Iterator[Cell]:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def _calls(program: Program) -> Iterable[list[Step]]:
+def _calls(program: Program) -> Iterable[list[ConvStep]]:
     """All calls of a layer on a join of its channels; in one list those with the same weights."""
-    calls: dict[Any, list[Step]] = {}
+    calls: dict[Any, list[ConvStep]] = {}
     key: Any
     for node in program.graph.nodes:
         if not node.op.startswith("call"):
@@ -111,7 +111,7 @@ def _calls(program: Program) -> Iterable[list[Step]]:
         else:
             continue
         if isinstance(joined, fx.Node) and (parts := _parts(program, joined, extent)) is not None:
-            step = Step(node, op, joined, *parts)
+            step = ConvStep(node, op, joined, *parts)
             calls.setdefault((key, step.channels), []).append(step)
     return calls.values()
 
@@ -153,14 +153,14 @@ def _value(program: Program, part: Any) -> Any:
 
 
 def _readings(
-    program: Program, steps: list[Step], lanes: Lanes
-) -> Iterator[tuple[Reading, list[Step]]]:
+    program: Program, steps: list[ConvStep], lanes: Lanes
+) -> Iterator[tuple[Reading, list[ConvStep]]]:
     """The steps that read frames of the same families, if beside them they read a state."""
     op, join = steps[0].op, steps[0].join
     if op is not None and any(node in lanes for node in op.nodes() if node is not join):
         return  # the weights come from a frame
     carried = _behind(program, {step.layer for step in steps})
-    alike: dict[Reading, list[Step]] = {}
+    alike: dict[Reading, list[ConvStep]] = {}
     frames: dict[Reading, set[int]] = {}
     for step in steps:
         homes = [_home(part, lanes, carried) for part in step.parts]
@@ -203,7 +203,7 @@ def _unbatched(family: Family, places: Places) -> Iterator[Reason]:
         yield from others or (Reason(Code.UNEQUAL_FRAMES, text),)
 
 
-def _plan(family: Family, places: Places) -> Plan | None:
+def _plan(family: Family, places: Places) -> Batching | None:
     """How ``family`` is batched, in the loop that it is part of."""
     if family.first not in places:
         return None
@@ -212,7 +212,7 @@ def _plan(family: Family, places: Places) -> Plan | None:
 
 
 def _together(
-    step: Step, read: Mapping[int, Family], places: Places
+    step: ConvStep, read: Mapping[int, Family], places: Places
 ) -> tuple[tuple[int, ...], ...]:
     """Which frames may be joined before they are batched: those with the same samples."""
     groups: dict[Any, list[int]] = {}

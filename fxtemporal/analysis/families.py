@@ -27,7 +27,7 @@ from torch import fx
 
 from fxtemporal.analysis.accumulations import Join, chains_of
 from fxtemporal.analysis.gradients import with_gradients
-from fxtemporal.ir.guards import expect
+from fxtemporal.ir.guards import guard
 from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
@@ -251,8 +251,8 @@ class _Numbering:
             else (operand.family.number, operand.offset if isinstance(operand, Lane) else None)
             for operand in operands
         )
-        if node.target is expect:
-            return (expect, repr(node.args[1]), node.args[4], described)
+        if node.target is guard:
+            return (guard, repr(node.args[1]), node.args[4], described)
         if op is None:
             static = fx.node.map_arg((node.args, node.kwargs), lambda n: "%")
             return (node.op, node.target, repr(static), described)
@@ -271,7 +271,7 @@ class _Numbering:
         uniform: bool = False,
     ) -> None:
         family = self._keys.get(key)
-        pure = node.target is expect or node.target in _CONSTANTS
+        pure = node.target is guard or node.target in _CONSTANTS
         effect = not pure and (op is None or op.inplace)
         if family is not None and lane in family.lanes and effect:
             family = None  # the same call again, and it may have an effect each time

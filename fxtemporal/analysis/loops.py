@@ -33,27 +33,27 @@ from fxtemporal.analysis.families import (
     Uniform,
     families_of,
 )
-from fxtemporal.analysis.vmap_fallback import runs_apart
+from fxtemporal.analysis.vmap_fallback import runs_mapped
 from fxtemporal.ir.ops import Attr, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank
 
-__all__ = ["Loop", "Plan", "Samples", "computes", "loops_of"]
+__all__ = ["Batching", "Loop", "SourceBatch", "computes", "loops_of"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Batching:
     """How one family is batched.
 
     ``origin`` says where dimension 0 of its lanes comes from: only lanes of one origin, which have
-    the same number of samples whatever the batch, fold together. ``apart``: the op does not fold,
+    the same number of samples whatever the batch, fold together. ``mapped``: the op does not fold,
     and runs on each frame by itself, through ``torch.vmap``.
     """
 
     call: Call
     origin: object
-    apart: bool = False
+    mapped: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Loop:
 
     families: tuple[Family, ...]
     lanes: Mapping[fx.Node, tuple[Family, int]]
-    plans: Mapping[Family, Plan]
+    plans: Mapping[Family, Batching]
     joins: tuple[Join, ...]
     reasons: tuple[Reason, ...]
     aliasing: Aliasing
@@ -95,7 +95,7 @@ def _analyse(
 ) -> Loop | None:
     """The loop that ``region`` is; None where nothing in it repeats."""
     reasons: dict[Reason, None] = {}
-    plans: dict[Family, Plan] = {}
+    plans: dict[Family, Batching] = {}
     origins: dict[Family, object] = {}
     passed: list[Reason] = []
     writes = [w for f in region if (w := _visible_write(program, f, aliasing)) is not None]
@@ -107,7 +107,7 @@ def _analyse(
             reasons[write] = None
             continue
         if family.source:
-            origins[family] = Samples.of(family.source)
+            origins[family] = SourceBatch.of(family.source)
             continue
         item = family.op is not None and family.op.name == "item"
         if family.uniform or (len(family.lanes) < 2 and not item):
@@ -119,14 +119,14 @@ def _analyse(
         passed += [reason for reason in found if reason.code in allowed]
         if passed and call is not None:
             found = _placed(program, family, _blockers(program, family, call, origins, allowed))
-        apart = bool(found) and call is not None and runs_apart(family, call, found)
-        if not apart:
+        mapped = bool(found) and call is not None and runs_mapped(family, call, found)
+        if not mapped:
             reasons.update(dict.fromkeys(found))
-        if call is not None and (apart or not found) and not writes:
-            origins[family] = family if apart else _origin(family, call, origins)
-            plans[family] = Plan(call, origins[family], apart)
+        if call is not None and (mapped or not found) and not writes:
+            origins[family] = family if mapped else _origin(family, call, origins)
+            plans[family] = Batching(call, origins[family], mapped)
     reasons.update(dict.fromkeys(_differences(program, region)))
-    reasons.update(dict.fromkeys(_left_apart(program, region, plans)))
+    reasons.update(dict.fromkeys(_other_ways(program, region, plans)))
     repeats = any(computes(f) and len(f.lanes) > 1 for f in region)
     if not repeats and not reasons and not _only_moves_data(program, families, region):
         return None
@@ -154,7 +154,7 @@ def _may_move(join: Join, aliasing: Aliasing) -> bool:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SourceBatch:
     """Dimension 0 of the frames of a source: ``dim`` of ``base``, None where it is no whole one."""
 
     base: fx.Node
@@ -162,7 +162,7 @@ class Samples:
     dim: int | None
 
     @classmethod
-    def of(cls, source: Source) -> Samples:
+    def of(cls, source: Source) -> SourceBatch:
         dim: int | None = 0
         if source.dim == 0:
             dim = 1 if source.length is None else None
@@ -246,7 +246,7 @@ def _call(program: Program, family: Family, origins: Mapping[Family, object]) ->
         for node, operand in pairs
         if not isinstance(operand, Lane) and mine == {_counts(program, node, operand, origins)}
     )
-    made = not all(isinstance(origin, Samples) for origin in mine)
+    made = not all(isinstance(origin, SourceBatch) for origin in mine)
     return Call(family.op, lanes, samples, program, made)
 
 
@@ -264,7 +264,7 @@ def _counts(
         return origins.get(read.family)
     for origin in origins.values():
         counted = (op.args["input"], op.args["dim"])
-        if isinstance(origin, Samples) and counted == (origin.base, origin.dim):
+        if isinstance(origin, SourceBatch) and counted == (origin.base, origin.dim):
             return origin
     return None
 
@@ -394,8 +394,8 @@ def _difference(alike: Sequence[Family], where: str) -> Iterator[Reason]:
         yield Reason(Code.UNEQUAL_FRAMES, text)
 
 
-def _left_apart(
-    program: Program, region: list[Family], plans: Mapping[Family, Plan]
+def _other_ways(
+    program: Program, region: list[Family], plans: Mapping[Family, Batching]
 ) -> Iterator[Reason]:
     """Frames that run the ops of the others on another way to them."""
     batched = {plan.call.op.static() for family, plan in plans.items() if computes(family)}

@@ -15,10 +15,10 @@ from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.support.quiet import quiet
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["mapped_dims", "runs_apart"]
+__all__ = ["mapped_dims", "runs_mapped"]
 
 
-def runs_apart(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
+def runs_mapped(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
     """Whether ``torch.vmap`` has a rule for the op, as the first lane calls it.
 
     The rule is tried, on fake tensors, since only that tells.

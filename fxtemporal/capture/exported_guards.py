@@ -4,7 +4,7 @@ Where a forward reads sizes, torch.export notes what it found, as text. The grap
 where all of it holds, so a call anywhere else must be refused::
 
     (L['clip'].size()[1] // 2) == 2                                  in the program
-    expect(clip.size(1) // 2, 2, "clip.size(1) // 2", None, "...")   in the graph
+    guard(clip.size(1) // 2, 2, "clip.size(1) // 2", None, "...")   in the graph
 
 torch makes a Python function of the text. In a file it may be any text; :func:`is_guard` says
 whether it is arithmetic on sizes and nothing else.
@@ -24,7 +24,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fxtemporal.capture.tracing.shape_proxy import expression
-from fxtemporal.ir.guards import expect
+from fxtemporal.ir.guards import guard
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private import pytree
 
@@ -111,7 +111,7 @@ def check_exported_sizes(program: Program, exported: ExportedProgram) -> None:
 
 def holds_on_example(program: Program) -> bool:
     """Whether the example inputs pass the checks of ``program``, as far as values are known."""
-    checks = [node for node in program.graph.nodes if node.target is expect]
+    checks = [node for node in program.graph.nodes if node.target is guard]
     return all(
         check.args[0].meta["val"] == check.args[1]
         for check in checks
@@ -266,7 +266,7 @@ class _Checks:
 
     def _expect(self, actual: fx.Node, value: Any, text: str, why: str) -> None:
         text = text[1:-1] if text.startswith("(") and text.endswith(")") else text
-        self._insert("call_function", expect, (actual, value, text, None, why))
+        self._insert("call_function", guard, (actual, value, text, None, why))
 
     def _insert(self, op: str, target: Any, args: tuple[Any, ...]) -> fx.Node:
         with self._graph.inserting_after(self._last):

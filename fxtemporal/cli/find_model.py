@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-__all__ = ["ModelCodeError", "UsageError", "line_of", "load", "nearest"]
+__all__ = ["ModelCodeError", "UsageError", "line_of", "load_model", "nearest"]
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
@@ -37,7 +37,7 @@ class ModelCodeError(FxTemporalError):
     """The user's own code raised while the model was imported or built."""
 
 
-def load(text: str, *, train: bool = False) -> nn.Module | ExportedProgram:
+def load_model(text: str, *, train: bool = False) -> nn.Module | ExportedProgram:
     """The model that ``MODEL`` names, in eval mode unless ``train``."""
     import torch
     from torch import nn

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxtemporal.cli.arguments import FORMATS, STATUSES, Input, parser
-from fxtemporal.cli.find_model import UsageError, line_of, load, nearest
+from fxtemporal.cli.find_model import UsageError, line_of, load_model, nearest
 from fxtemporal.support.errors import (
     CaptureError,
     FxTemporalError,
@@ -114,7 +114,7 @@ def _audit(options: argparse.Namespace) -> int:
             known = None if options.baseline is None else read_baseline(options.baseline)
         except FxTemporalError as error:
             raise UsageError(f"--baseline: {error}") from error
-        model = load(options.model, train=options.train)
+        model = load_model(options.model, train=options.train)
         inputs = _inputs(options)
         try:
             with _about(options.model):
@@ -145,7 +145,7 @@ def _bench(options: argparse.Namespace) -> int:
         from fxtemporal.capture.arguments import example_of
         from fxtemporal.cli.bench import bench
 
-        model = load(options.model)
+        model = load_model(options.model)
         example = example_of(model, _inputs(options), None)
         if example is None:
             raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
@@ -227,7 +227,7 @@ def _optimized(
     from fxtemporal.capture.arguments import example_of
 
     factorize = _factorize(options)
-    model = load(options.model)
+    model = load_model(options.model)
     example = example_of(model, _inputs(options), None)
     if example is None:
         raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")

@@ -12,7 +12,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
 from fxtemporal.passes.rule import Remark
-from fxtemporal.tuning.chunk_counts import Choice, Chooser, sized
+from fxtemporal.tuning.chunk_counts import ChunkChooser, Chunking, sized
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
 
@@ -41,7 +41,7 @@ def chunk(state: State) -> State:
         skips = _leaving(state, groups, dict.fromkeys(left, _LEFT))
         return state.rewrite(skips=skips).program
 
-    chooser = Chooser(build, list(groups), slow, races, state.deadline, state.request.tick)
+    chooser = ChunkChooser(build, list(groups), slow, races, state.deadline, state.request.tick)
     choice = chooser.choose()
     chunked = state
     if choice.left != slow or choice.chunks:
@@ -79,7 +79,7 @@ def _leaving(
     return skips
 
 
-def _run_in(state: State, choice: Choice, slow: frozenset[str]) -> State:
+def _run_in(state: State, choice: Chunking, slow: frozenset[str]) -> State:
     """The rewrites, and behind them the chunks of ``choice``."""
     rule = choice.rule
     whole = {
@@ -99,7 +99,7 @@ def _behind(state: State, outcome: Outcome) -> Outcome:
     return Outcome(chunks.program, (*outcome.remarks, *chunks.remarks))
 
 
-def _verified(state: State, choice: Choice) -> State:
+def _verified(state: State, choice: Chunking) -> State:
     """The same, compared with the original again; in one piece where chunks are wrong."""
     comparison = state.compared(state.rewritten.program.gm)
     if comparison is None or comparison.equal:
@@ -113,7 +113,7 @@ def _verified(state: State, choice: Choice) -> State:
 
 
 def _measured(
-    before: State, chunked: State, choice: Choice, races: Races, slow: frozenset[str]
+    before: State, chunked: State, choice: Chunking, races: Races, slow: frozenset[str]
 ) -> State:
     """``chunked``; what there was ``before`` where the network turns out slower in chunks."""
     state = chunked
@@ -126,7 +126,7 @@ def _measured(
     return state.but(outcome=_behind(state, before.rewritten))
 
 
-def _in_one_piece(choice: Choice, slower: Timing) -> dict[Key, Skip]:
+def _in_one_piece(choice: Chunking, slower: Timing) -> dict[Key, Skip]:
     """What to say of regions in which the network turned out slower in chunks."""
     text = f"the network takes {slower.before:.3g} ms without it, {slower.after:.3g} ms with it"
     skip = Skip("missed", Reason(Code.NOT_FASTER, text))
@@ -134,7 +134,7 @@ def _in_one_piece(choice: Choice, slower: Timing) -> dict[Key, Skip]:
     return {(choice.rule.name, region): skip for region in regions}
 
 
-def _above_limit(state: State, choice: Choice, limit: int | None) -> State:
+def _above_limit(state: State, choice: Chunking, limit: int | None) -> State:
     """The same, with a remark where a call of the result holds more than the limit."""
     outcome = state.rewritten
     if limit is None or (held := peak(outcome.program).bytes) <= limit:

@@ -25,7 +25,7 @@ from fxtemporal.capture.capture import capture
 from fxtemporal.compiler.state import Example, State
 from fxtemporal.compiler.unifier import Unifier, code, counts_laps, skeleton
 from fxtemporal.ir.admitted import AdmittedFrames
-from fxtemporal.ir.guards import expect
+from fxtemporal.ir.guards import guard
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.stand_in import StandIn, own_inputs
 from fxtemporal.ir.values import rank, shape
@@ -156,7 +156,7 @@ def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
     """``(dim, T)`` of the inputs' sizes that only loops read."""
     readers: dict[tuple[fx.Node, int], list[fx.Node]] = {}
     for check in program.graph.nodes:
-        held = program.held_size(check) if check.target is expect else None
+        held = program.held_size(check) if check.target is guard else None
         found = None if held is None else _origin(program, *held)
         if found is not None:
             readers.setdefault(found, []).append(check)

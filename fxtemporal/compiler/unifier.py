@@ -11,7 +11,7 @@ from torch import fx
 
 from fxtemporal.analysis.families import is_input
 from fxtemporal.ir.admitted import AdmittedFrames
-from fxtemporal.ir.guards import TRIP_COUNT, expect
+from fxtemporal.ir.guards import TRIP_COUNT, guard
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import attribute, shape
 
@@ -29,7 +29,7 @@ def code(program: Program) -> list[tuple[Any, ...]]:
     return [
         (node.op, node.target, repr(fx.node.map_arg((args, node.kwargs), position.__getitem__)))
         for node in program.graph.nodes
-        for args in [node.args[:2] if node.target is expect else node.args]
+        for args in [node.args[:2] if node.target is guard else node.args]
     ]
 
 
@@ -104,13 +104,13 @@ class Unifier:
     def _unify(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
         if node.op == "get_attr":
             self._same_tensor(column)
-        values = [n.args[1] for n in column] if node.target is expect else []
+        values = [n.args[1] for n in column] if node.target is guard else []
         if any(value != values[0] for value in values):
             if not all(counts_laps(n) for n in column):
                 raise _DifferError
             self.graph.erase_node(node)
             return
-        if node.target is not expect:  # its text differs, and where it stands
+        if node.target is not guard:  # its text differs, and where it stands
             args = self._merged([n.args for n in column], node, node.args)
             kwargs = self._merged([n.kwargs for n in column], node, node.kwargs)
             if (args, kwargs) != (node.args, node.kwargs):

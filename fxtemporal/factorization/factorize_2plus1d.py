@@ -20,7 +20,7 @@ from typing import Any
 from torch import fx
 
 from fxtemporal.factorization.layers import Layer, layers_of, put_in
-from fxtemporal.factorization.planning import Plan
+from fxtemporal.factorization.planning import FactorizationPlan
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Reason
 from fxtemporal.passes.rule import Rule, Site
@@ -34,7 +34,7 @@ class Factorize2Plus1d(Rule[Layer]):
     name = "factorize-2plus1d"
     exact = False
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: FactorizationPlan) -> None:
         self.plan = plan
 
     def candidates(self, program: Program) -> Iterable[Layer]:

@@ -29,7 +29,7 @@ from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 from fxtemporal.support.errors import PassError
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["LayerPlan", "Plan", "plan"]
+__all__ = ["FactorizationPlan", "LayerPlan", "plan"]
 
 Tick = Callable[[str], None]
 
@@ -51,7 +51,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FactorizationPlan:
     """Every layer by the name of its weight; and what every other budget would have cost.
 
     ``curve`` has pairs (what is left of the budgeted quantity, predicted error of the output).
@@ -61,7 +61,9 @@ class Plan:
     curve: tuple[tuple[float, float], ...] = ()
 
 
-def plan(program: Program, settings: Factorize, example: Arguments | None, tick: Tick) -> Plan:
+def plan(
+    program: Program, settings: Factorize, example: Arguments | None, tick: Tick
+) -> FactorizationPlan:
     """Choose, and compute, the factors of every Conv3d of ``program``.
 
     Raises:
@@ -99,9 +101,9 @@ class _Planner:
             else:
                 self.open.append(layer)
 
-    def plan(self) -> Plan:
+    def plan(self) -> FactorizationPlan:
         if not self.open:
-            return Plan(self.left)
+            return FactorizationPlan(self.left)
         decompositions = self._decompositions()
         curve: tuple[tuple[float, float], ...] = ()
         if self.settings.budget is not None:
@@ -109,7 +111,7 @@ class _Planner:
         else:
             chosen = self._each_by_itself(decompositions)
         factors = self._fitted(chosen, decompositions)
-        return Plan({**self.left, **factors}, curve)
+        return FactorizationPlan({**self.left, **factors}, curve)
 
     @staticmethod
     def _described(layer: Layer) -> dict[str, Any]:

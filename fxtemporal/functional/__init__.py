@@ -67,7 +67,7 @@ from fxtemporal.functional.layout import channels_last
 from fxtemporal.functional.low_rank import temporal_rank
 from fxtemporal.functional.packed import Weights, pack_each, pack_one
 from fxtemporal.functional.winograd import winograd_weight
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.support.torch_private.fake_tensors import is_fake
 
 __all__ = [
@@ -225,7 +225,7 @@ conv3d_winograd_4 = FORMS["conv3d_winograd_4"].function
 conv3d_low_rank = FORMS["conv3d_low_rank"].function
 
 
-@opaque
+@leaf_function
 def conv3d_in_form(
     form: str,
     input: Tensor,
@@ -264,7 +264,7 @@ def conv3d_in_form(
     return chosen.run(input, prepared, bias, geometry)
 
 
-@opaque
+@leaf_function
 def conv3d_weight(
     weight: Tensor,
     form: str,
@@ -302,7 +302,7 @@ def conv3d_packed(
     return prepared if prepared is None or pack is None else pack(prepared, groups)
 
 
-@opaque
+@leaf_function
 def conv3d_spanning(
     input: Tensor,
     weight: Tensor,

@@ -21,7 +21,7 @@ from torch import Tensor
 from fxtemporal.functional.geometry import ConvGeometry, Padding
 from fxtemporal.functional.layout import plain_strides, plain_weight
 from fxtemporal.functional.packed import Weights
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 
 __all__ = ["ConvFunction", "Form", "anywhere", "as_it_is"]
 
@@ -173,4 +173,4 @@ class Form:
         function.__name__ = function.__qualname__ = self.name
         function.__module__ = "fxtemporal.functional"
         function.__doc__ = self.compute.__doc__
-        return opaque(function)
+        return leaf_function(function)

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxtemporal.functional.layout import plain_strides
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 
 __all__ = [
     "POOL_FORMS",
@@ -122,7 +122,7 @@ def _no_windows_in_space(window: PoolWindow) -> Iterator[str]:
 # --------------------------------------------------------------------------------- the forms
 
 
-@opaque
+@leaf_function
 def max_pool3d_spatial(
     input: Tensor,
     kernel_size: Sequence[int],
@@ -148,7 +148,7 @@ def max_pool3d_spatial(
     return _on_frames(input, stride[0], pool)
 
 
-@opaque
+@leaf_function
 def max_pool3d_temporal(
     input: Tensor,
     kernel_size: Sequence[int],
@@ -170,7 +170,7 @@ def max_pool3d_temporal(
     return _through_time(input, stride, pool)
 
 
-@opaque
+@leaf_function
 def avg_pool3d_spatial(
     input: Tensor,
     kernel_size: Sequence[int],
@@ -198,7 +198,7 @@ def avg_pool3d_spatial(
     return _on_frames(input, stride[0], pool)
 
 
-@opaque
+@leaf_function
 def avg_pool3d_temporal(
     input: Tensor,
     kernel_size: Sequence[int],
@@ -222,7 +222,7 @@ def avg_pool3d_temporal(
     return _through_time(input, stride, pool)
 
 
-@opaque
+@leaf_function
 def adaptive_avg_pool3d_mean(input: Tensor, output_size: Sizes) -> Tensor:
     """``F.adaptive_avg_pool3d`` to one entry along some axes, all entries along the others.
 
@@ -238,7 +238,7 @@ def adaptive_avg_pool3d_mean(input: Tensor, output_size: Sizes) -> Tensor:
     return _averaged(input, output_size)
 
 
-@opaque
+@leaf_function
 def adaptive_avg_pool3d_spatial(input: Tensor, output_size: Sizes) -> Tensor:
     """``F.adaptive_avg_pool3d`` to sizes (None or 1, h, w); the frames are averaged first."""
     _require("adaptive_avg_pool3d_spatial", PoolWindow(sizes=_sizes(output_size)))
@@ -247,7 +247,7 @@ def adaptive_avg_pool3d_spatial(input: Tensor, output_size: Sizes) -> Tensor:
     return _on_frames(x, 1, pool)
 
 
-@opaque
+@leaf_function
 def adaptive_avg_pool3d_temporal(input: Tensor, output_size: Sizes) -> Tensor:
     """``F.adaptive_avg_pool3d`` to sizes (t, None, None) or (t, 1, 1); space is averaged first."""
     _require("adaptive_avg_pool3d_temporal", PoolWindow(sizes=_sizes(output_size)))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.values import attribute
 from fxtemporal.support.torch_private import pytree
@@ -121,7 +121,7 @@ def _kept_as(gm: fx.GraphModule, frozen: fx.Node, value: Any, module: Prepared |
     return gm.graph.call_module(path, (frozen,))
 
 
-@opaque
+@leaf_function
 def as_it_is(value: Tensor, **options: Any) -> Tensor:
     """What was frozen."""
     return value

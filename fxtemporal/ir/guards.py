@@ -4,7 +4,7 @@ A Python ``range(x.size(1))`` reads a number while the model is traced, so the g
 that number alone. Each such reading leaves a node in the graph::
 
     size = x.size(1)
-    expect(size, 10, "x.size(1)", "model.py:12", "range() or int() read it")
+    guard(size, 10, "x.size(1)", "model.py:12", "range() or int() read it")
 
 and a call at another size raises :class:`SpecializationError` before anything is computed from it.
 The nodes are the only record: :func:`specializations` reads them back for the report.
@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch.fx.node import has_side_effect
 
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.torch_private import pytree
 
@@ -29,8 +29,8 @@ __all__ = [
     "TRIP_COUNT",
     "Specialization",
     "dimensions",
-    "expect",
     "given",
+    "guard",
     "length",
     "one_shape",
     "specializations",
@@ -69,8 +69,8 @@ class Specialization:
         }
 
 
-@opaque
-def expect(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
+@leaf_function
+def guard(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
     """Raise :class:`SpecializationError` unless ``actual == value``; NaN is as good as NaN."""
     # In torch.jit.trace sizes are tensors, and a check cannot be recorded.
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -83,40 +83,40 @@ def expect(actual: Any, value: Any, expression: str, location: str | None, why: 
         )
 
 
-@opaque
+@leaf_function
 def structure(value: Any) -> str:
     """How lists, tuples and dicts are nested in ``value``, tensors and numbers left out."""
     return str(pytree.tree_structure(value))
 
 
-@opaque
+@leaf_function
 def dimensions(value: Any) -> int | None:
     """``value.dim()``, None for what is no tensor."""
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
-@opaque
+@leaf_function
 def given(value: Any) -> bool:
     """Whether an argument is there."""
     return value is not None
 
 
-@opaque
+@leaf_function
 def length(pieces: Any) -> int:
     """``len``, as a function that fx can record."""
     return len(pieces)
 
 
-@opaque
+@leaf_function
 def one_shape(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all ``tensors`` have the same shape."""
     return len({tuple(tensor.shape) for tensor in tensors}) <= 1
 
 
-has_side_effect(expect)  # dead-code elimination must not drop a check
+has_side_effect(guard)  # dead-code elimination must not drop a check
 
 
-QUESTIONS = frozenset((expect, dimensions, given, length, one_shape, structure))
+QUESTIONS = frozenset((guard, dimensions, given, length, one_shape, structure))
 """What a graph asks of its values, without changing any."""
 
 
@@ -124,7 +124,7 @@ def specializations(graph: fx.Graph) -> tuple[Specialization, ...]:
     """Every check that stands in ``graph``, in order, without repeats."""
     found: dict[Specialization, None] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and node.target is expect:
+        if node.op == "call_function" and node.target is guard:
             value, text, location, why = node.args[1:]
             found[Specialization(text, value, location, why)] = None
     return tuple(found)

@@ -1,7 +1,7 @@
 """Functions that a graph calls as they are, whoever traces it.
 
 Tracing a graph module again (unpickling does, and so do fx's own quantization passes) runs its code
-on proxies, and a function that looks at a size would stop there. An opaque one puts a call of
+on proxies, and a function that looks at a size would stop there. A leaf function puts a call of
 itself into the new graph instead.
 """
 
@@ -13,13 +13,13 @@ from typing import ParamSpec, TypeVar
 
 from torch import fx
 
-__all__ = ["opaque"]
+__all__ = ["leaf_function"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def opaque(function: Callable[P, R]) -> Callable[P, R]:
+def leaf_function(function: Callable[P, R]) -> Callable[P, R]:
     """``function``, which torch.fx records as one node.
 
     ``torch.fx.wrap`` does the same at a price: it keeps the namespace of every graph module that

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxtemporal.ir import running
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 
 __all__ = ["spelled", "vmapped"]
 
@@ -29,7 +29,7 @@ _SPACES = {
 }
 
 
-@opaque
+@leaf_function
 def vmapped(name: str, dims: tuple[int | None, ...], *args: Any, **kwargs: Any) -> Any:
     """``torch.vmap`` of the op called ``name``.
 

@@ -55,9 +55,9 @@ class Prepared(nn.Module):
     """``function(*sources, **options)``, kept for as long as the sources stay what they are.
 
     Args:
-        function: pure, defined at the top of a module (it is pickled by name), and
-            :func:`~fxtemporal.ir.leaf.opaque`. It returns a tensor or a tuple of tensors that share
-            no memory with the sources.
+        function: pure, defined at the top of a module (it is pickled by name), and a
+            :func:`~fxtemporal.ir.leaf.leaf_function`. It returns a tensor or a tuple of tensors
+            that share no memory with the sources.
         keep: what to make of the value before it is kept, ``keep(value, **options)``: a layout
             that this machine reads faster. In a graph the value stays as it is.
         **options: plain values, handed to it by name.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.ir.guards import Specialization, expect, length, specializations
+from fxtemporal.ir.guards import Specialization, guard, length, specializations
 from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.ir.ops import Attr, Describer, Op
 from fxtemporal.ir.shallow_copy import twin
@@ -140,7 +140,7 @@ class Program:
         sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         numbers: dict[fx.Node, fx.Node] = {}
         for check in self.graph.nodes:
-            if check.target is not expect or not isinstance(check.args[0], fx.Node):
+            if check.target is not guard or not isinstance(check.args[0], fx.Node):
                 continue
             numbers.setdefault(check.args[0], check)
             if (held := self.held_size(check)) is not None:
@@ -175,7 +175,7 @@ class Program:
         if not placeholders:
             return
         last = placeholders[-1]
-        for check in [node for node in self.graph.nodes if node.target is expect]:
+        for check in [node for node in self.graph.nodes if node.target is guard]:
             chain = _sizes_read(check)
             if chain is not None and last < check:
                 for node in (*sorted(chain), check):

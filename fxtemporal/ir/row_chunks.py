@@ -17,12 +17,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 
 __all__ = ["cut", "joined", "shaped"]
 
 
-@opaque
+@leaf_function
 def cut(folded: Tensor, pieces: int) -> tuple[Tensor, ...]:
     """Views of ``folded``, (N, ...), that differ by at most one in their number of rows.
 
@@ -37,7 +37,7 @@ def cut(folded: Tensor, pieces: int) -> tuple[Tensor, ...]:
     return tuple(folded.narrow(0, ends[i], ends[i + 1] - ends[i]) for i in range(pieces))
 
 
-@opaque
+@leaf_function
 def joined(pieces: Sequence[Tensor], folded: Tensor) -> Tensor:
     """What became of the pieces of ``folded``, (N, ...), one behind the other: (N, ...)."""
     whole = torch.cat(list(pieces))
@@ -45,7 +45,7 @@ def joined(pieces: Sequence[Tensor], folded: Tensor) -> Tensor:
     return whole.narrow(0, 0, rows) if 0 < rows < len(pieces) else whole
 
 
-@opaque
+@leaf_function
 def shaped(piece: Tensor, folded: Tensor) -> Tensor:
     """The shape, dtype and device of all that ``piece``, (n, ...), is a part of, without memory.
 

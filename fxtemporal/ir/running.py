@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.support.torch_private.dispatch import is_traced
 from fxtemporal.support.torch_private.transforms import (
     in_forward_mode,
@@ -24,7 +24,7 @@ from fxtemporal.support.torch_private.transforms import (
 __all__ = ["running_maximum", "running_minimum"]
 
 
-@opaque
+@leaf_function
 def running_maximum(input: Tensor, dim: int, initial: Tensor | None = None) -> Tensor:
     """The maximum of ``initial`` and all frames, as a chain of ``torch.maximum`` gives it.
 
@@ -38,7 +38,7 @@ def running_maximum(input: Tensor, dim: int, initial: Tensor | None = None) -> T
     return total if initial is None else torch.maximum(initial, total)
 
 
-@opaque
+@leaf_function
 def running_minimum(input: Tensor, dim: int, initial: Tensor | None = None) -> Tensor:
     """The minimum of ``initial`` and all frames. Arguments as for :func:`running_maximum`."""
     if _derived(input, initial):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.ir.guards import TRIP_COUNT, expect
+from fxtemporal.ir.guards import TRIP_COUNT, guard
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import run_node, shape
 from fxtemporal.mistakes.finding import Finding, Mistake
@@ -68,7 +68,7 @@ def fixed_batch_size(program: Program) -> Iterator[Finding]:
 
 def _checks(program: Program) -> Iterator[tuple[fx.Node, Any, str, str | None, str]]:
     for node in program.graph.nodes:
-        if node.target is expect:
+        if node.target is guard:
             value, text, where, why = node.args[1:]
             yield node, value, text, where, why
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxtemporal.functional import FORMS, ConvGeometry, Form
 
-__all__ = ["CONTIGUOUS", "FORMATS", "LAST", "UNCHANGED", "Choice", "Choices", "ToChoose"]
+__all__ = ["CONTIGUOUS", "FORMATS", "LAST", "UNCHANGED", "FormChoice", "FormChoices", "ToChoose"]
 
 CONTIGUOUS, LAST = "contiguous", "channels_last_3d"
 FORMATS = {CONTIGUOUS: torch.contiguous_format, LAST: torch.channels_last_3d}
@@ -75,7 +75,7 @@ class ToChoose:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormChoice:
     """The form of one site, in the layout of its region; milliseconds as it was, and so."""
 
     form: str
@@ -84,4 +84,4 @@ class Choice:
     after: float
 
 
-Choices = Mapping[str, Choice]
+FormChoices = Mapping[str, FormChoice]

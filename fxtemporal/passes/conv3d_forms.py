@@ -40,7 +40,7 @@ from fxtemporal.ir.prepared import origin, prepare
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank, shape
-from fxtemporal.passes.conv3d_choice import LAST, Choice, ToChoose
+from fxtemporal.passes.conv3d_choice import LAST, FormChoice, ToChoose
 from fxtemporal.passes.rule import Remark, Rule, Site
 
 __all__ = ["Conv3dForms", "Conv3dSite"]
@@ -111,7 +111,7 @@ class Conv3dForms(Rule[Conv3dSite]):
 
     def __init__(
         self,
-        choices: Mapping[str, Choice] | None = None,
+        choices: Mapping[str, FormChoice] | None = None,
         *,
         confined: bool = False,
         bitwise: bool = False,
@@ -129,7 +129,7 @@ class Conv3dForms(Rule[Conv3dSite]):
             return self
         return self._but(confined=self.confined or confined, bitwise=self.bitwise or bitwise)
 
-    def choosing(self, choices: Mapping[str, Choice]) -> Conv3dForms:
+    def choosing(self, choices: Mapping[str, FormChoice]) -> Conv3dForms:
         return self._but(choices=choices)
 
     def group(self, remark: Remark) -> str:
@@ -142,7 +142,7 @@ class Conv3dForms(Rule[Conv3dSite]):
         """The same rule with some of its settings changed."""
         return Conv3dForms(**(vars(self) | settings))
 
-    def _choice(self, site: Conv3dSite) -> Choice | None:
+    def _choice(self, site: Conv3dSite) -> FormChoice | None:
         choice = None if self.choices is None else self.choices.get(site.key)
         spreads = choice is not None and not FORMS[choice.form].confined
         return None if self.confined and spreads else choice
@@ -239,7 +239,7 @@ class Conv3dForms(Rule[Conv3dSite]):
             _make_contiguous_behind(program, new)
         return self.detail(program, candidate)
 
-    def _new(self, program: Program, site: Conv3dSite, choice: Choice | None) -> fx.Node:
+    def _new(self, program: Program, site: Conv3dSite, choice: FormChoice | None) -> fx.Node:
         assert site.op is not None
         assert site.geometry is not None
         args = site.op.args

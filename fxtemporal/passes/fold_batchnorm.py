@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.aliasing import written_by
-from fxtemporal.analysis.between import attributes_written, mode_switch
+from fxtemporal.analysis.interference import attributes_written, mode_switch
 from fxtemporal.ir.guards import Specialization
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.prepared import prepare
 from fxtemporal.ir.program import Program
@@ -49,7 +49,7 @@ _RANKS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 """The dimensions that a BatchNorm insists on."""
 
 
-@opaque
+@leaf_function
 def folded(
     weight: Tensor,
     bias: Tensor | None,

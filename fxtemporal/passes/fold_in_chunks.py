@@ -26,7 +26,7 @@ from torch import fx
 
 from fxtemporal.analysis.peak_memory import peak
 from fxtemporal.analysis.row_regions import Region, regions_of
-from fxtemporal.ir.guards import expect
+from fxtemporal.ir.guards import guard
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Reason
 from fxtemporal.ir.row_chunks import cut, joined, shaped
@@ -122,7 +122,7 @@ class _Chunked:
                 node.replace_all_uses_with(new)
             self.graph.erase_node(node)
         for node in reversed([*self.shapes.values(), *self.asked.values()]):
-            if not node.users and node.target is not expect:
+            if not node.users and node.target is not guard:
                 self.graph.erase_node(node)
 
     def _dependents(self) -> list[fx.Node]:

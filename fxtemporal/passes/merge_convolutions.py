@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.analysis.between import attributes_written, mode_switch, written_between
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.analysis.interference import attributes_written, mode_switch, written_between
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.prepared import derivation, origin, prepare
 from fxtemporal.ir.program import Program
@@ -42,7 +42,7 @@ __all__ = ["Branches", "MergeConvolutions", "concatenated"]
 _DIMS = {f"conv{n}d": n for n in (1, 2, 3)}
 
 
-@opaque
+@leaf_function
 def concatenated(*parts: Tensor) -> Tensor:
     """The kernels, or the biases, of several convolutions, one after another."""
     return torch.cat(parts)

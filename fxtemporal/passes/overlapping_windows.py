@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 
 from fxtemporal.analysis.overlapping_clips import Axes, Layout, Windows, windows_of
-from fxtemporal.ir.guards import Specialization, expect
+from fxtemporal.ir.guards import Specialization, guard
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Reason
 from fxtemporal.ir.values import rank
@@ -122,7 +122,7 @@ class _Rewriter:
             actual = self.graph.call_method("size", (base, axis))
             text = f"{base.name}.size({axis})"
             why = "a view of the clips spells it out"
-            self.graph.call_function(expect, (actual, size, text, where, why))
+            self.graph.call_function(guard, (actual, size, text, where, why))
 
     def _covered(self) -> fx.Node:
         """The base without the frames at its end that no clip holds."""

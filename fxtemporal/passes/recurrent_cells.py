@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.cell_chains import CELLS, Chain, Step, chains_of, item_of
+from fxtemporal.analysis.cell_chains import CELLS, CellStep, Chain, chains_of, item_of
 from fxtemporal.analysis.effects import Mover, needed_by
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.program import Program
@@ -93,7 +93,7 @@ class RecurrentCells(Rule[Chain]):
 # -- what stands against it ------------------------------------------------------------------------
 
 
-def _unlike(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
+def _unlike(program: Program, steps: Sequence[CellStep]) -> Iterator[Reason]:
     """Steps whose tensors do not fit into one call, or would be computed in another precision."""
     where = program.called(steps[0].node)
     op = steps[0].op
@@ -121,7 +121,7 @@ def _unlike(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
         yield Reason(Code.UNSUPPORTED_OP, text)
 
 
-def _tensors(program: Program, step: Step) -> list[Tensor | None]:
+def _tensors(program: Program, step: CellStep) -> list[Tensor | None]:
     """The values of a step's input, of the states that it reads and of those that it leaves."""
     state = step.op.args["hx"]
     given = state if isinstance(state, tuple) else () if state is None else (state,)
@@ -144,7 +144,7 @@ def _rounds_to_tf32(value: Tensor) -> bool:
     return bool(recurrent.fp32_precision == "tf32" and products != "tf32")
 
 
-def _cells_read(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
+def _cells_read(program: Program, steps: Sequence[CellStep]) -> Iterator[Reason]:
     """Who reads c of a step before the last: the net gives h of every step, c of the last alone."""
     if steps[0].op.name != "lstm_cell":
         return
@@ -162,7 +162,7 @@ def _cells_read(program: Program, steps: Sequence[Step]) -> Iterator[Reason]:
                 return
 
 
-def _reads_cell(program: Program, step: Step, node: fx.Node, reader: fx.Node) -> bool:
+def _reads_cell(program: Program, step: CellStep, node: fx.Node, reader: fx.Node) -> bool:
     """Whether ``reader`` gets c of ``step`` from ``node``: its tuple, or a part of it."""
     if node is not step.node:
         return not _from_hidden(program, step, node)
@@ -171,7 +171,7 @@ def _reads_cell(program: Program, step: Step, node: fx.Node, reader: fx.Node) ->
     return bool(reader.users) or item_of(program, reader) is None
 
 
-def _from_hidden(program: Program, step: Step, node: fx.Node) -> bool:
+def _from_hidden(program: Program, step: CellStep, node: fx.Node) -> bool:
     """Whether a link carries h, not c."""
     while (op := program.op(node)) is not None and op.args["input"] is not step.node:
         node = op.args["input"]

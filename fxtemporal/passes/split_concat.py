@@ -30,7 +30,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.conv_recurrences import Cell, Part, Step, cells_of
+from fxtemporal.analysis.conv_recurrences import Cell, ConvStep, Part, cells_of
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -124,7 +124,7 @@ def _visible_writes(program: Program, cell: Cell) -> Iterator[Reason]:
 
 
 def _hidden(
-    aliasing: Aliasing, cell: Cell, step: Step, writer: fx.Node, reached: set[fx.Node]
+    aliasing: Aliasing, cell: Cell, step: ConvStep, writer: fx.Node, reached: set[fx.Node]
 ) -> bool:
     """Whether the join of ``step`` keeps a write from its layer, or from the batched frames."""
     if step.join < writer < step.layer:
@@ -198,21 +198,21 @@ class _Splitter:
             return self.graph.call_function(torch.cat, (slices, 1))
         return self.graph.call_method("contiguous", (slices[0],))  # once, not at every step
 
-    def _sum(self, step: Step) -> fx.Node:
+    def _sum(self, step: ConvStep) -> fx.Node:
         first, *others = self.cell.frames
         frames = [self._half(step, first, self.bias)]
         frames += [self._half(step, half, None) for half in others]
         halves = [*frames, self._state(step)]
         return reduce(lambda a, b: self._call(step, operator.add, a, b), halves)
 
-    def _state(self, step: Step) -> fx.Node:
+    def _state(self, step: ConvStep) -> fx.Node:
         """The state's half; one for all steps whose states are the same tensors, never written."""
         parts = tuple(step.parts[position] for position in self.cell.state)
         if parts not in self.states or not self.written.isdisjoint(parts):
             self.states[parts] = self._half(step, self.cell.state, None)
         return self.states[parts]
 
-    def _half(self, step: Step, half: tuple[int, ...], bias: fx.Node | None) -> fx.Node:
+    def _half(self, step: ConvStep, half: tuple[int, ...], bias: fx.Node | None) -> fx.Node:
         parts = [self._part(step, step.parts[position]) for position in half]
         joined = parts[0]
         if len(parts) > 1:
@@ -227,7 +227,7 @@ class _Splitter:
         rest = args["stride"], padding, args["dilation"]
         return self._call(step, self.convolution, joined, weight, bias, *rest)
 
-    def _part(self, step: Step, part: Part) -> fx.Node:
+    def _part(self, step: ConvStep, part: Part) -> fx.Node:
         """``part`` in the memory layout that the join gave it: the layer hands its layout on."""
         node: fx.Node = self.program.argument(self.sums.get(part, part))
         layout = suggest_memory_format(step.join.meta["val"])
@@ -246,7 +246,7 @@ class _Splitter:
             pads = [both // 2, both - both // 2, *pads]
         return tuple(pads)
 
-    def _call(self, step: Step, function: Any, *args: Any) -> fx.Node:
+    def _call(self, step: ConvStep, function: Any, *args: Any) -> fx.Node:
         """A new node that stands for part of the step's layer."""
         node = self.graph.call_function(function, args)
         node.meta.update({k: v for k, v in step.layer.meta.items() if k != "val"})

@@ -27,9 +27,9 @@ from torch.fx.node import Argument
 from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.batching_rules import shifted, unbatched
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
-from fxtemporal.analysis.loops import Loop, Plan, Samples, computes, loops_of, owns_memory
+from fxtemporal.analysis.loops import Batching, Loop, SourceBatch, computes, loops_of, owns_memory
 from fxtemporal.analysis.vmap_fallback import mapped_dims
-from fxtemporal.ir.guards import Specialization, expect, one_shape
+from fxtemporal.ir.guards import Specialization, guard, one_shape
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import spelled, vmapped
 from fxtemporal.ir.program import Program
@@ -241,7 +241,7 @@ class _Rewriter:
         alike = self.graph.call_function(one_shape, (entries,))
         where = self.program.location(family.first)
         text = f"one_shape({base.name})"
-        self.graph.call_function(expect, (alike, True, text, where, "the frames were of one shape"))
+        self.graph.call_function(guard, (alike, True, text, where, "the frames were of one shape"))
         stacked = self.graph.call_function(torch.stack, (entries, 1))
         folded = self.graph.call_method("flatten", (stacked, 0, 1))
         return Stacked(self.graph, frames, 1, stacked, folded=folded, anchor=folded)
@@ -291,7 +291,7 @@ class _Rewriter:
             actual = self.graph.call_function(operator.ge, (actual, last))
             text, expected = f"({text} >= {last})", True
         why = f"{source.cut}() cut frames there"
-        self.graph.call_function(expect, (actual, expected, text, where, why))
+        self.graph.call_function(guard, (actual, expected, text, where, why))
 
     def _uniform(self, family: Family) -> None:
         """A size of a frame, read from one frame of the batched value."""
@@ -309,7 +309,7 @@ class _Rewriter:
         for node in family.nodes:
             node.replace_all_uses_with(self.uniforms[family])
 
-    def _batched(self, family: Family, plan: Plan) -> Stacked:
+    def _batched(self, family: Family, plan: Batching) -> Stacked:
         op = plan.call.op
         frames = tuple(sorted(family.lanes))
         inputs: dict[fx.Node, Stacked] = {}
@@ -319,23 +319,23 @@ class _Rewriter:
                 if op.name == "item":  # of the tuple of all frames, also where few are read
                     frames = tuple(frame - operand.offset for frame in value.frames)
                 inputs[node] = value.take(tuple(frame + operand.offset for frame in frames))
-        if plan.apart:
-            return self._apart(family, frames, inputs)
+        if plan.mapped:
+            return self._mapped(family, frames, inputs)
         axes = {value.axis for value in inputs.values()}
         if Trait.ELEMENTWISE in op.traits and (plan.origin is family or len(axes) > 1):
             return self._broadcast(family, frames, inputs)
         if (arguments := shifted(plan.call)) is not None:
-            apart = inputs[op.args["input"]].at(0).apart()
-            result = self.graph.call_method(op.name, (apart, *arguments))
+            unfolded = inputs[op.args["input"]].at(0).unfolded()
+            result = self.graph.call_method(op.name, (unfolded, *arguments))
             return self._in_front(family, plan, frames, result)
         if op.name == "item":
             value = inputs[op.args["input"]]
             result = self._copy(family, {op.args["input"]: value.whole()})
-            if value.is_apart:
+            if value.is_unfolded:
                 return self._in_front(family, plan, frames, result)
             return Stacked(self.graph, frames, value.axis, folded=result)
         if unbatched(plan.call):
-            first = {node: value.at(0).apart() for node, value in inputs.items()}
+            first = {node: value.at(0).unfolded() for node, value in inputs.items()}
             return Stacked(self.graph, frames, 0, self._copy(family, first))
         axis = axes.pop()
         folded = {node: value.at(axis).folded() for node, value in inputs.items()}
@@ -348,24 +348,24 @@ class _Rewriter:
         return Stacked(self.graph, frames, axis, folded=result)
 
     def _in_front(
-        self, family: Family, plan: Plan, frames: tuple[int, ...], value: fx.Node
+        self, family: Family, plan: Batching, frames: tuple[int, ...], value: fx.Node
     ) -> Stacked:
         """(T, ...), with the samples where the others of their origin have them."""
         stacked = Stacked(self.graph, frames, 0, value)
         if plan.origin is family or isinstance(family.first.meta.get("val"), list | tuple):
             return stacked
-        if isinstance(plan.origin, Samples):
+        if isinstance(plan.origin, SourceBatch):
             return stacked.at(1 if plan.origin.frames else 0)
         assert isinstance(plan.origin, Family)
         return stacked.at(self.values[plan.origin].axis)
 
-    def _apart(
+    def _mapped(
         self, family: Family, frames: tuple[int, ...], inputs: Mapping[fx.Node, Stacked]
     ) -> Stacked:
         """An op that does not fold, on each frame by itself."""
         node, plan = family.first, self.loop.plans[family]
         name, dims = spelled(node), mapped_dims(node, plan.call.lanes)
-        replaced = {lane: value.at(0).apart() for lane, value in inputs.items()}
+        replaced = {lane: value.at(0).unfolded() for lane, value in inputs.items()}
         replaced |= self._uniform_inputs(family)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: replaced.get(n, n))
         result = self.graph.call_function(vmapped, (name, dims, *args), kwargs)
@@ -398,7 +398,7 @@ class _Rewriter:
     ) -> Stacked:
         """An element-wise op with the frames in front, (T, ...), where all else broadcasts."""
         dimensions = rank(family.first) or 0
-        first = {node: value.at(0).apart() for node, value in inputs.items()}
+        first = {node: value.at(0).unfolded() for node, value in inputs.items()}
         for node in first:
             for _ in range(dimensions - (rank(node) or 0)):
                 first[node] = self.graph.call_method("unsqueeze", (first[node], 1))

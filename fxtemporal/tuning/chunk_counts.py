@@ -24,7 +24,7 @@ from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
 
-__all__ = ["LARGE", "Choice", "Chooser", "sized"]
+__all__ = ["LARGE", "ChunkChooser", "Chunking", "sized"]
 
 LARGE = 32 * 2**20
 """Bytes of activations above which chunks are tried without a limit: about a last-level cache."""
@@ -37,7 +37,7 @@ _MOST_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chunking:
     """Which loops are ``left``, in how many ``chunks`` each region runs, and why not otherwise.
 
     ``why`` has a reason for each loop that is left here, and for each region in one piece.
@@ -60,8 +60,8 @@ class Choice:
         return FoldInChunks(self.chunks)
 
 
-class Chooser:
-    """Finds the :class:`Choice` for one model.
+class ChunkChooser:
+    """Finds the :class:`Chunking` for one model.
 
     Args:
         build: the rewritten program with the loops of some groups left as loops.
@@ -89,7 +89,7 @@ class Chooser:
         self.deadline = deadline
         self.tick = tick
 
-    def choose(self) -> Choice:
+    def choose(self) -> Chunking:
         self.tick("estimating memory")
         best = self._fitting()
         if not self._fits(best):
@@ -104,7 +104,7 @@ class Chooser:
 
     # what fits
 
-    def _fitting(self) -> Choice:
+    def _fitting(self) -> Chunking:
         """The first that fits: all loops folded that pay, all but one of them, none."""
         chosen = self._smallest(self.slow)
         if self._fits(chosen):
@@ -118,7 +118,7 @@ class Chooser:
                 break
         return chosen
 
-    def _above(self, choice: Choice) -> Reason:
+    def _above(self, choice: Chunking) -> Reason:
         most = max(choice.chunks.values(), default=1)
         pieces = f"in {most} chunks" if most > 1 else "in one piece"
         text = (
@@ -127,13 +127,13 @@ class Chooser:
         )
         return Reason(Code.MEMORY_LIMIT, text)
 
-    def _smallest(self, left: frozenset[str]) -> Choice:
+    def _smallest(self, left: frozenset[str]) -> Chunking:
         """With these loops left, the fewest chunks that fit; the lowest peak where none do."""
         program = self.build(left)
         regions = [
             r for r in regions_of(program) if self.tune.limit is not None or _large(program, r)
         ]
-        choice = Choice(left, {region.key: 1 for region in regions}, program, peak(program).bytes)
+        choice = Chunking(left, {region.key: 1 for region in regions}, program, peak(program).bytes)
         whole = choice
         for region in (*regions, *regions):
             for count in _counts(region):
@@ -150,18 +150,18 @@ class Chooser:
                         choice = fewer
         return choice
 
-    def _with(self, whole: Choice, chunks: Mapping[str, int]) -> Choice:
+    def _with(self, whole: Chunking, chunks: Mapping[str, int]) -> Chunking:
         """``whole``, whose regions run in one piece, with these in ``chunks``."""
         rule = FoldInChunks({key: count for key, count in chunks.items() if count > 1})
         program = run_rules(whole.program, (rule,)).program
         return replace(whole, chunks=dict(chunks), program=program, bytes=peak(program).bytes)
 
-    def _fits(self, choice: Choice) -> bool:
+    def _fits(self, choice: Chunking) -> bool:
         return self.tune.limit is None or choice.bytes <= self.tune.limit
 
     # what is fastest
 
-    def _tuned(self, best: Choice) -> Choice:
+    def _tuned(self, best: Chunking) -> Chunking:
         """The fastest number of chunks for each region, the largest first.
 
         Once a region gains nothing, the smaller ones are left as they are.
@@ -206,7 +206,7 @@ class Chooser:
         enough = min(times.values()) * (1 + self.tune.margin)
         return min((count for count, ms in times.items() if ms <= enough), key=int)
 
-    def _brought_back(self, best: Choice, loop: str) -> Choice:
+    def _brought_back(self, best: Chunking, loop: str) -> Chunking:
         """A loop that did not pay folded whole may pay in chunks."""
         trial = self._smallest(best.left - {loop})
         if not trial.chunks or not self._fits(trial):
@@ -217,7 +217,7 @@ class Chooser:
         timing = self._race(best, trial)
         return trial if timing is not None and timing.speedup > 1 + self.tune.margin else best
 
-    def _against_loops(self, best: Choice, folded: frozenset[str]) -> Choice:
+    def _against_loops(self, best: Chunking, folded: frozenset[str]) -> Chunking:
         loops = self._smallest(best.left | folded)
         if not self._fits(loops):
             return best
@@ -228,7 +228,7 @@ class Chooser:
         text = f"{timing.before:.3g} ms as a loop, {timing.after:.3g} ms in chunks that fit"
         return replace(loops, why=dict.fromkeys(folded, Reason(Code.NOT_FASTER, text)))
 
-    def _race(self, one: Choice, other: Choice) -> Timing | None:
+    def _race(self, one: Chunking, other: Chunking) -> Timing | None:
         """None where the time is over."""
         if (seconds := self._seconds()) == 0:
             return None

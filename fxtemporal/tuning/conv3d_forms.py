@@ -25,8 +25,8 @@ from fxtemporal.passes.conv3d_choice import (
     FORMATS,
     LAST,
     UNCHANGED,
-    Choice,
-    Choices,
+    FormChoice,
+    FormChoices,
     ToChoose,
 )
 from fxtemporal.support.clock import Deadline
@@ -62,13 +62,13 @@ class FormChooser:
         self._tick = tick
         self._regions = layout_regions(program)
 
-    def variants(self) -> dict[str, Choices]:
+    def variants(self) -> dict[str, FormChoices]:
         """Ways to choose for all sites: each region in the layout that it adds up to be fastest
         in, and all in one layout, for a race of the whole network to decide."""
-        best: dict[str, Choice] = {}
+        best: dict[str, FormChoice] = {}
         total = dict.fromkeys((CONTIGUOUS, LAST), 0.0)
         layouts = (CONTIGUOUS, LAST) if self._target == "eager" else (CONTIGUOUS,)
-        whole: dict[str, dict[str, Choice]] = {layout: {} for layout in layouts}
+        whole: dict[str, dict[str, FormChoice]] = {layout: {} for layout in layouts}
         for site in self._slowest_first():
             for layout in layouts:
                 self._times(site, layout)
@@ -94,7 +94,7 @@ class FormChooser:
             if choices not in list(found.values())[:place]
         }
 
-    def _chosen(self, region: LayoutRegion, layout: str) -> dict[str, Choice]:
+    def _chosen(self, region: LayoutRegion, layout: str) -> dict[str, FormChoice]:
         """The fastest form of each site; the layer itself where none is faster by the margin."""
         found = {}
         for node in region.nodes:
@@ -109,7 +109,7 @@ class FormChooser:
             form = min(times, key=lambda name: times[name], default=own)
             if times and times[form] > times[own] * (1 - self._margin):
                 form = own
-            found[site.key] = Choice(form, layout, as_it_was, times.get(form, as_it_was))
+            found[site.key] = FormChoice(form, layout, as_it_was, times.get(form, as_it_was))
         return found
 
     def _slowest_first(self) -> list[ToChoose]:

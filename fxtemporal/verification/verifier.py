@@ -57,12 +57,12 @@ class Verifier:
         outputs, seconds = timed(partial(self._outcome, original, example))
         self._cheap = seconds < _CHEAP_SECONDS
         reference = self._reference(original, example, outputs)
-        self._example = _Run("the example inputs", example, outputs, reference)
+        self._example = _Expected("the example inputs", example, outputs, reference)
         self._finest = min(
             (torch.finfo(t.dtype).eps for t in _tensors(outputs) if is_float(t)), default=0.0
         )
         self._fresh = dict(fresh_inputs(example)) | (dict(poisoned(example)) if confined else {})
-        self._runs: dict[str, _Run | None] = {}
+        self._runs: dict[str, _Expected | None] = {}
         self._noises: dict[str, list[float]] = {}
 
     def compare(
@@ -110,16 +110,16 @@ class Verifier:
         """The leaves of what the original gave on the example inputs."""
         return pytree.tree_leaves(self._example.outputs[0])
 
-    def _run(self, name: str) -> _Run | None:
+    def _run(self, name: str) -> _Expected | None:
         """The original on fresh inputs, once it is needed; None where it does not take them."""
         if name not in self._runs:
             inputs, run = self._fresh[name], None
             with contextlib.suppress(Exception):  # in any way that a model may
-                run = _Run(name, inputs, self._outcome(self._original, inputs), None)
+                run = _Expected(name, inputs, self._outcome(self._original, inputs), None)
             self._runs[name] = run
         return self._runs[name]
 
-    def _with_reference(self, run: _Run) -> _Run:
+    def _with_reference(self, run: _Expected) -> _Expected:
         """The same run in float64 beside it, where there is the time for that."""
         if not self._cheap or run.reference is not None or run is self._example:
             return run
@@ -128,7 +128,11 @@ class Verifier:
         return wide
 
     def _compared(
-        self, run: _Run, candidate: nn.Module, outputs: Any = None, error: Exception | None = None
+        self,
+        run: _Expected,
+        candidate: nn.Module,
+        outputs: Any = None,
+        error: Exception | None = None,
     ) -> Sample:
         if outputs is None and error is None:
             try:
@@ -145,7 +149,7 @@ class Verifier:
         wide = self._in_float64(run, candidate) if sample.equal else None
         return sample if wide is None else wide
 
-    def _next_to(self, run: _Run, outputs: Any) -> Sample:
+    def _next_to(self, run: _Expected, outputs: Any) -> Sample:
         """The comparison with the original alone: so near to it, no reference can tell more.
 
         Half of what is always allowed, so that the original's own error has room beside it.
@@ -178,9 +182,9 @@ class Verifier:
             return _failed(name, f"raised {type(raised).__name__}")
         if refused:
             return _failed(name, "gave numbers where the model is specialized")
-        return self._sample(_Run(name, inputs, outputs, None), result)
+        return self._sample(_Expected(name, inputs, outputs, None), result)
 
-    def _in_float64(self, run: _Run, candidate: nn.Module) -> Sample | None:
+    def _in_float64(self, run: _Expected, candidate: nn.Module) -> Sample | None:
         """The comparison in float64, where the rounding of half precision would hide errors.
 
         None where that is not needed, or the candidate does not run so.
@@ -191,7 +195,7 @@ class Verifier:
         wide = self._reference(candidate, run.inputs, run.outputs)
         if wide is None:
             return None
-        sample = self._sample(_Run(run.name, run.inputs, run.reference, None, wide=True), wide)
+        sample = self._sample(_Expected(run.name, run.inputs, run.reference, None, wide=True), wide)
         return None if sample.equal else sample
 
     def _outcome(self, model: nn.Module, inputs: Example, *, double: bool = False) -> Any:
@@ -224,7 +228,7 @@ class Verifier:
             else None
         )
 
-    def _sample(self, run: _Run, outputs: Any) -> Sample:
+    def _sample(self, run: _Expected, outputs: Any) -> Sample:
         mine, theirs = _tensors(outputs), _tensors(run.outputs)
         if pytree.tree_structure(outputs) != pytree.tree_structure(run.outputs):
             return _failed(run.name, "its outputs are nested in another way")
@@ -244,7 +248,7 @@ class Verifier:
                 worst = sample
         return worst
 
-    def _noise(self, run: _Run) -> list[float]:
+    def _noise(self, run: _Expected) -> list[float]:
         """How far each output of the original moves with the last bits of all that it is given.
 
         Relative to its largest value. Where an output is next to nothing beside what it was
@@ -266,7 +270,7 @@ class Verifier:
         return self._noises[run.name]
 
     def _tensor(
-        self, run: _Run, result: Any, original: Any, reference: torch.Tensor | None
+        self, run: _Expected, result: Any, original: Any, reference: torch.Tensor | None
     ) -> Sample:
         name = run.name
         infinite = float("inf")
@@ -316,7 +320,7 @@ class Verifier:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Expected:
     name: str
     inputs: Example
     outputs: Any

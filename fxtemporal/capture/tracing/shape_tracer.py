@@ -5,7 +5,7 @@ Every proxy carries the value its node has on the example inputs: a fake tensor 
 which nothing reads, stays free. Where Python does read a number (``range(t)``, ``if t > 4``,
 ``int(t)``) the graph gets a check of it, see :mod:`fxtemporal.ir.guards`::
 
-    for t in range(x.size(1)):          size = x.size(1);  expect(size, 10, "x.size(1)", ...)
+    for t in range(x.size(1)):          size = x.size(1);  guard(size, 10, "x.size(1)", ...)
         outs.append(net(x[:, t]))       getitem = x[:, 0]; conv = net.conv(getitem); ...
 
 What this tracer cannot follow raises :class:`torch.fx.proxy.TraceError`, and
@@ -36,8 +36,8 @@ from fxtemporal.ir.guards import (
     TRIP_COUNT,
     Specialization,
     dimensions,
-    expect,
     given,
+    guard,
     length,
     structure,
 )
@@ -490,7 +490,7 @@ class ShapeTracer(ReadingTracer):
         if node in self._checked:
             self._checked[node].meta["reads"].append(read)
             return
-        check = self.graph.call_function(expect, (node, value, text, location, why))
+        check = self.graph.call_function(guard, (node, value, text, location, why))
         check.meta.update(val=None, location=location, reads=[read])
         self._checked[node] = check
 

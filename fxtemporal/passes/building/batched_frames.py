@@ -4,8 +4,8 @@ Two layouts of the same memory, made from each other on demand and only once:
 
 =========  ====================  ======================================
 folded     (B·T, ...)            what convolutions and layers run on
-apart      (B, T, ...)           ``axis`` 1: the frames of a batch-major source
-apart      (T, B, ...)           ``axis`` 0: those of a time-major one
+unfolded   (B, T, ...)           ``axis`` 1: the frames of a batch-major source
+unfolded   (T, B, ...)           ``axis`` 0: those of a time-major one
 =========  ====================  ======================================
 """
 
@@ -21,14 +21,14 @@ __all__ = ["Stacked", "moved", "pick", "step_of"]
 
 
 class Stacked:
-    """T frames; give it the tensor with the frames apart, or folded into dimension 0."""
+    """T frames; give it the tensor with the frames unfolded, or folded into dimension 0."""
 
     def __init__(
         self,
         graph: fx.Graph,
         frames: tuple[int, ...],
         axis: int,
-        apart: fx.Node | None = None,
+        unfolded: fx.Node | None = None,
         *,
         folded: fx.Node | None = None,
         anchor: fx.Node | None = None,
@@ -37,7 +37,7 @@ class Stacked:
         self.axis = axis
         self._graph = graph
         self._anchor = anchor
-        self._apart = apart
+        self._unfolded = unfolded
         self._folded = folded
         self._parts: dict[tuple[int, ...], Stacked] = {}
         self._frame: dict[int, fx.Node] = {}
@@ -55,24 +55,24 @@ class Stacked:
     def folded(self) -> fx.Node:
         """(B·T, ...)"""
         if self._folded is None:
-            self._folded = self._after(self.apart(), "flatten", 0, 1)
+            self._folded = self._after(self.unfolded(), "flatten", 0, 1)
             self._folded.meta["frames"] = len(self.frames)
         return self._folded
 
-    def apart(self) -> fx.Node:
+    def unfolded(self) -> fx.Node:
         """(B, T, ...) or (T, B, ...), as ``axis`` says."""
-        if self._apart is None:
+        if self._unfolded is None:
             assert self._folded is not None
             count = len(self.frames)
             sizes = (-1, count) if self.axis == 1 else (count, -1)
-            self._apart = self._after(self._folded, "unflatten", 0, sizes)
-        return self._apart
+            self._unfolded = self._after(self._folded, "unflatten", 0, sizes)
+        return self._unfolded
 
     def at(self, axis: int) -> Stacked:
         """The same frames along ``axis``: another view of the same memory."""
         if axis == self.axis:
             return self
-        moved = self._after(self.apart(), "movedim", self.axis, axis)
+        moved = self._after(self.unfolded(), "movedim", self.axis, axis)
         return Stacked(self._graph, self.frames, axis, moved, anchor=self._anchor)
 
     def take(self, frames: tuple[int, ...]) -> Stacked:
@@ -81,27 +81,27 @@ class Stacked:
             return self
         if frames not in self._parts:
             positions = tuple(self.frames.index(frame) for frame in frames)
-            apart = self.apart()
-            with self._graph.inserting_before(self._behind(apart).next):
-                part = pick(self._graph, apart, self.axis, positions)
+            unfolded = self.unfolded()
+            with self._graph.inserting_before(self._behind(unfolded).next):
+                part = pick(self._graph, unfolded, self.axis, positions)
             self._parts[frames] = Stacked(self._graph, frames, self.axis, part, anchor=self._anchor)
         return self._parts[frames]
 
     @property
-    def is_apart(self) -> bool:
-        """Whether frames are apart in what :meth:`whole` gives."""
+    def is_unfolded(self) -> bool:
+        """Whether frames are unfolded in what :meth:`whole` gives."""
         return self._folded is None
 
     def whole(self) -> fx.Node:
         """All frames, in whichever layout they are: of a tuple there is but one."""
-        value = self._folded if self._folded is not None else self._apart
+        value = self._folded if self._folded is not None else self._unfolded
         assert value is not None
         return value
 
     def frame(self, position: int) -> fx.Node:
         """The frame at ``position``, as a view."""
         if position not in self._frame:
-            frame = self._after(self.apart(), "select", self.axis, position)
+            frame = self._after(self.unfolded(), "select", self.axis, position)
             frame.meta["left_over"] = True
             self._frame[position] = frame
         return self._frame[position]

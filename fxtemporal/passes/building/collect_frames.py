@@ -52,8 +52,8 @@ class Joiner:
         if join.name != "add":
             function = running_maximum if join.name == "maximum" else running_minimum
             start = () if initial is None else (initial,)
-            return self.graph.call_function(function, (frames.apart(), frames.axis, *start))
-        total = self.graph.call_method("sum", (frames.apart(), frames.axis))
+            return self.graph.call_function(function, (frames.unfolded(), frames.axis, *start))
+        total = self.graph.call_method("sum", (frames.unfolded(), frames.axis))
         if initial is None or (not isinstance(initial, fx.Node) and initial == 0):
             return total
         if join.inplace:
@@ -62,7 +62,7 @@ class Joiner:
 
     def _write(self, join: Writes, frames: Stacked) -> None:
         entries = pick(self.graph, join.buffer, join.dim, join.entries)
-        value = moved(self.graph, frames.apart(), frames.axis, join.dim)
+        value = moved(self.graph, frames.unfolded(), frames.axis, join.dim)
         self.graph.call_method("copy_", (entries, value))
 
     def stack_or_cat(self, reader: fx.Node) -> bool:
@@ -82,7 +82,7 @@ class Joiner:
         dim = op.args["dim"]
         with self.graph.inserting_before(reader):
             part = self.values[family].take(wanted)
-            joined = moved(self.graph, part.apart(), part.axis, dim)
+            joined = moved(self.graph, part.unfolded(), part.axis, dim)
             if op.name == "cat":
                 joined = self.graph.call_method("flatten", (joined, dim, dim + 1))
             own = not self._may_share(family, reader)

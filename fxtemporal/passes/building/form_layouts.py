@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from fxtemporal.analysis.layout_regions import keeps_layout
 from fxtemporal.functional import conv3d_in_form
 from fxtemporal.functional.layout import transformed
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.ops import Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private.convolutions import memory_format
@@ -54,7 +54,7 @@ class _Seen(IntEnum):
     IN_NUMBERS = 2
 
 
-@opaque
+@leaf_function
 def as_conv3d_lays_out(
     tensor: Tensor,
     input: Tensor,
@@ -84,7 +84,7 @@ def as_conv3d_lays_out(
     return maps if tensor.dim() == 5 else maps[0]
 
 
-@opaque
+@leaf_function
 def contiguous_among(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """``tensor`` made contiguous, if all of ``inputs`` are; else as it lies."""
     if transformed() or not all(given.is_contiguous() for given in inputs):

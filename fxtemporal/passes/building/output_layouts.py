@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxtemporal.functional.layout import transformed
-from fxtemporal.ir.leaf import opaque
+from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.building.form_layouts import chooses_layout, keep_form_layouts
 from fxtemporal.support.torch_private import pytree
@@ -32,7 +32,7 @@ Layout: TypeAlias = tuple[int | None, ...]
 _Layouts: TypeAlias = tuple[Layout | None, ...]
 
 
-@opaque
+@leaf_function
 def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout) -> Tensor:
     """``tensor`` with its dimensions in memory in the order of ``layout``, and no gap more.
 
@@ -49,7 +49,7 @@ def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout
     return tensor.permute(order).contiguous().permute(back)
 
 
-@opaque
+@leaf_function
 def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: Layout) -> Any:
     """Several tensors, each in its layout, or all in the only one; None: as it lies."""
     leaves, structure = pytree.tree_flatten(tensors)

@@ -20,7 +20,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.cell_chains import CELLS, Chain, Step, item_of, whole
+from fxtemporal.analysis.cell_chains import CELLS, CellStep, Chain, item_of, whole
 from fxtemporal.analysis.effects import needed_by
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
@@ -248,7 +248,7 @@ class Sequenced:
         return node
 
 
-def _hidden_sizes(step: Step) -> tuple[int, ...]:
+def _hidden_sizes(step: CellStep) -> tuple[int, ...]:
     """The shape of h, (B, H) or (H,)."""
     value = step.node.meta["val"]
     return tuple((value[0] if isinstance(value, list | tuple) else value).shape)
