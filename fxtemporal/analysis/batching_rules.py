@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait, ops_with
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
@@ -55,7 +56,7 @@ class Call:
     def entries(self, name: str) -> int | None:
         """How many numbers the argument ``name`` holds: a tuple, or a size that is computed."""
         value = self.op.args[name]
-        value = value.meta.get("val") if isinstance(value, fx.Node) else value
+        value = value_of(value) if isinstance(value, fx.Node) else value
         return len(value) if isinstance(value, tuple | list) else None
 
     def aligned(self, dimensions: int) -> bool:
@@ -72,7 +73,7 @@ class Call:
         op = self.program.op(number)
         if op is None or op.name != "size" or op.args["dim"] == 0:
             return None
-        return int(number.meta["val"]) if op.args["input"] in self.lanes else None
+        return int(needed_value(number)) if op.args["input"] in self.lanes else None
 
     def only(self, *names: str) -> Iterator[str]:
         """Blockers unless the lanes among the arguments are just those of ``names``."""

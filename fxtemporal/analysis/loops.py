@@ -34,6 +34,7 @@ from fxtemporal.analysis.families import (
     families_of,
 )
 from fxtemporal.analysis.vmap_fallback import runs_mapped
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -216,7 +217,7 @@ def _blockers(
         return
     blockers = list(fold_blockers(call, where, allowed))
     yield from blockers
-    if not isinstance(node.meta.get("val"), torch.Tensor):
+    if not isinstance(value_of(node), torch.Tensor):
         readers = [program.op(user) for lane in family.nodes for user in lane.users]
         state = Trait.RECURRENT in call.op.traits and any(
             r and r.args.get("index") != 0 for r in readers

@@ -29,6 +29,7 @@ from fxtemporal.analysis.batching_rules import (
     shifted,
     unbatched,
 )
+from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import vmapped
 from fxtemporal.ir.program import Program
@@ -102,7 +103,7 @@ class _Paths:
 
     def __init__(self, program: Program, unfold: fx.Node, dim: int) -> None:
         self._program = program
-        self._sizes = tuple(unfold.meta["val"].shape)
+        self._sizes = tuple(needed_value(unfold).shape)
         self._dim = dim
         self.layouts: dict[fx.Node, Layout] = {unfold: tuple((d,) for d in range(len(self._sizes)))}
         self.numbers: dict[fx.Node, Axes] = {}
@@ -280,7 +281,7 @@ class _Body:
             for node in self.nodes
             if (op := self._program.op(node)) is not None
             and Trait.MOVES not in op.traits
-            and isinstance(node.meta.get("val"), torch.Tensor)
+            and isinstance(value_of(node), torch.Tensor)
         }
 
     def _grow(self) -> None:
@@ -321,7 +322,7 @@ class _Body:
             return None
         if Trait.ELEMENTWISE in op.traits and not call.aligned(rank(node) or 0):
             return None
-        several = not isinstance(node.meta.get("val"), torch.Tensor)
+        several = not isinstance(value_of(node), torch.Tensor)
         if several and any(self._name(user) != "item" for user in node.users):
             return None
         return order

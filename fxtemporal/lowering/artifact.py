@@ -24,6 +24,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.lowering.export import Exported
 from fxtemporal.support import files
 from fxtemporal.support.errors import LoweringError, SpecializationError
@@ -71,7 +72,7 @@ class Manifest:
                 f"{backend}: the graph writes into {', '.join(written)}, and an artifact keeps no "
                 "state. Return the new value from the forward instead"
             )
-        values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        values = {node.name: value_of(node) for node in program.graph.nodes}
         given = [s.arg for s in signature.input_specs if s.kind is InputKind.USER_INPUT]
         inputs = []
         for number, argument in enumerate(given):
