@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +30,8 @@ from fxtemporal.support import files
 from fxtemporal.support.errors import LoweringError, SpecializationError
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["Manifest", "Run", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
+__all__ = ["Manifest", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
 
-Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
-"""What an engine is to an artifact: its tensors in, its tensors out."""
 
 _FORMAT = 1
 
