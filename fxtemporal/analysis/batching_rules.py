@@ -1,20 +1,23 @@
-"""How each op treats frames that are folded into its batch.
+"""How each op runs on all frames at once, and where the samples are in what it gives.
 
 Lanes of shape (N, ...) fold into one tensor of shape (N·T, ...). An op *folds* when its output on
 that tensor is the lanes' outputs, folded the same way: it must work on each entry of dimension 0
 by itself. One table says which do, one line an op; nothing else decides. An entry gets a
 :class:`Call` and yields what stands against folding it, in words.
 
-Element-wise ops need no entry: they work on (N, T, ...) as well, where broadcasting between lanes
-and anything else keeps its meaning.
+As in JAX, a rule also says where the batch dimension went. ``qkv.permute(2, 0, 3, 1, 4)`` moves the
+samples to dimension 1, so that it runs on (T, N, ...), one dimension further; ``[0]`` of that has
+them in dimension 0 again. Element-wise ops need no entry: they work on (T, N, ...) as well, where
+broadcasting between lanes and anything else keeps its meaning.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -25,7 +28,13 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.values import rank, shape
 
-__all__ = ["Call", "fold_blockers", "shifted", "unbatched"]
+__all__ = ["Batching", "Call", "How", "Origins", "batching"]
+
+Origins: TypeAlias = Mapping[int, object]
+"""By dimension of a frame, where its entries come from: dimension 0 is always there.
+
+Only lanes whose dimension 0 is of one origin, and so as long whatever the batch, fold together.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,12 @@ class Call:
     program: Program
     made: bool = False
     """Whether dimension 0 of a lane may count something else than samples, and another samples."""
+    origins: Mapping[fx.Node, Origins] = field(default_factory=dict)
+    """Those of each lane; of lanes that are not listed, all are of one."""
+
+    def origin(self) -> set[object]:
+        """Where dimension 0 of the lanes comes from."""
+        return {self.origins.get(lane, _ONE)[0] for lane in self.lanes}
 
     def dims(self, value: Any) -> int | None:
         """The rank of an argument, 0 for a number; None for a tuple, or where it is not known."""
@@ -84,20 +99,74 @@ class Call:
             yield "an argument besides its input differs from frame to frame"
 
 
+_ONE: Origins = {0: None}
+
+
+class How(Enum):
+    """What an op runs on: (N·T, ...), (T, N, ...) or (T, ...), or each frame by itself."""
+
+    FOLDED = auto()
+    IN_FRONT = auto()
+    BROADCAST = auto()
+    """An element-wise op with the frames in front, where all else broadcasts."""
+    MAPPED = auto()
+    """Through ``torch.vmap``."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How an op runs on all frames, and the ``origins`` of what it gives for one of them.
+
+    ``arguments`` are what it takes besides its input where frames stand in front of it, dimension 0
+    being dimension 1 then; None: the same.
+    """
+
+    call: Call
+    how: How
+    origins: Origins
+    arguments: tuple[Any, ...] | None = None
+
+    @property
+    def origin(self) -> object:
+        """Where dimension 0 of a frame comes from."""
+        return self.origins[0]
+
+
+def batching(
+    call: Call, own: object, dimensions: int, module: str, allowed: frozenset[Code] = frozenset()
+) -> Batching | tuple[Reason, ...]:
+    """How to run the op on all frames; or what stands against it.
+
+    Args:
+        own: the origin of a dimension 0 that the op makes.
+        dimensions: of what it gives for one frame.
+        module: where it is called, for the reasons.
+        allowed: codes of reasons that do not count.
+    """
+    if (arguments := _one_further(call)) is not None:
+        return Batching(call, How.IN_FRONT, _moved_origins(call, own), arguments)
+    reasons = list(_blockers(call, module, allowed))
+    elementwise = Trait.ELEMENTWISE in call.op.traits
+    origin = call.origin()
+    if not reasons and not elementwise and len(origin) > 1:
+        text = f"{module}: {call.op.name} joins frames of different sources"
+        reasons.append(Reason(Code.UNSUPPORTED_OP, text))
+    if reasons:
+        return tuple(reasons)
+    if _takes_samples(call):
+        return Batching(call, How.IN_FRONT, {0: own})
+    if elementwise and (len(origin) > 1 or not call.aligned(dimensions)):
+        return Batching(call, How.BROADCAST, {0: own})
+    return Batching(call, How.FOLDED, _moved_origins(call, own))
+
+
 Blockers = Iterator[str]
 Entry = Callable[[Call], Blockers]
 
 
-def fold_blockers(
-    call: Call, module: str, allowed: frozenset[Code] = frozenset()
-) -> Iterator[Reason]:
-    """What stands against running the op on frames folded into dimension 0.
-
-    ``allowed`` are codes of reasons that do not count.
-    """
+def _blockers(call: Call, module: str, allowed: frozenset[Code]) -> Iterator[Reason]:
+    """What stands against running the op on frames folded into dimension 0."""
     op = call.op
-    if shifted(call) is not None:
-        return
     if op.random and Code.RANDOMNESS not in allowed:
         yield Reason(Code.RANDOMNESS, f"{module}: {op.name} draws random numbers for each frame")
         return
@@ -125,7 +194,7 @@ def fold_blockers(
         yield Reason(code, f"{module}: {op.name}: {text}")
 
 
-def unbatched(call: Call) -> bool:
+def _takes_samples(call: Call) -> bool:
     """Whether the op runs on single samples, (C, H, W), so that frames become its batch.
 
     A pooling is none of these: it treats each channel by itself, and takes (T·C, H, W), of no
@@ -139,16 +208,16 @@ def unbatched(call: Call) -> bool:
     return name == "linear" and call.rank() == 1
 
 
-def shifted(call: Call) -> tuple[Any, ...] | None:
+def _one_further(call: Call) -> tuple[Any, ...] | None:
     """The op's further arguments with the frames in front, (T, ...), as dimension 0.
 
     An op that works on dimension 0 of its lanes works on dimension 1 of all of them. None where
     the op folds as it is, or is not one of these.
     """
     op = call.op
-    if op.name not in _SHIFTED or op.nodes() != (call.lane(),) or call.rank() == 0:
+    if op.name not in _SHAPES or op.nodes() != (call.lane(),) or call.rank() == 0:
         return None
-    arguments = [op.args[name] for name in _SHIFTED[op.name]]
+    arguments = [op.args[name] for name in _SHAPES[op.name]]
     touched = [d for a in arguments for d in (a if isinstance(a, tuple) else (a,))]
     if op.name == "flatten":
         touched = arguments[:1]
@@ -165,7 +234,48 @@ def shifted(call: Call) -> tuple[Any, ...] | None:
     return tuple(tuple(d + 1 for d in a) if isinstance(a, tuple) else a + 1 for a in arguments)
 
 
-_SHIFTED = {
+def _moved_origins(call: Call, own: object) -> Origins:
+    """The origins of what an op gives: where it puts the dimensions of its input."""
+    lane = call.lane()
+    known = _ONE if lane is None else call.origins.get(lane, _ONE)
+    alone = call.op.nodes() == (lane,) and not any(
+        isinstance(a, Attr) for a in call.op.args.values()
+    )
+    if call.op.name == "item" or (Trait.ELEMENTWISE in call.op.traits and alone):
+        return known
+    if call.op.name not in _SHAPES:
+        return {0: call.origin().pop()}
+    after = list(_dimensions_after(call, range(call.rank())))
+    moved = {after.index(dim): origin for dim, origin in known.items() if dim in after}
+    return {0: own} | moved
+
+
+def _dimensions_after(call: Call, dims: Sequence[int]) -> Iterator[int | None]:
+    """For each dimension of what a shape op gives, that of its input; None where it is new."""
+    op, args = call.op, [call.op.args.get(name) for name in _SHAPES[call.op.name]]
+    given: Any = args[0]
+    match op.name:
+        case "permute":
+            yield from given
+        case "transpose":
+            swapped = {args[0]: args[1], args[1]: args[0]}
+            yield from (swapped.get(dim, dim) for dim in dims)
+        case "unsqueeze":
+            yield from (*dims[:given], None, *dims[given:])
+        case "flatten":
+            start, end = given, args[1] % len(dims)  # type: ignore[operator]
+            yield from (*dims[:start], None if start != end else start, *dims[end + 1 :])
+        case "select" | "unbind":
+            yield from (dim for dim in dims if dim != given)
+        case "squeeze":
+            dropped = given if isinstance(given, tuple) else (given,)
+            sizes = shape(call.lane()) or ()
+            yield from (dim for dim in dims if dim not in dropped or sizes[dim] != 1)
+        case _:
+            yield from dims
+
+
+_SHAPES = {
     "unsqueeze": ("dim",),
     "squeeze": ("dim",),
     "select": ("dim",),
@@ -174,6 +284,7 @@ _SHIFTED = {
     "transpose": ("dim0", "dim1"),
     "permute": ("dims",),
 }
+"""Ops that put the dimensions of their input elsewhere, and which of their arguments say where."""
 
 # -- the shapes of blockers ------------------------------------------------------------------------
 

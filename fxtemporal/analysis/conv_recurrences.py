@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtemporal.analysis.batching_rules import Batching
 from fxtemporal.analysis.families import Family, families_of
-from fxtemporal.analysis.loops import Batching, Loop, loops_of
+from fxtemporal.analysis.loops import Loop, loops_of
 from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program

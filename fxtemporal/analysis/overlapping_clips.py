@@ -23,12 +23,7 @@ import torch
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.batching_rules import (
-    Call,
-    fold_blockers,
-    shifted,
-    unbatched,
-)
+from fxtemporal.analysis.batching_rules import Batching, Call, How, batching
 from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import vmapped
@@ -316,11 +311,10 @@ class _Body:
         order = orders.pop()
         samples = frozenset(n for n, axes in self._samples.items() if axes == order)
         call = Call(op, lanes, samples, self._program)
-        if any(True for _ in fold_blockers(call, "")) or shifted(call) is not None:
+        found = batching(call, node, rank(node) or 0, "")
+        if not isinstance(found, Batching) or found.how is not How.FOLDED:
             return None
-        if unbatched(call) or (op.name in ("cat", "stack") and lanes != frozenset(op.nodes())):
-            return None
-        if Trait.ELEMENTWISE in op.traits and not call.aligned(rank(node) or 0):
+        if op.name in ("cat", "stack") and lanes != frozenset(op.nodes()):
             return None
         several = not isinstance(value_of(node), torch.Tensor)
         if several and any(self._name(user) != "item" for user in node.users):

@@ -5,7 +5,7 @@ Once a loop is re-rolled, its body runs on frames folded into dimension 0::
     x.flatten(0, 1)  →  conv  →  relu  →  pool  →  unflatten(0, (-1, T))
      (B·T, ...)         └─────── a region ──────┘
 
-Nothing in a region mixes rows: what :func:`fxtemporal.analysis.batching_rules.fold_blockers` lets
+Nothing in a region mixes rows: what :func:`fxtemporal.analysis.batching_rules.batching` lets
 through for frames holds for any part of the rows. So a region may run on a few rows at a time, if
 nothing between its first node and its last writes memory or sets a mode, and if no path leads out
 of it and in again. A node that breaks one of these ends the region, and what comes after begins
@@ -24,12 +24,7 @@ import torch
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.analysis.batching_rules import (
-    Call,
-    fold_blockers,
-    shifted,
-    unbatched,
-)
+from fxtemporal.analysis.batching_rules import Batching, Call, How, batching
 from fxtemporal.analysis.row_counts import folded_rows
 from fxtemporal.functional import FORMS, conv3d_spanning
 from fxtemporal.ir.guards import QUESTIONS, length
@@ -242,7 +237,8 @@ class _Scan:
             return lanes == (op.args["input"],) and not (recurrent and op.args["index"] != 0)
         if any(not isinstance(value_of(lane), torch.Tensor) for lane in lanes):
             return False
-        if shifted(call) is not None or unbatched(call) or any(fold_blockers(call, "")):
+        found = batching(call, node, rank(node) or 0, "")
+        if not isinstance(found, Batching) or found.how is How.IN_FRONT:
             return False
         if op.name in ("cat", "stack"):
             return all(tensor in lanes for tensor in op.args["tensors"])

@@ -25,9 +25,9 @@ from torch import fx, nn
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
-from fxtemporal.analysis.batching_rules import shifted, unbatched
+from fxtemporal.analysis.batching_rules import Batching, How
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
-from fxtemporal.analysis.loops import Batching, Loop, SourceBatch, computes, loops_of, owns_memory
+from fxtemporal.analysis.loops import Loop, SourceBatch, computes, loops_of, owns_memory
 from fxtemporal.analysis.vmap_fallback import mapped_dims
 from fxtemporal.ir.guards import Specialization, guard, one_shape
 from fxtemporal.ir.node_meta import copy_meta, forget_value, mark_no_frame, needed_value, value_of
@@ -320,14 +320,19 @@ class _Rewriter:
                 if op.name == "item":  # of the tuple of all frames, also where few are read
                     frames = tuple(frame - operand.offset for frame in value.frames)
                 inputs[node] = value.take(tuple(frame + operand.offset for frame in frames))
-        if plan.mapped:
+        if plan.how is How.MAPPED:
             return self._mapped(family, frames, inputs)
         axes = {value.axis for value in inputs.values()}
-        if Trait.ELEMENTWISE in op.traits and (plan.origin is family or len(axes) > 1):
+        mixed = Trait.ELEMENTWISE in op.traits and len(axes) > 1
+        if plan.how is How.BROADCAST or mixed:
             return self._broadcast(family, frames, inputs)
-        if (arguments := shifted(plan.call)) is not None:
-            unfolded = inputs[op.args["input"]].at(0).unfolded()
-            result = self.graph.call_method(op.name, (unfolded, *arguments))
+        if plan.how is How.IN_FRONT:
+            first = {node: value.at(0).unfolded() for node, value in inputs.items()}
+            if plan.arguments is None:
+                result = self._copy(family, first)
+            else:
+                source = first[op.args["input"]]
+                result = self.graph.call_method(op.name, (source, *plan.arguments))
             return self._in_front(family, plan, frames, result)
         if op.name == "item":
             value = inputs[op.args["input"]]
@@ -335,9 +340,6 @@ class _Rewriter:
             if value.is_unfolded:
                 return self._in_front(family, plan, frames, result)
             return Stacked(self.graph, frames, value.axis, folded=result)
-        if unbatched(plan.call):
-            first = {node: value.at(0).unfolded() for node, value in inputs.items()}
-            return Stacked(self.graph, frames, 0, self._copy(family, first))
         axis = axes.pop()
         folded = {node: value.at(axis).folded() for node, value in inputs.items()}
         if op.name in ("cat", "stack"):
