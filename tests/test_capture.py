@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from models import BROKEN, CAPTURE, IndexedFrames, NestedInputs, noise
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim
@@ -29,6 +28,7 @@ import fxtemporal
 from fxtemporal import CaptureError, FxTemporalError, SpecializationError, VerificationError
 from fxtemporal.capture.arguments import bind_example
 from fxtemporal.capture.capture import capture
+from tests.zoo import BROKEN, CAPTURE, IndexedFrames, NestedInputs, noise
 
 Forward = Callable[..., Any]
 Setup = Callable[[Any], object]
@@ -1411,7 +1411,7 @@ def test_models_that_are_hard_to_capture(cls: Any) -> None:
     model = cls.build()
     example = model.example(*cls.sizes[0])
     if cls.__name__ == "DataDependentBranch":
-        with pytest.raises(CaptureError, match=r"models\.py:\d+"):
+        with pytest.raises(CaptureError, match=r"hard_to_capture\.py:\d+"):
             fxtemporal.optimize(model, example, tune="static")
         return
     result = fxtemporal.optimize(model, example, tune="static")
@@ -1487,7 +1487,7 @@ def test_a_model_that_fails_by_itself_is_told_from_one_that_cannot_be_traced(cls
         "MapsIntoLSTM": ("'lstm'", ("flatten(2)", "mean((-2, -1))")),
     }[cls.__name__]
     assert f"in module {module}" in message
-    assert "models.py:" in message
+    assert "wrong.py:" in message
     assert all(word in message for word in cure)
 
 
@@ -1586,7 +1586,7 @@ def test_sizes_that_depend_on_data_stay_free(forward: Forward) -> None:
 
 
 def test_without_inputs_what_needs_sizes_is_an_error_that_asks_for_them() -> None:
-    with pytest.raises(CaptureError, match=r"models\.py:\d+.*Give example inputs"):
+    with pytest.raises(CaptureError, match=r"spellings\.py:\d+.*Give example inputs"):
         capture(IndexedFrames.build())
     with pytest.raises(CaptureError, match="example inputs"):
         capture(Case(starred_inputs).build())

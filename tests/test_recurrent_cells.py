@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import body, noise
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
@@ -30,6 +29,7 @@ from fxtemporal.analysis.cell_chains import CELLS
 from fxtemporal.ir.program import Program
 from fxtemporal.passes import recurrent_cells
 from fxtemporal.passes.recurrent_cells import RecurrentCells
+from tests.zoo import body, noise
 
 # Exporting an LSTM with a free batch: oneDNN's kernel is not used while it is traced.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with symbolic sizes")

@@ -23,7 +23,7 @@ import fxtemporal
 from benchmarks.measure import CountConvolutions
 from fxtemporal.ir.reasons import Code
 from fxtemporal.passes.split_concat import SplitConcat
-from tests.models import noise
+from tests.zoo import noise
 
 IN, HIDDEN, FRAMES, SIDE = 3, 4, 6, 5
 

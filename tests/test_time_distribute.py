@@ -29,8 +29,8 @@ from benchmarks.measure import CountConvolutions, relative_error
 from fxtemporal.ir.ops import Trait, ops_with
 from fxtemporal.ir.reasons import Code
 from fxtemporal.support.errors import SpecializationError
-from tests import models as zoo
-from tests.models import Awkward, noise
+from tests import zoo
+from tests.zoo import Awkward, noise
 
 BOUND = 1e-12
 LINE = re.compile(r"\S+\.py:\d+")
@@ -1308,7 +1308,7 @@ def test_training_mode_switched_on_afterwards_is_right_or_refused(kind: type[Awk
 
 def test_the_loop_of_a_parent_with_hooks_says_so() -> None:
     model = zoo.IndexedFrames.build()
-    model.body.register_forward_hook(zoo._double)
+    model.body.register_forward_hook(zoo.double)
     fast = optimized(model, model.example())
     assert differs(model, fast, model.example()) is None
     assert Code.HOOKED_MODULE in reasons(fast)
