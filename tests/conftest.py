@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Helpers whose asserts say what they compared, as those of a test file do.
+pytest.register_assert_rewrite("tests.capture_cases")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
