@@ -36,7 +36,7 @@ class Result:
 
 
 class Layers(nn.Module):
-    """What the forwards below may call."""
+    """What the forwards of the tests may call."""
 
     def __init__(self) -> None:
         super().__init__()

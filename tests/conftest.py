@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ _NUMBERS = itertools.count()
 def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds what another one measured."""
     monkeypatch.setenv("FXTEMPORAL_CACHE", str(_FOLDER / str(next(_NUMBERS))))
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """A test works in float64, where a right rewrite is right to 1e-12 and a wrong one is not."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
