@@ -317,11 +317,6 @@ RETURNED: dict[str, Forward] = {
 }
 
 
-def _twice(self: Any, x: Tensor) -> Any:
-    y = x * 2
-    return y, y
-
-
 # ------------------------------------------------------------------------------------- writing
 
 
