@@ -17,10 +17,8 @@ from fxtemporal.analysis.layout_regions import layout_regions
 from fxtemporal.capture.capture import capture
 from fxtemporal.functional import FORMS, ConvGeometry, conv3d_in_form
 from fxtemporal.passes.conv3d_choice import CONTIGUOUS, LAST
-from fxtemporal.tuning import conv3d_forms as choosing
-from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.settings import Tune
-from fxtemporal.tuning.timing import Timing
+from tests.referees import Referee, refereed
 from tests.zoo import noise
 
 
@@ -44,36 +42,20 @@ def clip(batch: int = 2, frames: int = 6, size: int = 8) -> Tensor:
     return noise(batch, 3, frames, size, size)
 
 
-@pytest.fixture
-def fastest(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``fastest(form, layout)``: that form takes one millisecond there, everything else two."""
-
-    def decide(form: str, layout: str = CONTIGUOUS) -> list[str]:
-        measured: list[str] = []
-
-        def timed(site: Any, forms: Any, where: str, target: str) -> dict[str, float]:
-            forms = list(forms)
-            measured.append(f"{site.key} {where}")
-            return {f: 1.0 if f == form and where == layout else 2.0 for f in forms}
-
-        def race(before: Any, after: Any, *_: Any, **__: Any) -> Timing:
-            return Timing(2.0, 1.0, 2.0, 2.0, 2.0, 5)
-
-        def wins(*_: Any) -> bool:
-            return False  # what the sums say
-
-        monkeypatch.setattr(choosing, "_timed", timed)
-        monkeypatch.setattr(choosing.FormChooser, "_copy", lambda self, like: 0.01)
-        monkeypatch.setattr(Races, "wins", wins)
-        monkeypatch.setattr("fxtemporal.tuning.races.race", race)
-        return measured
-
-    return decide
+def fastest(form: str, layout: str = CONTIGUOUS) -> Referee:
+    """That form takes one millisecond in that layout, everything else two."""
+    return Referee(
+        race=lambda before, after: 2.0,
+        forms=lambda f, where: 1.0 if f == form and where == layout else 2.0,
+    )
 
 
-def optimized(model: nn.Module, x: Tensor, **settings: Any) -> Any:
-    settings = {"cache": False} | settings
-    return fxtemporal.optimize(model, (x,), tune=Tune(**settings), passes=["conv3d-forms"])
+MEASURED = Referee()
+
+
+def optimized(model: nn.Module, x: Tensor, referee: Any = MEASURED, **settings: Any) -> Any:
+    tune = Tune(**({"cache": False} | settings))
+    return refereed(referee, model, (x,), tune, ["conv3d-forms"])
 
 
 def forms_of(result: Any) -> dict[str, Any]:
@@ -103,41 +85,38 @@ DENSE = [
 
 @pytest.mark.parametrize("layout", [CONTIGUOUS, LAST])
 @pytest.mark.parametrize("form", DENSE)
-def test_the_fastest_form_is_taken_and_right(fastest: Any, form: str, layout: str) -> None:
+def test_the_fastest_form_is_taken_and_right(form: str, layout: str) -> None:
     if (form, layout) == ("conv3d_channels_last_3d", CONTIGUOUS):
         pytest.skip("a contiguous region has no layer in it")
-    fastest(form, layout)
+    referee = fastest(form, layout)
     model = Net().eval()
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     assert forms_of(fast) == {"conv1": form, "conv2": form}
     for batch, frames in ((2, 6), (1, 6), (3, 6), (2, 5), (2, 1), (2, 9)):
         assert_same(model, fast, clip(batch, frames))
     assert fast.state_dict().keys() == model.state_dict().keys()
 
 
-def test_nothing_is_faster_and_nothing_changes(fastest: Any) -> None:
-    fastest("none")
-    fast = optimized(Net().eval(), clip())
+def test_nothing_is_faster_and_nothing_changes() -> None:
+    referee = fastest("none")
+    fast = optimized(Net().eval(), clip(), referee)
     assert set(forms_of(fast).values()) == {fxtemporal.ir.reasons.Code.NOT_FASTER}
     assert all(node.target is not conv3d_in_form for node in fast.graph.nodes)
 
 
-def test_a_gain_within_the_margin_does_not_count(
-    fastest: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fastest("none")
-    times = {"conv3d_taps": 0.97}
-    monkeypatch.setattr(
-        choosing, "_timed", lambda site, forms, *_: {f: times.get(f, 1.0) for f in forms}
+def test_a_gain_within_the_margin_does_not_count() -> None:
+    referee = Referee(lambda *_: 2.0, forms=lambda f, _: 0.97 if f == "conv3d_taps" else 1.0)
+    assert (
+        "conv3d_taps"
+        not in forms_of(optimized(Net().eval(), clip(), referee, margin=0.05)).values()
     )
-    assert "conv3d_taps" not in forms_of(optimized(Net().eval(), clip(), margin=0.05)).values()
-    assert "conv3d_taps" in forms_of(optimized(Net().eval(), clip(), margin=0.02)).values()
+    assert "conv3d_taps" in forms_of(optimized(Net().eval(), clip(), referee, margin=0.02)).values()
 
 
-def test_gradients_reach_the_parameters(fastest: Any) -> None:
-    fastest("conv3d_winograd_2")
+def test_gradients_reach_the_parameters() -> None:
+    referee = fastest("conv3d_winograd_2")
     model = Net().eval().double()
-    fast, found = optimized(model, clip().double()), []
+    fast, found = optimized(model, clip().double(), referee), []
     for module in (model, fast):
         module(clip(3).double()).square().sum().backward()
         found.append([parameter.grad.clone() for parameter in model.parameters()])
@@ -146,40 +125,41 @@ def test_gradients_reach_the_parameters(fastest: Any) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
 
 
-def test_new_weights_are_noticed(fastest: Any) -> None:
-    fastest("conv3d_winograd_4")
+def test_new_weights_are_noticed() -> None:
+    referee = fastest("conv3d_winograd_4")
     model, other = Net().eval(), Net().eval()
     for parameter in other.parameters():
         nn.init.normal_(parameter)
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     with torch.no_grad():
         fast(clip())
     fast.load_state_dict(other.state_dict())
     assert_same(other, fast, clip(3))
 
 
-def test_what_was_measured_is_not_measured_again(fastest: Any, tmp_path: Path) -> None:
-    measured = fastest("conv3d_taps")
-    first = forms_of(optimized(Net().eval(), clip(), cache=tmp_path))
-    count = len(measured)
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    referee = fastest("conv3d_taps")
+    first = forms_of(optimized(Net().eval(), clip(), referee, cache=tmp_path))
+    count = len(referee.measured)
     assert count == 4  # two sites in two layouts
-    assert forms_of(optimized(Net().eval(), clip(), cache=tmp_path)) == first
-    assert len(measured) == count
-    optimized(Net().eval(), clip(size=9), cache=tmp_path)
-    assert len(measured) == 2 * count
+    assert forms_of(optimized(Net().eval(), clip(), referee, cache=tmp_path)) == first
+    assert len(referee.measured) == count
+    optimized(Net().eval(), clip(size=9), referee, cache=tmp_path)
+    assert len(referee.measured) == 2 * count
 
 
-def test_no_time_leaves_what_was_not_measured(fastest: Any) -> None:
-    measured = fastest("conv3d_taps")
-    fast = optimized(Net().eval(), clip(), seconds=1e-9)
-    assert measured == []
+def test_no_time_leaves_what_was_not_measured() -> None:
+    referee = fastest("conv3d_taps")
+    fast = optimized(Net().eval(), clip(), referee, seconds=1e-9)
+    assert referee.measured == []
     assert set(forms_of(fast).values()) == {fxtemporal.ir.reasons.Code.NOT_FASTER}
 
 
-def test_static_measures_nothing(fastest: Any) -> None:
-    measured = fastest("conv3d_taps")
-    fast = fxtemporal.optimize(Net().eval(), (clip(),), tune="static")
-    assert measured == []
+def test_static_measures_nothing() -> None:
+    referee = fastest("conv3d_taps")
+    settings = {"passes": ["conv3d-forms"], "verify": True}
+    fast = refereed(referee, Net().eval(), (clip(),), None, **settings)
+    assert referee.measured == []
     assert fxtemporal.ir.reasons.Code.DENSE_KERNEL in forms_of(fast).values()
 
 
@@ -198,10 +178,10 @@ class Viewed(Net):
         return y.view(y.size(0), -1), y
 
 
-def test_views_and_outputs_get_a_contiguous_tensor(fastest: Any) -> None:
-    fastest("conv3d_channels_last_3d", LAST)
+def test_views_and_outputs_get_a_contiguous_tensor() -> None:
+    referee = fastest("conv3d_channels_last_3d", LAST)
     model = Viewed().eval()
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     assert "conv3d_channels_last_3d" in forms_of(fast).values()
     with torch.no_grad():
         flat, y = fast(clip(3))
@@ -224,12 +204,10 @@ class Causal(nn.Module):
 
 @pytest.mark.parametrize("form", ["conv3d_taps", "conv3d_winograd_2", "conv3d_stacked"])
 @pytest.mark.parametrize("pad", [(0, 0, 0, 0, 2, 0), (0, 0, 0, 0, 1, 1), (0, 0, 0, 0, 3, 1)])
-def test_zeros_before_the_clip_become_part_of_the_layer(
-    fastest: Any, form: str, pad: tuple[int, ...]
-) -> None:
-    fastest(form)
+def test_zeros_before_the_clip_become_part_of_the_layer(form: str, pad: tuple[int, ...]) -> None:
+    referee = fastest(form)
     model = Causal(*pad).eval()
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     assert forms_of(fast) == {"conv": form}
     assert not any(node.target is F.pad for node in fast.graph.nodes)
     for batch, frames in ((2, 6), (1, 6), (3, 7), (2, 1)):
@@ -237,10 +215,10 @@ def test_zeros_before_the_clip_become_part_of_the_layer(
 
 
 @pytest.mark.parametrize("pad", [(1, 1, 0, 0, 2, 0), (0, 0, 0, 0, 2, -1), (1, 1)])
-def test_other_paddings_stay(fastest: Any, pad: tuple[int, ...]) -> None:
-    fastest("conv3d_taps")
+def test_other_paddings_stay(pad: tuple[int, ...]) -> None:
+    referee = fastest("conv3d_taps")
     model = Causal(*pad).eval()
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     assert any(node.target is F.pad for node in fast.graph.nodes)
     assert_same(model, fast, clip(3))
 
@@ -259,10 +237,10 @@ class Inflated(nn.Module):
         return self.conv(x)
 
 
-def test_a_kernel_of_low_rank_until_it_is_not(fastest: Any) -> None:
-    fastest("conv3d_low_rank")
+def test_a_kernel_of_low_rank_until_it_is_not() -> None:
+    referee = fastest("conv3d_low_rank")
     model = Inflated().eval()
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     assert forms_of(fast) == {"conv": "conv3d_low_rank"}
     for batch in (1, 2, 3):
         assert_same(model, fast, clip(batch))
@@ -297,10 +275,10 @@ def test_a_region_ends_where_the_layout_does() -> None:
 
 
 @pytest.mark.parametrize("form", ["conv3d_taps", "conv3d_winograd_2", "conv3d_channels_last_3d"])
-def test_what_is_made_of_it_afterwards(fastest: Any, form: str) -> None:
-    fastest(form, LAST)
+def test_what_is_made_of_it_afterwards(form: str) -> None:
+    referee = fastest(form, LAST)
     model = Net().eval()
-    fast = optimized(model, clip())
+    fast = optimized(model, clip(), referee)
     batch = torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
         exported = torch.export.export(fast, (clip(4),), dynamic_shapes=({0: batch},))
@@ -322,10 +300,10 @@ def assert_same_values(model: nn.Module, module: Any, x: Tensor) -> None:
     torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_optimized_again_it_stays(fastest: Any) -> None:
-    fastest("conv3d_taps")
+def test_optimized_again_it_stays() -> None:
+    referee = fastest("conv3d_taps")
     model = Net().eval()
-    fast = optimized(model, clip())
-    again = optimized(fast, clip())
+    fast = optimized(model, clip(), referee)
+    again = optimized(fast, clip(), referee)
     assert forms_of(again) == {}
     assert_same(model, again, clip(3))

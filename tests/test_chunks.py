@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,11 @@ from fxtemporal.analysis.row_regions import regions_of
 from fxtemporal.capture.capture import capture
 from fxtemporal.ir.row_chunks import cut, joined, shaped
 from fxtemporal.lowering.pt2 import load_exported, save_exported
-from fxtemporal.passes import DEFAULT_PASSES
+from fxtemporal.passes import DEFAULT_PASSES, fold_in_chunks
 from fxtemporal.passes.fold_in_chunks import FoldInChunks
 from fxtemporal.passes.pipeline import Outcome, run_rules
 from fxtemporal.passes.time_distribute import TimeDistribute
-from fxtemporal.tuning import chunk_counts as chunking
-from fxtemporal.tuning.ablation import Verdict
-from fxtemporal.tuning.races import Races
-from fxtemporal.tuning.timing import Timing
+from tests.referees import Referee, refereed
 from tests.zoo import ZOO, Awkward, noise
 
 Forward = Callable[..., Any]
@@ -467,9 +464,14 @@ def test_more_chunks_hold_less(body: Forward) -> None:
 # -------------------------------------------------------------------------------------- the limit
 
 
-def limited(model: nn.Module, x: Tensor, limit: Any, seconds: float = 60.0) -> fx.GraphModule:
-    tune = Tune(seconds=seconds, memory_limit=limit)
-    return fxtemporal.optimize(model, (x,), tune=tune, passes=["time-distribute"])
+MEASURED = Referee()
+
+
+def limited(
+    model: nn.Module, x: Tensor, limit: Any, referee: Any = MEASURED, seconds: float = 60.0
+) -> fx.GraphModule:
+    tune = Tune(seconds=seconds, memory_limit=limit, cache=False)
+    return refereed(referee, model, (x,), tune, ["time-distribute"])
 
 
 def remarks(module: nn.Module, rule: str) -> list[Any]:
@@ -480,27 +482,23 @@ def estimated(model: nn.Module, x: Tensor, count: int | None) -> int:
     return peak(chunked(model, (x,), count, rules=(TimeDistribute(),)).program).bytes
 
 
-@pytest.fixture
-def folding_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def folding_wins(before: Any, after: Any) -> float:
     """Loops lose against folded frames, which lose against nothing."""
-
-    def race(before: Any, after: Any, *_: Any, **__: Any) -> Timing:
-        loops = [not any("frames" in n.meta for n in m.graph.nodes) for m in (before, after)]
-        chunks = [any(n.target is cut for n in m.graph.nodes) for m in (before, after)]
-        shorter = not any(chunks) and len(after.graph.nodes) < len(before.graph.nodes)
-        ratio = 2.0 if shorter or (loops[0] and not loops[1]) else 0.5
-        assert not (chunks[0] and loops[1])
-        return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
-
-    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
+    loops = [not any("frames" in n.meta for n in m.graph.nodes) for m in (before, after)]
+    chunks = [any(n.target is cut for n in m.graph.nodes) for m in (before, after)]
+    shorter = not any(chunks) and len(after.graph.nodes) < len(before.graph.nodes)
+    assert not (chunks[0] and loops[1])
+    return 2.0 if shorter or (loops[0] and not loops[1]) else 0.5
 
 
-@pytest.mark.usefixtures("folding_wins")
+FOLDING_WINS = Referee(folding_wins)
+
+
 @pytest.mark.parametrize("count", [2, 4, 6])
 def test_as_many_chunks_as_the_limit_asks_for(count: int) -> None:
     model, x = PerFrame(residual), clip(side=16)
     limit = estimated(model, x, count)
-    result = limited(model, x, limit)
+    result = limited(model, x, limit, FOLDING_WINS)
     (remark,) = remarks(result, "fold-in-chunks")
     assert (remark.status, remark.detail["chunks"]) == ("applied", count)
     assert remark.detail["peak_bytes_before"] == estimated(model, x, None)
@@ -513,10 +511,9 @@ def test_as_many_chunks_as_the_limit_asks_for(count: int) -> None:
     assert "fold-in-chunks" in str(fxtemporal.report(result))
 
 
-@pytest.mark.usefixtures("folding_wins")
 def test_what_fits_whole_runs_whole() -> None:
     model, x = PerFrame(residual), clip()
-    result = limited(model, x, "1GiB")
+    result = limited(model, x, "1GiB", FOLDING_WINS)
     (remark,) = remarks(result, "fold-in-chunks")
     assert remark.status == "missed"
     assert [reason.code for reason in remark.reasons] == [Code.NOT_FASTER]
@@ -547,7 +544,6 @@ def test_a_limit_that_cannot_be_met_leaves_the_loop_and_says_so() -> None:
     assert_as_exact(model, result, x)
 
 
-@pytest.mark.usefixtures("folding_wins")
 def test_only_the_loop_that_does_not_fit_is_left() -> None:
     class Two(PerFrame):
         """The frames of the first loop meet, so that it runs in no chunks."""
@@ -560,91 +556,67 @@ def test_only_the_loop_that_does_not_fit_is_left() -> None:
     loop = peak(capture(model, inputs)).bytes
     folded = peak(chunked(model, inputs, 6).program).bytes
     assert loop < 0.8 * folded
-    result = fxtemporal.optimize(model, inputs, tune=Tune(memory_limit=(loop + folded) // 2))
+    tune = Tune(memory_limit=(loop + folded) // 2, cache=False)
+    result = refereed(FOLDING_WINS, model, inputs, tune)
     first, second = remarks(result, "time-distribute")
     assert (first.status, second.status) == ("missed", "applied")
     assert [reason.code for reason in first.reasons] == [Code.MEMORY_LIMIT]
     torch.testing.assert_close(result(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("folding_wins")
-def test_large_activations_are_tried_in_chunks_without_a_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_large_activations_are_tried_in_chunks_without_a_limit() -> None:
     model, x = PerFrame(residual), clip()
-    assert remarks(limited(model, x, None), "fold-in-chunks") == []
-    monkeypatch.setattr(chunking, "LARGE", 1000)
-    (remark,) = remarks(limited(model, x, None), "fold-in-chunks")
+    assert remarks(limited(model, x, None, FOLDING_WINS), "fold-in-chunks") == []
+    small_cache = Referee(folding_wins, large=1000)
+    (remark,) = remarks(limited(model, x, None, small_cache), "fold-in-chunks")
     assert [reason.code for reason in remark.reasons] == [Code.NOT_FASTER]
 
 
-def test_chunks_that_are_faster_are_kept_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def race(before: Any, after: Any, *_: Any, **__: Any) -> Timing:
-        ratio = 1.5 if after and len(after.graph.nodes) > len(before.graph.nodes) else 0.5
-        return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
+def test_chunks_that_are_faster_are_kept_without_a_limit() -> None:
+    def race(before: Any, after: Any) -> float:
+        folded = any("frames" in n.meta for n in after.graph.nodes)
+        return 1.5 if folded or len(after.graph.nodes) > len(before.graph.nodes) else 0.5
 
-    def times(races: Races, modules: Mapping[str, Any], always: str) -> dict[str, float]:
-        return {chunks: 1 / int(chunks) for chunks in modules}
-
-    def all_pay(groups: Any, *_: Any) -> Any:
-        return Verdict(race(None, None), {}, {})
-
-    monkeypatch.setattr("fxtemporal.compiler.measuring.worth_keeping", all_pay)
-    monkeypatch.setattr(Races, "times", times)
-    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
-    monkeypatch.setattr(chunking, "LARGE", 1000)
+    referee = Referee(race, times=lambda chunks: 1 / int(chunks), large=1000)
     model, x = PerFrame(residual), clip()
-    result = limited(model, x, None)
+    result = limited(model, x, None, referee)
     (remark,) = remarks(result, "fold-in-chunks")
     assert (remark.status, remark.detail["chunks"]) == ("applied", 6)
     for batch, frames in ((2, 6), (3, 6), (1, 1)):
         assert_as_exact(model, result, clip(batch, frames))
 
 
-def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def race(before: Any, after: Any, *_: Any, **__: Any) -> Timing:
-        ratio = 1.5 if after and any(n.target is cut for n in after.graph.nodes) else 0.5
-        return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
+def test_a_loop_that_did_not_pay_whole_comes_back_in_chunks() -> None:
+    def race(before: Any, after: Any) -> float:
+        return 1.5 if any(n.target is cut for n in after.graph.nodes) else 0.5
 
-    def times(races: Races, modules: Mapping[str, Any], always: str) -> dict[str, float]:
-        return {chunks: 2.0 if chunks == "1" else 1.0 for chunks in modules}
+    def times(chunks: str) -> float:
+        return 2.0 if chunks == "1" else 1.0
 
-    def none_pays(groups: Any, *_: Any) -> Any:
-        return Verdict(race(None, None), dict.fromkeys(groups, race(None, None)), {})
-
-    monkeypatch.setattr("fxtemporal.compiler.measuring.worth_keeping", none_pays)
-    monkeypatch.setattr(Races, "times", times)
-    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     model, x = PerFrame(residual), clip()
-    assert remarks(limited(model, x, None), "time-distribute")[0].status == "missed"
-    monkeypatch.setattr(chunking, "LARGE", 1000)
-    result = limited(model, x, None)
+    whole = limited(model, x, None, Referee(race, times))
+    assert remarks(whole, "time-distribute")[0].status == "missed"
+    result = limited(model, x, None, Referee(race, times, large=1000))
     assert [remark.status for remark in fxtemporal.report(result).remarks] == ["applied"] * 2
     assert_as_exact(model, result, clip(3))
 
 
-@pytest.mark.usefixtures("folding_wins")
-def test_a_loop_that_is_faster_than_chunks_that_fit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    def race(before: Any, after: Any, *_: Any, **__: Any) -> Timing:
-        ratio = 0.5 if any(n.target is cut for n in after.graph.nodes) else 2.0
-        return Timing(1.0, 1.0 / ratio, ratio, ratio, ratio, 5)
+def test_a_loop_that_is_faster_than_chunks_that_fit_stays() -> None:
+    def race(before: Any, after: Any) -> float:
+        return 0.5 if any(n.target is cut for n in after.graph.nodes) else 2.0
 
-    monkeypatch.setattr("fxtemporal.tuning.races.race", race)
     model, x = PerFrame(residual), clip(side=16)
-    result = limited(model, x, estimated(model, x, 4))
+    result = limited(model, x, estimated(model, x, 4), Referee(race))
     (remark,) = fxtemporal.report(result).remarks
     assert (remark.rule, remark.status) == ("time-distribute", "missed")
     assert [reason.code for reason in remark.reasons] == [Code.NOT_FASTER]
     assert "as a loop" in remark.reasons[0].text
 
 
-@pytest.mark.usefixtures("folding_wins")
 def test_chunks_with_wrong_numbers_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxtemporal.passes.fold_in_chunks.joined", joined_wrongly)
+    monkeypatch.setattr(fold_in_chunks, "joined", joined_wrongly)
     model, x = PerFrame(residual), clip(side=16)
-    result = limited(model, x, estimated(model, x, 4))
+    result = limited(model, x, estimated(model, x, 4), FOLDING_WINS)
     chunks, whole = remarks(result, "fold-in-chunks")
     assert (chunks.status, chunks.reasons[0].code) == ("failed", Code.WRONG_RESULT)
     assert (whole.status, whole.reasons[0].code) == ("missed", Code.MEMORY_LIMIT)
@@ -655,9 +627,8 @@ def joined_wrongly(pieces: Any, folded: Tensor) -> Tensor:
     return torch.cat(list(pieces)[::-1])
 
 
-def test_static_never_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "LARGE", 1)
-    result = fxtemporal.optimize(PerFrame(plain), (clip(),), tune="static")
+def test_static_never_chunks() -> None:
+    result = refereed(Referee(large=1), PerFrame(plain), (clip(),), None)
     assert remarks(result, "fold-in-chunks") == []
 
 
@@ -694,12 +665,11 @@ def test_chunks_are_saved_and_pickled(tmp_path: Path) -> None:
             torch.testing.assert_close(result, model(clip(batch)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("folding_wins")
 def test_a_result_in_chunks_is_optimized_again() -> None:
     model, x = PerFrame(residual), clip(side=16)
     limit = estimated(model, x, 4)
-    once = limited(model, x, limit)
-    twice = limited(once, x, limit)
+    once = limited(model, x, limit, FOLDING_WINS)
+    twice = limited(once, x, limit, FOLDING_WINS)
     assert [str(n.target) for n in twice.graph.nodes if n.op == "call_module"] == [
         str(n.target) for n in once.graph.nodes if n.op == "call_module"
     ]

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-import fxtemporal
+from fxtemporal import Tune
 from fxtemporal.functional import FORMS, ConvGeometry
 from fxtemporal.ir.prepared import Prepared
-from fxtemporal.tuning import conv3d_forms as choosing
-from fxtemporal.tuning.ablation import Verdict
-from fxtemporal.tuning.races import Races
-from fxtemporal.tuning.timing import Timing
+from tests.referees import Referee, refereed
 
 WIDE = 176
 """Channels from which a 3×3 kernel is packed."""
@@ -86,28 +83,13 @@ def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> No
     assert FORMS["conv3d_taps"].pack(plain, 1) is plain
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> Any:
+def fast(**settings: Any) -> Any:
     """``(model, result)``: a layer in taps, whichever form is the fastest here."""
-
-    def timed(site: Any, forms: Any, layout: str, target: str) -> dict[str, float]:
-        return {form: 1.0 if form == "conv3d_taps" else 2.0 for form in forms}
-
-    def wins(*_: Any, **__: Any) -> bool:
-        return False
-
-    def keeps(groups: Any, *_: Any) -> Any:
-        return Verdict(Timing(2.0, 1.0, 2.0, 2.0, 2.0, 5), {}, {})
-
-    monkeypatch.setattr(choosing, "_timed", timed)
-    monkeypatch.setattr(Races, "wins", wins)
-    monkeypatch.setattr("fxtemporal.compiler.measuring.worth_keeping", keeps)
-
-    def optimized(**settings: Any) -> Any:
-        model = nn.Sequential(layer(), nn.ReLU()).eval()
-        return model, fxtemporal.optimize(model, (clip(),), passes=["conv3d-forms"], **settings)
-
-    return optimized
+    referee = Referee(lambda *_: 2.0, forms=lambda form, _: 1.0 if form == "conv3d_taps" else 2.0)
+    model = nn.Sequential(layer(), nn.ReLU()).eval()
+    return model, refereed(
+        referee, model, (clip(),), Tune(cache=False), ["conv3d-forms"], **settings
+    )
 
 
 def kept(module: nn.Module) -> list[Tensor]:
@@ -116,7 +98,7 @@ def kept(module: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_a_network_keeps_packed_weights(fast: Any, freeze: bool) -> None:
+def test_a_network_keeps_packed_weights(freeze: bool) -> None:
     model, result = fast(freeze=freeze)
     for x in (clip(), clip(2), clip(1, 7)):
         with torch.no_grad():
@@ -128,7 +110,7 @@ def test_a_network_keeps_packed_weights(fast: Any, freeze: bool) -> None:
 
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_it_is_copied_and_pickled(fast: Any, freeze: bool, again: Any) -> None:
+def test_it_is_copied_and_pickled(freeze: bool, again: Any) -> None:
     model, result = fast(freeze=freeze)
     with torch.no_grad():
         expected = model(clip())
@@ -136,7 +118,7 @@ def test_it_is_copied_and_pickled(fast: Any, freeze: bool, again: Any) -> None:
         torch.testing.assert_close(again(result)(clip()), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_gradient_reaches_the_input_through_frozen_weights(fast: Any) -> None:
+def test_a_gradient_reaches_the_input_through_frozen_weights() -> None:
     model, result = fast()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -152,7 +134,7 @@ def test_a_gradient_reaches_the_input_through_frozen_weights(fast: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
-def test_a_forward_derivative_goes_through_frozen_weights(fast: Any) -> None:
+def test_a_forward_derivative_goes_through_frozen_weights() -> None:
     model, result = fast()
     tangents = []
     with torch.no_grad():
@@ -164,7 +146,7 @@ def test_a_forward_derivative_goes_through_frozen_weights(fast: Any) -> None:
     torch.testing.assert_close(tangents[1], tangents[0], rtol=1e-4, atol=1e-4)
 
 
-def test_new_weights_are_packed_anew(fast: Any) -> None:
+def test_new_weights_are_packed_anew() -> None:
     model, result = fast()
     with torch.no_grad():
         result(clip())
@@ -172,7 +154,7 @@ def test_new_weights_are_packed_anew(fast: Any) -> None:
         torch.testing.assert_close(result(clip()), model(clip()), rtol=1e-5, atol=1e-5)
 
 
-def test_other_dtypes_are_computed_in_theirs(fast: Any) -> None:
+def test_other_dtypes_are_computed_in_theirs() -> None:
     model, result = fast()
     with torch.no_grad():
         result(clip())
@@ -182,7 +164,7 @@ def test_other_dtypes_are_computed_in_theirs(fast: Any) -> None:
         torch.testing.assert_close(result.double()(wide), model.double()(wide))
 
 
-def test_compiled_and_exported_it_is_plain(fast: Any) -> None:
+def test_compiled_and_exported_it_is_plain() -> None:
     model, result = fast()
     with torch.no_grad():
         result(clip())

@@ -22,6 +22,7 @@ from fxtemporal.tuning.cache import Cache
 from fxtemporal.tuning.engines import ENGINES, Engine
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing, race
+from tests.referees import Referee, refereed
 from tests.zoo import InplaceBody, noise
 
 
@@ -465,21 +466,14 @@ def test_engines_take_tensors_by_position(monkeypatch: pytest.MonkeyPatch) -> No
         fxtemporal.optimize(FramesLoop(), (), {"x": noise(2, 4, 3, 8, 8)}, tune=Tune(target="fake"))
 
 
-def test_races_of_graphs_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def counted(*args: Any, **kwargs: Any) -> Timing:
-        calls.append(1)
-        return race(*args, **kwargs)
-
-    monkeypatch.setattr("fxtemporal.tuning.races.race", counted)
+def test_races_of_graphs_are_remembered(tmp_path: Path) -> None:
+    referee, tune = Referee(), Tune(cache=tmp_path, seconds=1.0)
     x = noise(2, 4, 3, 8, 8)
-    tune = Tune(cache=tmp_path, seconds=1.0)
-    first = fxtemporal.report(fxtemporal.optimize(FramesLoop(), (x,), tune=tune))
-    count = len(calls)
+    first = fxtemporal.report(refereed(referee, FramesLoop(), (x,), tune))
+    count = referee.raced
     assert count
-    again = fxtemporal.report(fxtemporal.optimize(FramesLoop(), (x,), tune=tune))
-    assert len(calls) == count
+    again = fxtemporal.report(refereed(referee, FramesLoop(), (x,), tune))
+    assert referee.raced == count
     assert again.timing == first.timing
-    fxtemporal.optimize(FramesLoop(), (noise(3, 4, 3, 8, 8),), tune=tune)
-    assert len(calls) > count
+    refereed(referee, FramesLoop(), (noise(3, 4, 3, 8, 8),), tune)
+    assert referee.raced > count

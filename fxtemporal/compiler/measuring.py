@@ -42,7 +42,7 @@ def _with_fastest_forms(state: State, races: Races, place: int) -> State:
         return state
     tick = state.request.tick
     best: tuple[_Rules, nn.Module] | None = None
-    chooser = FormChooser(program, sites, races.cache, races.tune, tick)
+    chooser = FormChooser(program, sites, races, tick)
     for name, choices in chooser.variants().items():
         rules = (*before, rule.choosing(choices), *after)
         module = state.rewrite(rules=rules).program.gm

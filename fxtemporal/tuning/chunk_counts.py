@@ -24,10 +24,7 @@ from fxtemporal.support.clock import Deadline
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
 
-__all__ = ["LARGE", "ChunkChooser", "Chunking", "sized"]
-
-LARGE = 32 * 2**20
-"""Bytes of activations above which chunks are tried without a limit: about a last-level cache."""
+__all__ = ["ChunkChooser", "Chunking", "sized"]
 
 _AT_ONCE = 3
 """Numbers of chunks that are timed together, beside the best so far."""
@@ -131,7 +128,7 @@ class ChunkChooser:
         """With these loops left, the fewest chunks that fit; the lowest peak where none do."""
         program = self.build(left)
         regions = [
-            r for r in regions_of(program) if self.tune.limit is not None or _large(program, r)
+            r for r in regions_of(program) if self.tune.limit is not None or self._large(program, r)
         ]
         choice = Chunking(left, {region.key: 1 for region in regions}, program, peak(program).bytes)
         whole = choice
@@ -149,6 +146,9 @@ class ChunkChooser:
                     if self._fits(fewer):
                         choice = fewer
         return choice
+
+    def _large(self, program: Program, region: Region) -> bool:
+        return _bytes(program, region) > self.races.large
 
     def _with(self, whole: Chunking, chunks: Mapping[str, int]) -> Chunking:
         """``whole``, whose regions run in one piece, with these in ``chunks``."""
@@ -178,7 +178,7 @@ class ChunkChooser:
                 if best.chunks[key] == 1:
                     why[key] = lost
                 continue
-            wanted = held[key] / LARGE  # each as large as the cache
+            wanted = held[key] / self.races.large  # each as large as the cache
             least = max(best.chunks[key] + 1, min(wanted, regions[key].frames))
             counts = [count for count in _counts(regions[key]) if count >= least]
             times: dict[str, float] = {}
@@ -246,10 +246,6 @@ def _counts(region: Region) -> Iterator[int]:
         yield count
         count *= 2
     yield region.frames
-
-
-def _large(program: Program, region: Region) -> bool:
-    return _bytes(program, region) > LARGE
 
 
 def _bytes(program: Program, region: Region) -> int:

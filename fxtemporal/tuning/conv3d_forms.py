@@ -10,20 +10,15 @@ the copies at its edges.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxtemporal.analysis.layout_regions import LayoutRegion, layout_regions
-from fxtemporal.functional import FORMS, temporal_rank
-from fxtemporal.functional.packed import Weights
+from fxtemporal.functional import temporal_rank
 from fxtemporal.ir.node_meta import needed_value
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.conv3d_choice import (
     CONTIGUOUS,
-    FORMATS,
     LAST,
     UNCHANGED,
     FormChoice,
@@ -31,10 +26,7 @@ from fxtemporal.passes.conv3d_choice import (
     ToChoose,
 )
 from fxtemporal.support.clock import Deadline
-from fxtemporal.tuning.cache import Cache
-from fxtemporal.tuning.engines import compile_with
-from fxtemporal.tuning.settings import Tune
-from fxtemporal.tuning.timing import interleaved
+from fxtemporal.tuning.races import Races
 
 __all__ = ["FormChooser"]
 
@@ -51,15 +43,13 @@ class FormChooser:
         self,
         program: Program,
         sites: Sequence[ToChoose],
-        cache: Cache,
-        tune: Tune,
+        races: Races,
         tick: Callable[[str], None],
     ) -> None:
         self._sites = {site.node: site for site in sites}
-        self._cache = cache
-        self._target = tune.target
-        self._margin = tune.margin
-        self._deadline = Deadline(tune.seconds / 2)
+        self._races, self._cache = races, races.cache
+        self._target, self._margin = races.tune.target, races.tune.margin
+        self._deadline = Deadline(races.tune.seconds / 2)
         self._tick = tick
         self._regions = layout_regions(program)
 
@@ -144,7 +134,7 @@ class FormChooser:
         if missing and not self._deadline.over:
             self._tick(f"measuring forms of {site.key}")
             wanted = dict.fromkeys(("conv3d", *missing))
-            measured = _timed(site, wanted, layout, target)
+            measured = self._races.form_times(site, wanted, layout, target)
             self._cache.put(key, {self._name(site, form): ms for form, ms in measured.items()})
             known = self._cache.get(key)
         return {form: known[name] for name, form in names.items() if name in known}
@@ -171,45 +161,5 @@ class FormChooser:
         key = f"copy {tuple(like.shape)} {str(like.dtype).removeprefix('torch.')}"
         known = self._cache.get(key)
         if LAST not in known and not self._deadline.over:
-            x = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-            call = partial(x.contiguous, memory_format=torch.channels_last_3d)
-            self._cache.put(key, interleaved({LAST: call}, LAST))
+            self._cache.put(key, {LAST: self._races.copy_time(like)})
         return self._cache.get(key).get(LAST, 0.0)
-
-
-class _Alone(nn.Module):
-    """One form of one layer, its weight prepared, its result in a layout."""
-
-    def __init__(self, site: ToChoose, form: str, layout: str, target: str) -> None:
-        super().__init__()
-        weight = site.weight.detach()
-        self.form, self.geometry, self.layout = FORMS[form], site.geometry, FORMATS[layout]
-        self.prepared: Weights = self.form.prepare(weight, site.geometry)
-        if target == "eager" and self.form.pack is not None:
-            self.prepared = self.form.pack(self.prepared, site.geometry.groups)
-        self.bias = weight.new_zeros(site.geometry.out_channels) if site.bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        result = self.form.run(x, self.prepared, self.bias, self.geometry)
-        return result.contiguous(memory_format=self.layout)
-
-
-def _timed(site: ToChoose, forms: Iterable[str], layout: str, target: str) -> dict[str, float]:
-    """Milliseconds of each form, its result brought to ``layout``: medians, interleaved."""
-    geometry, weight = site.geometry, site.weight
-    assert geometry.size is not None
-    assert geometry.frames is not None
-    sizes = (site.batch, geometry.in_channels, geometry.frames, *geometry.size)
-    generator = torch.Generator(weight.device).manual_seed(0)
-    x = torch.randn(sizes, generator=generator, device=weight.device).to(weight.dtype)
-    x = x.contiguous(memory_format=FORMATS[layout])
-    calls: dict[str, Callable[[], object]] = {}
-    with torch.no_grad():
-        for form in forms:
-            alone = _Alone(site, form, layout, target)
-            if target == "eager":
-                calls[form] = partial(alone, x)
-                continue
-            with suppress(Exception):  # what an engine does not know, it refuses in any way
-                calls[form] = partial(compile_with(target, alone, (x,)).run, x)
-        return interleaved(calls, "conv3d")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxtemporal.ir.freeze import freeze
+from fxtemporal.passes.conv3d_choice import ToChoose
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.tuning.cache import Cache
+from fxtemporal.tuning.form_times import copy_time, form_times
 from fxtemporal.tuning.settings import Tune
 from fxtemporal.tuning.timing import Refused, Timing, call_of, interleaved, on_engine, race
 
@@ -27,6 +29,9 @@ class Races:
     ``frozen``, an engine other than eager mode is given what :func:`~fxtemporal.ir.freeze.freeze`
     makes of a module: it compiles what is derived from the weights as constants.
     """
+
+    large = 32 * 2**20
+    """Bytes of activations that leave every cache of the machine: about a last-level cache."""
 
     def __init__(
         self,
@@ -49,10 +54,14 @@ class Races:
         known = self.cache.get(key) if named else {}
         if known.keys() == _FIELDS:
             return Timing(**{**known, "rounds": int(known["rounds"])})  # type: ignore[arg-type]
-        timing = race(self._on_engine(before), self._on_engine(after), self.inputs, seconds)
+        timing = self.raced(before, after, seconds)
         if named:
             self.cache.put(key, vars(timing))
         return timing
+
+    def raced(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
+        """The race itself, which nobody remembers."""
+        return race(self._on_engine(before), self._on_engine(after), self.inputs, seconds)
 
     def again(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
         """Another race of the two, each compiled once more, the second of them first."""
@@ -70,21 +79,35 @@ class Races:
             return False
 
     def times(self, modules: Mapping[str, nn.Module], always: str) -> dict[str, float]:
-        """Milliseconds of each, interleaved: see :func:`interleaved`."""
+        """Milliseconds of each, interleaved."""
         key = " ".join(
             ("networks", *(f"{n}={self._named(m)}" for n, m in modules.items()), self.tune.target)
         )
         if known := self.cache.get(key):
             return known
+        found = self.interleaved(modules, always)
+        self.cache.put(key, found)
+        return found
+
+    def interleaved(self, modules: Mapping[str, nn.Module], always: str) -> dict[str, float]:
+        """The times themselves, which nobody remembers."""
         calls = {}
         with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
             for name, module in modules.items():
                 running = self._on_engine(module)
                 if not isinstance(running, Refused):
                     calls[name] = stack.enter_context(call_of(running, self.inputs))
-            found = interleaved(calls, always)
-        self.cache.put(key, found)
-        return found
+            return interleaved(calls, always)
+
+    def form_times(
+        self, site: ToChoose, forms: Iterable[str], layout: str, target: str
+    ) -> dict[str, float]:
+        """Milliseconds of each form of one layer, its result in ``layout``."""
+        return form_times(site, forms, layout, target)
+
+    def copy_time(self, like: Tensor) -> float:
+        """Milliseconds of a copy into channels_last_3d."""
+        return copy_time(like)
 
     def _named(self, module: nn.Module) -> str:
         leaves = pytree.tree_leaves(self.inputs)
