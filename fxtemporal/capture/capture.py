@@ -1,9 +1,9 @@
-"""From what users have to a :class:`fxtemporal.ir.program.Program`.
+"""Captures what users have as a :class:`fxtemporal.ir.program.Program`.
 
 ========================  ==========================================================
 ``nn.Module``             the shape-aware tracer; ``torch.export`` where that fails
 ``fx.GraphModule``        taken as it is, shapes filled in from the example inputs
-``ExportedProgram``       its module, with the sizes it was exported for checked
+``ExportedProgram``       its module, with guards on the sizes it was exported for
 ========================  ==========================================================
 
 The program shares every parameter with the model it came from and nothing else, so rewriting it
@@ -63,8 +63,8 @@ def capture(
 ) -> Program:
     """Capture ``model`` as it runs on ``model(*args, **kwargs)``.
 
-    Without example inputs only what needs no shapes is known. ``frontend="export"`` skips the
-    tracer; ``only="fx"`` does not turn to it where the tracer fails.
+    Without example inputs no shapes are known. ``frontend="export"`` uses torch.export without
+    trying the tracer; ``only="fx"`` raises where the tracer fails, without trying torch.export.
 
     Raises:
         CaptureError: the model cannot be captured, or does not run on the example inputs.
@@ -106,7 +106,7 @@ def _captured(
 
 
 def _called_otherwise(model: nn.Module) -> str | None:
-    """Why a call of ``model`` is not a call of its class's forward."""
+    """Why calling ``model`` does not call the forward of its class; None if it does."""
     if "forward" in vars(model):
         return "the model's forward was replaced on the instance"
     if type(model).__call__ is not nn.Module.__call__:
@@ -192,7 +192,7 @@ def _use_originals(graph: fx.Graph, other: StandIn, root: nn.Module) -> None:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    """Without what torch logs of fake tensors; what the user's code logs is passed on."""
+    """Silence torch's log about fake tensors; what the user's code logs is passed on."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
     try:
