@@ -1,12 +1,12 @@
-"""How each op treats frames that are folded into its batch.
+"""Batching rules: which ops can run on frames folded into the batch dimension.
 
-Lanes of shape (N, ...) fold into one tensor of shape (N·T, ...). An op *folds* when its output on
-that tensor is the lanes' outputs, folded the same way: it must work on each entry of dimension 0
-by itself. One table says which do, one line an op; nothing else decides. An entry gets a
-:class:`Call` and yields what stands against folding it, in words.
+Lanes of shape (N, ...) fold into one tensor of shape (N·T, ...). An op *folds* if its output on
+that tensor is the lanes' outputs, folded the same way: it must treat each entry of dimension 0
+independently. One table, one line an op, decides which do. An entry takes a :class:`Call` and
+yields the reasons against folding it, in words.
 
-Element-wise ops need no entry: they work on (N, T, ...) as well, where broadcasting between lanes
-and anything else keeps its meaning.
+Element-wise ops need no entry: they run on (N, T, ...), where lanes broadcast with other operands
+as before.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Call:
     op: Op
     lanes: frozenset[fx.Node]
     samples: frozenset[fx.Node]
-    """Numbers that are known to be the size of dimension 0 of the lanes."""
+    """Nodes known to hold the size of dimension 0 of the lanes."""
     program: Program
     made: bool = False
-    """Whether dimension 0 of a lane may count something else than samples, and another samples."""
+    """True if dimension 0 of a lane may not be the sample dimension."""
 
     def dims(self, value: Any) -> int | None:
-        """The rank of an argument, 0 for a number; None for a tuple, or where it is not known."""
+        """The rank of an argument, 0 for a number; None for a tuple, or if it is not known."""
         return None if isinstance(value, tuple) and value else self.program.dims(value)
 
     def lane(self, name: str = "input") -> fx.Node | None:
-        """The argument ``name``, where it is a lane."""
+        """The argument ``name`` if it is a lane, else None."""
         value = self.op.args.get(name)
         return value if isinstance(value, fx.Node) and value in self.lanes else None
 
@@ -53,13 +53,16 @@ class Call:
         return (rank(node) if node is not None else None) or 0
 
     def entries(self, name: str) -> int | None:
-        """How many numbers the argument ``name`` holds: a tuple, or a size that is computed."""
+        """The length of the tuple ``name``, which may be computed; None if it is not a tuple."""
         value = self.op.args[name]
         value = value.meta.get("val") if isinstance(value, fx.Node) else value
         return len(value) if isinstance(value, tuple | list) else None
 
     def aligned(self, dimensions: int) -> bool:
-        """Whether an element-wise op, its result of that rank, broadcasts nothing over samples."""
+        """True if an element-wise op with a result of that rank broadcasts nothing over samples.
+
+        So all lanes have that rank, and all other operands a smaller one.
+        """
         fixed = [self.dims(value) for value in self.op.args.values() if value not in self.lanes]
         return (
             dimensions > 0
@@ -68,14 +71,14 @@ class Call:
         )
 
     def size_of_lane(self, number: fx.Node) -> int | None:
-        """The number, where it is a size of a lane other than that of dimension 0."""
+        """The value of ``number`` if it is a size of a lane, not of dimension 0; else None."""
         op = self.program.op(number)
         if op is None or op.name != "size" or op.args["dim"] == 0:
             return None
         return int(number.meta["val"]) if op.args["input"] in self.lanes else None
 
     def only(self, *names: str) -> Iterator[str]:
-        """Blockers unless the lanes among the arguments are just those of ``names``."""
+        """Blockers unless exactly the arguments ``names`` are lanes."""
         expected = {self.lane(name) for name in names}
         if None in expected:
             yield "its input is the same for every frame, another argument is not"
@@ -90,9 +93,9 @@ Entry = Callable[[Call], Blockers]
 def fold_blockers(
     call: Call, module: str, allowed: frozenset[Code] = frozenset()
 ) -> Iterator[Reason]:
-    """What stands against running the op on frames folded into dimension 0.
+    """The reasons against running the op on frames folded into dimension 0.
 
-    ``allowed`` are codes of reasons that do not count.
+    Reasons with a code in ``allowed`` are ignored.
     """
     op = call.op
     if shifted(call) is not None:
@@ -127,8 +130,8 @@ def fold_blockers(
 def unbatched(call: Call) -> bool:
     """Whether the op runs on single samples, (C, H, W), so that frames become its batch.
 
-    A pooling is none of these: it treats each channel by itself, and takes (T·C, H, W), of no
-    channel too, where it would refuse (T, 0, H, W).
+    Poolings are excluded: they treat each channel independently, so (T·C, H, W) works, even with
+    no channels, where (T, 0, H, W) would be refused.
     """
     name = call.op.name
     if name in _SPATIAL and name.startswith("conv"):
@@ -139,10 +142,10 @@ def unbatched(call: Call) -> bool:
 
 
 def shifted(call: Call) -> tuple[Any, ...] | None:
-    """The op's further arguments with the frames in front, (T, ...), as dimension 0.
+    """The op's other arguments if the frames are a new dimension 0, (T, ...).
 
-    An op that works on dimension 0 of its lanes works on dimension 1 of all of them. None where
-    the op folds as it is, or is not one of these.
+    An op that works on dimension 0 of a lane works on dimension 1 of the stacked lanes. None if
+    the op folds as it is, or cannot be shifted.
     """
     op = call.op
     if op.name not in _SHIFTED or op.nodes() != (call.lane(),) or call.rank() == 0:
@@ -195,7 +198,7 @@ _SPATIAL = {
 
 
 def _spatial(n: int) -> Entry:
-    """(N, C, *n sizes), everything else the same for all frames."""
+    """Input (N, C, *n sizes); all other arguments are the same for all frames."""
 
     def entry(call: Call) -> Blockers:
         yield from call.only("input")
@@ -206,7 +209,7 @@ def _spatial(n: int) -> Entry:
 
 
 def _at_least(dimensions: int, *names: str) -> Entry:
-    """Dimension 0 is a batch as long as there are so many dimensions."""
+    """Dimension 0 is the batch if the input has at least ``dimensions`` dimensions."""
 
     def entry(call: Call) -> Blockers:
         yield from call.only(*(names or ("input",)))
@@ -217,7 +220,7 @@ def _at_least(dimensions: int, *names: str) -> Entry:
 
 
 def _not_over_samples(name: str = "dim") -> Entry:
-    """Works along dimensions that must not include 0."""
+    """Works along the dimensions ``name``, which must not include 0."""
 
     def entry(call: Call) -> Blockers:
         yield from call.only("input")
@@ -232,7 +235,7 @@ def _not_over_samples(name: str = "dim") -> Entry:
 
 
 def _accumulated(call: Call) -> Blockers:
-    """Frames of frames, along a dimension other than 0; what each chain starts from is a lane."""
+    """A running sum or extremum, not along dimension 0; its initial value must be a lane."""
     started = isinstance(call.op.args["initial"], fx.Node | Attr)
     yield from call.only("input", *(("initial",) if started else ()))
     if not isinstance(call.op.args["dim"], int) or call.op.args["dim"] == 0:
@@ -248,7 +251,7 @@ def _sliced(call: Call) -> Blockers:
 def _joined(call: Call) -> Blockers:
     """cat and stack of lanes; a part that is the same for all frames is repeated for each.
 
-    Such a part has as many samples as a frame, whatever the batch: cat and stack broadcast nothing.
+    Such a part has as many samples as a frame at any batch size: cat and stack do not broadcast.
     """
     tensors = call.op.args["tensors"]
     if not isinstance(tensors, tuple) or not all(isinstance(t, fx.Node) for t in tensors):
@@ -350,12 +353,12 @@ def _indexed(call: Call) -> Blockers:
 
 
 def _item(call: Call) -> Blockers:
-    """One entry of a tuple that an op gives for each frame."""
+    """One entry of the tuple that an op returns for each frame."""
     yield from call.only("input")
 
 
 def _matrix_product(second: str) -> Entry:
-    """A product of two matrices or vectors, ``input`` and what is called ``second``."""
+    """A product of two matrices or vectors, the arguments ``input`` and ``second``."""
 
     def entry(call: Call) -> Blockers:
         left, right = call.op.args["input"], call.op.args[second]

@@ -159,7 +159,7 @@ class ShapeTracer(ReadingTracer):
             return super().trace(root, concrete_args)
 
     def _nodes_of_their_own(self) -> dict[tuple[int, str], dict[str, Any]]:
-        """Functions under ``torch.fx.wrap`` that become one node; a library's only if ``wrapped``."""
+        """Functions under ``torch.fx.wrap`` that become one node; a library's if ``wrapped``."""
         return {
             key: namespace
             for key, namespace in symbolic_trace.wrapped_functions().items()
