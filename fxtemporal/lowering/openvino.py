@@ -1,4 +1,4 @@
-"""An OpenVINO model: ``model.xml``, and its weights in ``model.bin`` beside it."""
+"""Builds an OpenVINO model: ``model.xml``, with its weights in ``model.bin`` next to it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def build(
     """Write the program as an OpenVINO model.
 
     Args:
-        precision: of the weights in the file: ``"float16"`` halves it, and rounds them.
+        precision: dtype of the weights in the file: ``"float16"`` halves it, and rounds them.
     """
     if precision not in ("float32", "float16"):
         raise LoweringError(f"openvino: precision is float32 or float16, not {precision!r}")
     model = openvino.convert_model(exported.program)
     given = pytree.tree_leaves(exported.asked)
-    if len(model.inputs) == len(given):  # the numbers among them, which the graph has fixed
+    if len(model.inputs) == len(given):  # drop inputs that are numbers, which the graph has fixed
         for place in sorted(set(range(len(given))) - set(exported.shapes), reverse=True):
             model.remove_parameter(model.get_parameters()[place])
     shapes = [*exported.shapes.values()]
@@ -48,21 +48,21 @@ def build(
 
 
 def absent() -> str | None:
-    """Why an artifact cannot run here."""
+    """Why an artifact cannot run here; None if it can."""
     return None
 
 
 def start(path: Path, manifest: Manifest) -> Run:
-    """OpenVINO on the CPU, in float32, with as many threads as torch has."""
+    """OpenVINO on the CPU, in float32, with torch's number of threads."""
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that have it
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
-        # Results are copied, lest the next call overwrite them.
+        # Results are copied, so that the next call does not overwrite them.
         results = compiled([x.cpu().numpy() for x in tensors], share_inputs=True)
         return [torch.from_numpy(results[i]) for i in range(len(compiled.outputs))]
 
