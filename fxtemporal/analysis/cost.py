@@ -146,7 +146,7 @@ class Costs:
         self._alike: dict[Any, Cost] = {}
 
     def of(self, program: Program, nodes: Iterable[fx.Node]) -> Cost:
-        """What ``nodes`` cost together."""
+        """The total cost of ``nodes``."""
         return sum((self._node(program, node) for node in nodes), _NOTHING)
 
     def total(self, program: Program) -> Cost:

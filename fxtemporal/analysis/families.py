@@ -46,7 +46,7 @@ _FILLED = frozenset("new_zeros new_ones new_full zeros_like ones_like full_like"
 
 @dataclass(frozen=True)
 class Source:
-    """Where lanes are read from: lane t is ``length`` entries of ``base`` along ``dim``, from t on.
+    """The source of lanes: lane t is ``length`` entries of ``base`` along ``dim``, from t on.
 
     ``length`` None: one entry, the dimension dropped (``x[:, t]``). ``cut`` names the op that cuts
     lanes out: a slice gives fewer entries at the tensor's end, chunk() cuts by the size at run

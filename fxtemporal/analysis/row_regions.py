@@ -282,7 +282,7 @@ class _Scan:
         mine = storages(node)
         return source is not node and source not in self.places and mine <= storages(source)
 
-    # where they stand
+    # the places of nodes
 
     def _place(self, node: fx.Node) -> _Place | None:
         return self.places.get(node) or self.asked.get(node)
@@ -297,7 +297,7 @@ class _Scan:
             for n in node.all_input_nodes
         )
 
-    # what their rows are
+    # the rows of nodes
 
     def _rows_of(self, node: fx.Node) -> object:
         return self._same.find(self.rows.get(node) or self._rows_asked[node])

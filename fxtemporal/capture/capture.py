@@ -179,7 +179,7 @@ def _traced(
 
 
 def _use_originals(graph: fx.Graph, other: StandIn, root: nn.Module) -> None:
-    """Put what the model holds in place of the copies that ``graph`` was traced from."""
+    """Replace the stand-in's copies in ``graph`` by the model's own objects."""
     for name, value in vars(other.module).items():
         if name.startswith("_tensor_constant"):
             vars(root)[name] = other.original(value)

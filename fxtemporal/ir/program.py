@@ -99,7 +99,7 @@ class Program:
         self._ops: dict[fx.Node, tuple[Any, Any, Op | None]] = {}
 
     def copy(self) -> Program:
-        """The same program over the same parameters, with a graph and modules of its own."""
+        """A copy with the same parameters, but a new graph and new modules."""
         graph = fx.Graph(tracer_cls=self.graph._tracer_cls)
         graph.output(graph.graph_copy(self.graph, {}))
         graph.set_codegen(self.graph._codegen)

@@ -51,7 +51,7 @@ class Code(enum.StrEnum):
     SUBCLASS = "subclass"
     """A subclass of a layer of torch.nn, or a layer whose forward was replaced."""
 
-    # What stands beside a convolution
+    # Layers next to a convolution
     BATCH_STATISTICS = "batch-statistics"
     """A normalization keeps no running statistics: it takes those of each batch."""
     OUTPUT_SHARED = "output-shared"

@@ -115,7 +115,7 @@ class StandIn:
         if known is not ABSENT:
             return known
         copy = value
-        with suppress(Exception):  # what cannot be copied is shared
+        with suppress(Exception):  # an object that cannot be copied is shared
             copy = self._shell(value, name)
         return self._note(value, copy, name)
 

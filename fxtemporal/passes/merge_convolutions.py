@@ -263,6 +263,6 @@ def _hidden_relu(program: Program, aliasing: Aliasing, user: fx.Node, node: fx.N
 
 
 def _reads_only(program: Program, user: fx.Node) -> bool:
-    """Whether ``user`` cannot tell a slice of a larger tensor from a tensor of its own."""
+    """Whether ``user`` works the same on a slice of a larger tensor as on a separate tensor."""
     op = program.op(user) if user.op.startswith("call") else None
     return op is not None and op.owns and not written_by(program, user)

@@ -55,7 +55,7 @@ class Races:
         return timing
 
     def again(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
-        """A second race of the two, with both compiled again, in reverse order."""
+        """A second race of the two, after both are compiled again, ``after`` first."""
         once_more = Races(self.inputs, self.tune, self.cache, self.frozen)
         for module in (after, before):
             once_more._on_engine(module)

@@ -329,7 +329,7 @@ class ShapeTracer(ReadingTracer):
             node.meta["location"] = location
         return node
 
-    # -- where gradients are off: what leaves a ``with torch.no_grad()`` is detached --------------
+    # -- gradients switched off: results of a ``with torch.no_grad()`` are detached ---------------
 
     def _writes_outside(self, target: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call may write into a tensor that was made where gradients are on."""
