@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxtemporal
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.support.errors import SpecializationError
-from tests.models import noise
+from tests.zoo import noise
 
 
 class Base(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.capture.capture import capture
 from fxtemporal.ir.program import Program
-from tests.models import noise
+from tests.zoo import noise
 
 Body = Callable[[Tensor], Any]
 

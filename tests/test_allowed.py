@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxtemporal
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.time_distribute import TimeDistribute
-from tests.models import noise
+from tests.zoo import noise
 
 BATCHNORM, RANDOMNESS = "training-batchnorm", "randomness"
 

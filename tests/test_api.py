@@ -9,18 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
-    ACROSS_THE_BATCH,
-    BLOCKED,
-    BODIES,
-    CNNLSTM,
-    CONV3D,
-    SPELLINGS,
-    IndexedFrames,
-    ResidualConv3d,
-    TwoStreams,
-    noise,
-)
 from torch import Tensor, fx, nn
 
 import fxtemporal
@@ -34,6 +22,18 @@ from fxtemporal import (
     VerificationError,
 )
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from tests.zoo import (
+    ACROSS_THE_BATCH,
+    BLOCKED,
+    BODIES,
+    CNNLSTM,
+    CONV3D,
+    SPELLINGS,
+    IndexedFrames,
+    ResidualConv3d,
+    TwoStreams,
+    noise,
+)
 
 CLIP = noise(2, 3, 4, 8, 8)
 

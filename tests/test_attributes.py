@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxtemporal
 from fxtemporal.capture.capture import capture
 from fxtemporal.ir.values import rank, shape
-from tests.models import noise
+from tests.zoo import noise
 
 Use = Callable[["Holder", Tensor], Tensor]
 

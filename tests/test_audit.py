@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import ZOO, Awkward
 from torch import Tensor, nn
 
 import fxtemporal
@@ -19,6 +18,7 @@ from benchmarks.loop_models import LOOPS
 from benchmarks.models import MODELS
 from fxtemporal import Report
 from fxtemporal.reports.baseline import new_since, read_baseline
+from tests.zoo import ZOO, Awkward
 
 CASES = {**MODELS, **LOOPS, **CONV3D}
 SLOW = ("nested_crops", "sliding_windows", "two_stream")

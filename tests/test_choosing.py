@@ -21,7 +21,7 @@ from fxtemporal.tuning import conv3d_forms as choosing
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.settings import Tune
 from fxtemporal.tuning.timing import Timing
-from tests.models import noise
+from tests.zoo import noise
 
 
 class Net(nn.Module):

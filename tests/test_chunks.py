@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from hypothesis import given
 from hypothesis import strategies as st
-from models import ZOO, Awkward, noise
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,6 +33,7 @@ from fxtemporal.tuning import chunk_counts as chunking
 from fxtemporal.tuning.ablation import Verdict
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing
+from tests.zoo import ZOO, Awkward, noise
 
 Forward = Callable[..., Any]
 

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
+from test_fold_batchnorm import REFUSED as FOLDS
+from test_merge_convolutions import REFUSED as MERGES
+from test_pipeline import Chain, Planted, clip
+from test_pool3d_forms import REFUSED as POOLS
+from torch import Tensor, fx, nn
+
+import fxtemporal
+from fxtemporal import Code, Factorize, Report, Tune
+from fxtemporal.ir.program import Program
+from fxtemporal.passes.rule import Rule
+from tests.zoo import (
     AlwaysDropout,
     ConvolutionalRecurrence,
     DenseConv3d,
@@ -32,16 +42,6 @@ from models import (
     WritesItsInput,
     noise,
 )
-from test_fold_batchnorm import REFUSED as FOLDS
-from test_merge_convolutions import REFUSED as MERGES
-from test_pipeline import Chain, Planted, clip
-from test_pool3d_forms import REFUSED as POOLS
-from torch import Tensor, fx, nn
-
-import fxtemporal
-from fxtemporal import Code, Factorize, Report, Tune
-from fxtemporal.ir.program import Program
-from fxtemporal.passes.rule import Rule
 
 
 class SortedBody(WithBody):

@@ -19,7 +19,7 @@ from fxtemporal.functional import FORMS, ConvGeometry
 from fxtemporal.functional.pool3d import POOL_FORMS, PoolWindow
 from fxtemporal.passes.conv3d_choice import FormChoice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from tests.models import noise
+from tests.zoo import noise
 
 SPREADING = {"conv3d_winograd_3", "conv3d_winograd_4", "conv3d_toeplitz"}
 

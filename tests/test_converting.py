@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import noise
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -15,6 +14,7 @@ import fxtemporal
 from benchmarks._torchvision import video_model
 from fxtemporal import PassError
 from fxtemporal.nn import Conv2Plus1d
+from tests.zoo import noise
 
 TORCHVISION = {
     "stem.0": 45,

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import noise
 from torch import Tensor, nn
 
 import fxtemporal
@@ -21,6 +20,7 @@ from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.functional import ConvGeometry
 from fxtemporal.functional.factors import ORDERS, Order, decomposed, matrix
 from fxtemporal.nn import Conv2Plus1d
+from tests.zoo import noise
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import HookedConv3d, ParametrizedConv3d, noise
 from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, Factorize, PassError, Remark, SpecializationError
 from fxtemporal.nn import paper_rank
+from tests.zoo import HookedConv3d, ParametrizedConv3d, noise
 
 FULL = min(4 * 3 * 3, 6 * 3)
 

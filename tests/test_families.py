@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxtemporal.analysis.families import Families, Family, Lane, Uniform, families_of
 from fxtemporal.capture.capture import capture
 from fxtemporal.ir.program import Program
-from tests.models import noise
+from tests.zoo import noise
 
 
 def program_of(forward: Callable[..., Any], *inputs: Tensor, **parts: nn.Module) -> Program:

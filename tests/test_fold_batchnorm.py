@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SharedConv3d, noise
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 import fxtemporal
 from fxtemporal import Code, Remark, SpecializationError
+from tests.zoo import SharedConv3d, noise
 
 RULE = "fold-batchnorm"
 CHANNELS, OUT = 4, 6

@@ -20,7 +20,7 @@ from benchmarks.measure import CountConvolutions
 from fxtemporal import SpecializationError
 from fxtemporal.analysis.families import families_of
 from fxtemporal.capture.capture import capture
-from tests.models import noise
+from tests.zoo import noise
 
 
 class PerFrame(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxtemporal
-from tests.models import noise
+from tests.zoo import noise
 
 Forward = Callable[..., Any]
 

@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
-from models import ResidualConv3d, SharedConv3d, TiedConv3d
 from torch import nn
 
 import fxtemporal
 from fxtemporal import SpecializationError
+from tests.zoo import ResidualConv3d, SharedConv3d, TiedConv3d
 
 MODELS = [ResidualConv3d, SharedConv3d, TiedConv3d]
 

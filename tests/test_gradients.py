@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxtemporal
 from fxtemporal.support.errors import GradientError
-from tests.models import noise
+from tests.zoo import noise
 
 
 class Reverse(torch.autograd.Function):

@@ -17,7 +17,7 @@ from benchmarks.measure import CountConvolutions
 from fxtemporal.analysis.accumulations import Reduction, Writes
 from fxtemporal.analysis.families import families_of
 from fxtemporal.capture.capture import capture
-from tests.models import noise
+from tests.zoo import noise
 
 FRAMES = 4
 Forward = Callable[..., Any]

@@ -272,7 +272,7 @@ def test_nothing_is_left_when_a_build_fails_and_what_was_there_stays(
         draft.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(BACKENDS["onnx"].module, "build", build)
+    monkeypatch.setattr(BACKENDS["onnx"].loaded, "build", build)
     expected = LoweringError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         fxtemporal.lower(fast, (clip(),), "onnx", path)
@@ -301,7 +301,7 @@ def test_without_a_path_the_artifact_goes_with_what_was_returned(fast: fx.GraphM
 def test_an_engine_that_computes_other_numbers_is_not_kept(
     fast: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = BACKENDS["onnx"].module
+    module = BACKENDS["onnx"].loaded
     start = module.start
 
     def off(path: Path, manifest: Any) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -335,7 +335,7 @@ def test_where_not_all_sizes_can_be_free_fewer_are(fast: fx.GraphModule, free: s
 def test_sizes_that_an_engine_does_not_take_free_are_fixed_and_the_reason_is_told(
     fast: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = BACKENDS["onnx"].module
+    module = BACKENDS["onnx"].loaded
     real = module.build
 
     def build(exported: Any, draft: Path) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import noise
 from test_fold_batchnorm import varied
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 import fxtemporal
 from fxtemporal import Code, Remark, SpecializationError
+from tests.zoo import noise
 
 RULE = "merge-convolutions"
 CHANNELS = 4

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import CNNLSTM, InplaceBody, ResidualConv3d, TiedConv3d, ViewByBatch, noise
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 import fxtemporal
 from fxtemporal import FxTemporalError, Report, SpecializationError
 from fxtemporal.ir.module import OptimizedModule
+from tests.zoo import CNNLSTM, InplaceBody, ResidualConv3d, TiedConv3d, ViewByBatch, noise
 
 
 class Everything(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtemporal
-from tests.models import noise
+from tests.zoo import noise
 
 Forward = Callable[["Clips", Tensor], Any]
 RULE = "overlapping-windows"

@@ -18,8 +18,9 @@ from fxtemporal.capture.capture import capture
 from fxtemporal.ir.ops import describe
 from fxtemporal.ir.ops.table import ATEN, OPS, ROWS
 from fxtemporal.ir.program import Program
-from tests.models import noise
-from tests.test_ops import CASES, build, result, trace
+from tests.op_spellings import CASES
+from tests.op_tracing import build, result, trace
+from tests.zoo import noise
 
 Call = Callable[[Tensor], Any]
 

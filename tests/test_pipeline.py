@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import BLOCKED, CNNLSTM, CONV3D, SPELLINGS, noise
 from torch import Tensor, fx, nn
 
 import fxtemporal
@@ -20,6 +19,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.passes import DEFAULT_PASSES
 from fxtemporal.passes.pipeline import Skip, run_rules
 from fxtemporal.passes.rule import Rule, Site
+from tests.zoo import BLOCKED, CNNLSTM, CONV3D, SPELLINGS, noise
 
 Edit = Callable[[Program, fx.Node], None]
 

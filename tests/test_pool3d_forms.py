@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import noise
 from torch import Tensor, fx, nn
 
 import fxtemporal
 from fxtemporal import Code, Remark
 from fxtemporal.functional.pool3d import POOL_FORMS
+from tests.zoo import noise
 
 RULE = "pool3d-forms"
 

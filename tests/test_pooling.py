@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import noise
 from torch import Tensor
 
 from fxtemporal.functional import pool3d as pooling
 from fxtemporal.functional.pool3d import POOL_FORMS
 from fxtemporal.functional.pool3d import adaptive_avg_pool3d_mean as mean
+from tests.zoo import noise
 
 FLAT = {"spatial": (0,), "temporal": (1, 2)}
 

@@ -15,7 +15,7 @@ from fxtemporal.functional import FORMS
 from fxtemporal.ir.reasons import Code
 from fxtemporal.passes.conv3d_choice import FormChoice
 from fxtemporal.passes.conv3d_forms import Conv3dForms
-from tests.models import noise
+from tests.zoo import noise
 
 
 def network() -> nn.Module:

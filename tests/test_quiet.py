@@ -13,7 +13,7 @@ import torch
 
 import fxtemporal
 from fxtemporal.support.quiet import quiet
-from tests.models import noise
+from tests.zoo import noise
 
 
 def in_thread(run: Callable[[], None]) -> threading.Thread:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
+from torch import nn
+
+import fxtemporal
+from fxtemporal import Code, Comparison, Factorize, Reason, Remark, Report, Specialization, Tune
+from fxtemporal.passes.conv3d_forms import Conv3dForms
+from fxtemporal.tuning.timing import Timing
+from fxtemporal.verification.comparison import Sample
+from tests.zoo import (
     CNNLSTM,
     AssignsFrames,
     DenseConv3d,
@@ -19,13 +26,6 @@ from models import (
     TrainingDropout,
     WholeClipKernel,
 )
-from torch import nn
-
-import fxtemporal
-from fxtemporal import Code, Comparison, Factorize, Reason, Remark, Report, Specialization, Tune
-from fxtemporal.passes.conv3d_forms import Conv3dForms
-from fxtemporal.tuning.timing import Timing
-from fxtemporal.verification.comparison import Sample
 
 APPLIED = Remark(
     "conv3d-forms", "applied", "stem", "model.py:12", (), {"form": "conv3d_spatial", "frames": 4}

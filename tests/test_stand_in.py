@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fxtemporal
 from fxtemporal.ir.stand_in import StandIn
 from fxtemporal.support.errors import FxTemporalError
-from tests.models import noise
+from tests.zoo import noise
 
 COUNT = 0
 STORE: dict[str, Any] = {}

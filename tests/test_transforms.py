@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal.functional import FORMS, ConvGeometry
-from tests.models import noise
+from tests.zoo import noise
 
 pytestmark = [  # what torch.func says of torch's own
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),

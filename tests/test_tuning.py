@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from models import InplaceBody, noise
 from test_pipeline import Chain, Planted, clip
 from torch import Tensor, fx, nn
 
@@ -23,6 +22,7 @@ from fxtemporal.tuning.cache import Cache
 from fxtemporal.tuning.engines import ENGINES, Engine
 from fxtemporal.tuning.races import Races
 from fxtemporal.tuning.timing import Timing, race
+from tests.zoo import InplaceBody, noise
 
 
 class Sleeps(nn.Module):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import noise
 from torch import Tensor, nn
 
 from fxtemporal import Comparison, SpecializationError
 from fxtemporal.verification.bisect import culprits
 from fxtemporal.verification.comparison import Sample, Tolerance
 from fxtemporal.verification.verifier import Verifier
+from tests.zoo import noise
 
 X = noise(3, 4, 5)
 INF, NAN = float("inf"), float("nan")

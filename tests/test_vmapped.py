@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from benchmarks.measure import CountConvolutions
-from tests.models import noise
+from tests.zoo import noise
 
 Forward = Callable[..., Any]
 

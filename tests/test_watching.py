@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal.support.errors import SpecializationError
-from tests.models import noise
+from tests.zoo import noise
 
 Write = Callable[[nn.Module], Any]
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import rank, shape
@@ -127,7 +128,7 @@ def _begun(node: fx.Node, op: Op, family_of: FamilyOf) -> Reduction | None:
 
 def _of_one_kind(chain: Reduction) -> bool:
     """Whether the frames agree in shape, and frames and result in a floating-point dtype."""
-    values = [node.meta.get("val") for node in (*chain.parts, chain.nodes[-1])]
+    values = [value_of(node) for node in (*chain.parts, chain.nodes[-1])]
     dtypes = {v.dtype if isinstance(v, torch.Tensor) else None for v in values}
     dtype = dtypes.pop()
     if dtypes or dtype is None or not dtype.is_floating_point:

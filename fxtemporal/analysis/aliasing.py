@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.node_meta import has_value, needed_value, seen_writing
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import carries_hooks
@@ -93,7 +94,7 @@ class Aliasing:
         if not node.op.startswith("call"):
             return
         op = self._program.op(node)
-        if op is None and "val" in node.meta:
+        if op is None and has_value(node):
             return  # an unknown op: its fake output tells whether it shares
         if op is not None and op.owns:
             return
@@ -103,9 +104,9 @@ class Aliasing:
                     self._storages.unite(mine, theirs)
 
     def _keys(self, node: fx.Node) -> list[object]:
-        if "val" not in node.meta:
+        if not has_value(node):
             return [node]
-        tensors = [t for t in pytree.tree_leaves(node.meta["val"]) if isinstance(t, torch.Tensor)]
+        tensors = [t for t in pytree.tree_leaves(needed_value(node)) if isinstance(t, torch.Tensor)]
         return [_storage(tensor) for tensor in tensors]
 
 
@@ -137,8 +138,9 @@ def written_by(program: Program, node: fx.Node) -> list[fx.Node]:
     name = getattr(node.target, "__name__", str(node.target))
     if node.op != "call_module" and (name == "setitem" or _says_so(name)) and node.args:
         return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
-    if "writes" in node.meta and "val" in node.meta:  # it was run, on fake tensors
-        return node.all_input_nodes if node.meta["writes"] else []
+    writes = seen_writing(node)
+    if writes is not None and has_value(node):  # it was run, on fake tensors
+        return node.all_input_nodes if writes else []
     schema = getattr(node.target, "_schema", None)
     if schema is not None:
         given = dict(zip([argument.name for argument in schema.arguments], node.args, strict=False))

@@ -1,30 +1,40 @@
-"""Batching rules: which ops can run on frames folded into the batch dimension.
+"""Batching rules: how each op runs on all frames at once, and where its result has the samples.
 
 Lanes of shape (N, ...) fold into one tensor of shape (N·T, ...). An op *folds* if its output on
 that tensor is the lanes' outputs, folded the same way: it must treat each entry of dimension 0
 independently. One table, one line an op, decides which do. An entry takes a :class:`Call` and
 yields the reasons against folding it, in words.
 
-Element-wise ops need no entry: they run on (N, T, ...), where lanes broadcast with other operands
-as before.
+As in JAX, a rule also says where the batch dimension goes. ``qkv.permute(2, 0, 3, 1, 4)`` moves the
+samples to dimension 1, so it runs on (T, N, ...), with its dimensions shifted by one; ``[0]`` of
+the result has them in dimension 0 again. Element-wise ops need no entry: they run on (T, N, ...),
+where lanes broadcast with other operands as before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait, ops_with
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.values import rank, shape
 
-__all__ = ["Call", "fold_blockers", "shifted", "unbatched"]
+__all__ = ["Batching", "Call", "How", "Origins", "batching"]
+
+Origins: TypeAlias = Mapping[int, object]
+"""``{dimension of a frame: where its entries come from}``; it always has dimension 0.
+
+Only lanes of one origin fold together: their dimension 0 has the same size at any batch size.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,12 @@ class Call:
     program: Program
     made: bool = False
     """True if dimension 0 of a lane may not be the sample dimension."""
+    origins: Mapping[fx.Node, Origins] = field(default_factory=dict)
+    """The origins of each lane; lanes that are not listed share one origin."""
+
+    def origin(self) -> set[object]:
+        """The origins of dimension 0 of all lanes."""
+        return {self.origins.get(lane, _ONE)[0] for lane in self.lanes}
 
     def dims(self, value: Any) -> int | None:
         """The rank of an argument, 0 for a number; None for a tuple, or if it is not known."""
@@ -55,7 +71,7 @@ class Call:
     def entries(self, name: str) -> int | None:
         """The length of the tuple ``name``, which may be computed; None if it is not a tuple."""
         value = self.op.args[name]
-        value = value.meta.get("val") if isinstance(value, fx.Node) else value
+        value = value_of(value) if isinstance(value, fx.Node) else value
         return len(value) if isinstance(value, tuple | list) else None
 
     def aligned(self, dimensions: int) -> bool:
@@ -75,7 +91,7 @@ class Call:
         op = self.program.op(number)
         if op is None or op.name != "size" or op.args["dim"] == 0:
             return None
-        return int(number.meta["val"]) if op.args["input"] in self.lanes else None
+        return int(needed_value(number)) if op.args["input"] in self.lanes else None
 
     def only(self, *names: str) -> Iterator[str]:
         """Blockers unless exactly the arguments ``names`` are lanes."""
@@ -86,20 +102,74 @@ class Call:
             yield "an argument besides its input differs from frame to frame"
 
 
+_ONE: Origins = {0: None}
+
+
+class How(Enum):
+    """How an op runs on frames: as (N·T, ...), (T, N, ...) or (T, ...), or on each separately."""
+
+    FOLDED = auto()
+    IN_FRONT = auto()
+    BROADCAST = auto()
+    """An element-wise op with the frames as dimension 0; other operands broadcast."""
+    MAPPED = auto()
+    """Through ``torch.vmap``."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How an op runs on all frames, and the ``origins`` of its result for one frame.
+
+    ``arguments`` are the op's other arguments if the frames are a new dimension 0, so that its
+    dimension 0 becomes dimension 1; None: they do not change.
+    """
+
+    call: Call
+    how: How
+    origins: Origins
+    arguments: tuple[Any, ...] | None = None
+
+    @property
+    def origin(self) -> object:
+        """The origin of dimension 0 of a frame."""
+        return self.origins[0]
+
+
+def batching(
+    call: Call, own: object, dimensions: int, module: str, allowed: frozenset[Code] = frozenset()
+) -> Batching | tuple[Reason, ...]:
+    """How to run the op on all frames, or the reasons against it.
+
+    Args:
+        own: the origin of a dimension 0 that the op makes.
+        dimensions: the rank of its result for one frame.
+        module: the place of the call, for the reasons.
+        allowed: codes of reasons to ignore.
+    """
+    if (arguments := _one_further(call)) is not None:
+        return Batching(call, How.IN_FRONT, _moved_origins(call, own), arguments)
+    reasons = list(_blockers(call, module, allowed))
+    elementwise = Trait.ELEMENTWISE in call.op.traits
+    origin = call.origin()
+    if not reasons and not elementwise and len(origin) > 1:
+        text = f"{module}: {call.op.name} joins frames of different sources"
+        reasons.append(Reason(Code.UNSUPPORTED_OP, text))
+    if reasons:
+        return tuple(reasons)
+    if _takes_samples(call):
+        return Batching(call, How.IN_FRONT, {0: own})
+    if elementwise and (len(origin) > 1 or not call.aligned(dimensions)):
+        return Batching(call, How.BROADCAST, {0: own})
+    return Batching(call, How.FOLDED, _moved_origins(call, own))
+
+
 Blockers = Iterator[str]
 Entry = Callable[[Call], Blockers]
 
 
-def fold_blockers(
-    call: Call, module: str, allowed: frozenset[Code] = frozenset()
-) -> Iterator[Reason]:
-    """The reasons against running the op on frames folded into dimension 0.
-
-    Reasons with a code in ``allowed`` are ignored.
-    """
+def _blockers(call: Call, module: str, allowed: frozenset[Code]) -> Iterator[Reason]:
+    """The reasons against running the op on frames folded into dimension 0."""
     op = call.op
-    if shifted(call) is not None:
-        return
     if op.random and Code.RANDOMNESS not in allowed:
         yield Reason(Code.RANDOMNESS, f"{module}: {op.name} draws random numbers for each frame")
         return
@@ -127,7 +197,7 @@ def fold_blockers(
         yield Reason(code, f"{module}: {op.name}: {text}")
 
 
-def unbatched(call: Call) -> bool:
+def _takes_samples(call: Call) -> bool:
     """Whether the op runs on single samples, (C, H, W), so that frames become its batch.
 
     Poolings are excluded: they treat each channel independently, so (T·C, H, W) works, even with
@@ -141,16 +211,16 @@ def unbatched(call: Call) -> bool:
     return name == "linear" and call.rank() == 1
 
 
-def shifted(call: Call) -> tuple[Any, ...] | None:
+def _one_further(call: Call) -> tuple[Any, ...] | None:
     """The op's other arguments if the frames are a new dimension 0, (T, ...).
 
     An op that works on dimension 0 of a lane works on dimension 1 of the stacked lanes. None if
     the op folds as it is, or cannot be shifted.
     """
     op = call.op
-    if op.name not in _SHIFTED or op.nodes() != (call.lane(),) or call.rank() == 0:
+    if op.name not in _SHAPES or op.nodes() != (call.lane(),) or call.rank() == 0:
         return None
-    arguments = [op.args[name] for name in _SHIFTED[op.name]]
+    arguments = [op.args[name] for name in _SHAPES[op.name]]
     touched = [d for a in arguments for d in (a if isinstance(a, tuple) else (a,))]
     if op.name == "flatten":
         touched = arguments[:1]
@@ -167,7 +237,48 @@ def shifted(call: Call) -> tuple[Any, ...] | None:
     return tuple(tuple(d + 1 for d in a) if isinstance(a, tuple) else a + 1 for a in arguments)
 
 
-_SHIFTED = {
+def _moved_origins(call: Call, own: object) -> Origins:
+    """The origins of an op's result, which follow the dimensions of its input."""
+    lane = call.lane()
+    known = _ONE if lane is None else call.origins.get(lane, _ONE)
+    alone = call.op.nodes() == (lane,) and not any(
+        isinstance(a, Attr) for a in call.op.args.values()
+    )
+    if call.op.name == "item" or (Trait.ELEMENTWISE in call.op.traits and alone):
+        return known
+    if call.op.name not in _SHAPES:
+        return {0: call.origin().pop()}
+    after = list(_dimensions_after(call, range(call.rank())))
+    moved = {after.index(dim): origin for dim, origin in known.items() if dim in after}
+    return {0: own} | moved
+
+
+def _dimensions_after(call: Call, dims: Sequence[int]) -> Iterator[int | None]:
+    """For each dimension of a shape op's result: that of its input, or None for a new one."""
+    op, args = call.op, [call.op.args.get(name) for name in _SHAPES[call.op.name]]
+    given: Any = args[0]
+    match op.name:
+        case "permute":
+            yield from given
+        case "transpose":
+            swapped = {args[0]: args[1], args[1]: args[0]}
+            yield from (swapped.get(dim, dim) for dim in dims)
+        case "unsqueeze":
+            yield from (*dims[:given], None, *dims[given:])
+        case "flatten":
+            start, end = given, args[1] % len(dims)  # type: ignore[operator]
+            yield from (*dims[:start], None if start != end else start, *dims[end + 1 :])
+        case "select" | "unbind":
+            yield from (dim for dim in dims if dim != given)
+        case "squeeze":
+            dropped = given if isinstance(given, tuple) else (given,)
+            sizes = shape(call.lane()) or ()
+            yield from (dim for dim in dims if dim not in dropped or sizes[dim] != 1)
+        case _:
+            yield from dims
+
+
+_SHAPES = {
     "unsqueeze": ("dim",),
     "squeeze": ("dim",),
     "select": ("dim",),
@@ -176,6 +287,7 @@ _SHIFTED = {
     "transpose": ("dim0", "dim1"),
     "permute": ("dims",),
 }
+"""``{op that moves the dimensions of its input: its arguments that name dimensions}``."""
 
 # -- the shapes of blockers ------------------------------------------------------------------------
 

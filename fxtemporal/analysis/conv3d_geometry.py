@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from fxtemporal.functional import ConvGeometry
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
@@ -23,7 +24,7 @@ def conv3d_geometry(program: Program, op: Op) -> ConvGeometry | None:
         return None
     source = op.args["input"]
     sizes = shape(source) if isinstance(source, fx.Node) else None
-    value = source.meta.get("val") if isinstance(source, fx.Node) else None
+    value = value_of(source) if isinstance(source, fx.Node) else None
     return ConvGeometry(
         in_channels=kernel[1] * op.args["groups"],
         out_channels=kernel[0],

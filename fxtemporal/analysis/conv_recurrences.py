@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtemporal.analysis.batching_rules import Batching
 from fxtemporal.analysis.families import Family, families_of
-from fxtemporal.analysis.loops import Batching, Loop, loops_of
+from fxtemporal.analysis.loops import Loop, loops_of
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -146,7 +148,7 @@ def _parts(
 def _value(program: Program, part: Any) -> Any:
     if isinstance(part, Attr):
         return program.tensor(part.name)
-    return part.meta.get("val") if isinstance(part, fx.Node) else None
+    return value_of(part) if isinstance(part, fx.Node) else None
 
 
 # -- frames and states -----------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from fxtemporal.ir.node_meta import has_value, needed_value
 from fxtemporal.ir.prepared import is_prepared
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import run_node
@@ -180,11 +181,11 @@ class Costs:
         return self._of[node]
 
     def _metered(self, program: Program, node: fx.Node) -> Cost:
-        if not node.op.startswith("call") or "val" not in node.meta:
+        if not node.op.startswith("call") or not has_value(node):
             return _NOTHING
-        if not _has_tensor(node.meta["val"]) or is_prepared(program, node):
+        if not _has_tensor(needed_value(node)) or is_prepared(program, node):
             return _NOTHING
-        if any("val" not in source.meta for source in node.all_input_nodes):
+        if any(not has_value(source) for source in node.all_input_nodes):
             return _NOTHING
         key = _key(node)
         if key not in self._alike:
@@ -206,7 +207,7 @@ def _key(node: fx.Node) -> Any:
 
 
 def _described(leaf: Any) -> str:
-    values = pytree.tree_leaves(leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf)
+    values = pytree.tree_leaves(needed_value(leaf) if isinstance(leaf, fx.Node) else leaf)
     return repr([(v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else v for v in values])
 
 

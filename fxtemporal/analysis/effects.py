@@ -14,6 +14,7 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.support.torch_private import pytree
@@ -121,7 +122,7 @@ class Mover:
         """Whether an unknown call may set a mode (gradients, autocast): it returns no tensor."""
         if not self._unknown(node):
             return False
-        values = pytree.tree_leaves(node.meta.get("val"))
+        values = pytree.tree_leaves(value_of(node))
         return not any(isinstance(value, torch.Tensor) for value in values)
 
     def _what(self, node: fx.Node) -> str:

@@ -28,6 +28,7 @@ from torch import fx
 from fxtemporal.analysis.accumulations import Join, chains_of
 from fxtemporal.analysis.gradients import with_gradients
 from fxtemporal.ir.guards import guard
+from fxtemporal.ir.node_meta import is_no_frame, needed_value, value_of
 from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
@@ -200,7 +201,7 @@ class _Numbering:
             return
         operands, anchor = self._operands(inputs)
         uniform = anchor is None or (op is not None and Trait.FACT in op.traits)
-        if isinstance(node.meta.get("val"), torch.Tensor) and not self._only_read(node):
+        if isinstance(value_of(node), torch.Tensor) and not self._only_read(node):
             uniform = False  # a buffer made for each frame, which something writes
         lane = 0 if anchor is None else anchor
         described = node in self._flows, self._key(node, op, operands)
@@ -285,7 +286,7 @@ class _Numbering:
 
     def _frame(self, node: fx.Node, op: Op) -> tuple[Source, int] | None:
         """``(source, t)`` if the op takes constant entries of an invariant tensor, else None."""
-        if node.meta.get("left_over"):
+        if is_no_frame(node):
             return None  # a rewrite added this read of one frame, for ops that stay in the loop
         match op.name:
             case "getitem":  # x[:, [t]]
@@ -322,7 +323,7 @@ class _Numbering:
         op = self.program.op(pieces)
         if op is None or op.name not in ("unbind", "split", "chunk"):
             return None
-        values = pieces.meta.get("val")
+        values = value_of(pieces)
         if not isinstance(values, list | tuple):
             return None
         base, dim = _base(pieces, op), op.args["dim"]
@@ -340,7 +341,7 @@ class _Numbering:
         return op is not None and Trait.CUTS in op.traits
 
     def _listed_input(self, frames: fx.Node, index: int) -> tuple[Source, int] | None:
-        value = frames.meta.get("val")
+        value = value_of(frames)
         if not isinstance(value, list | tuple) or not 0 <= index < len(value) > 1:
             return None
         kinds = {(t.shape, t.dtype) if isinstance(t, torch.Tensor) else None for t in value}
@@ -368,25 +369,25 @@ class _Numbering:
         """An index as a number: as written, or computed from sizes that guards hold."""
         if isinstance(value, int):
             return value
-        if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), int):
+        if not isinstance(value, fx.Node) or not isinstance(value_of(value), int):
             return None
         op = self.program.op(value)
         arithmetic = op is not None and op.name in ("add", "sub", "mul", "floor_divide", "neg")
         if value in self._held_numbers:
-            return int(value.meta["val"])
+            return int(needed_value(value))
         if op is not None and op.name == "size":
             held = (op.args["input"], op.args["dim"]) in self._held_sizes
-            return int(value.meta["val"]) if held else None
+            return int(needed_value(value)) if held else None
         if not arithmetic or any(self.constant(n) is None for n in value.all_input_nodes):
             return None
-        return int(value.meta["val"])
+        return int(needed_value(value))
 
 
 def is_input(node: Any) -> bool:
     """Whether ``node`` is an input, or an entry of one that is a list or dict."""
     while isinstance(node, fx.Node) and node.target is operator.getitem:
         node = node.args[0]
-        if not isinstance(node, fx.Node) or isinstance(node.meta.get("val"), torch.Tensor):
+        if not isinstance(node, fx.Node) or isinstance(value_of(node), torch.Tensor):
             return False
     return isinstance(node, fx.Node) and node.op == "placeholder"
 
@@ -412,7 +413,7 @@ def is_whole(op: Op) -> bool:
 
 
 def _is_number(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), int | float | torch.Size)
+    return isinstance(value_of(node), int | float | torch.Size)
 
 
 def _base(node: fx.Node, op: Op) -> Any:
@@ -422,7 +423,7 @@ def _base(node: fx.Node, op: Op) -> Any:
 
 
 def _shapes(node: fx.Node) -> Any:
-    value = node.meta.get("val")
+    value = value_of(node)
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, list | tuple):

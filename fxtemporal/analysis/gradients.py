@@ -16,6 +16,7 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import of_library, written_by
 from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.node_meta import has_value, needed_value, value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private import pytree
 
@@ -40,7 +41,7 @@ def _starts(program: Program, node: fx.Node) -> bool:
     op = program.op(node)
     if op is not None:
         return op.inplace
-    gives = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    gives = [v for v in pytree.tree_leaves(value_of(node)) if isinstance(v, torch.Tensor)]
     return not gives or not of_library(node) or bool(written_by(program, node))
 
 
@@ -49,9 +50,9 @@ def _carries(program: Program, node: fx.Node) -> bool:
     op = program.op(node) if node.op.startswith("call") else None
     if op is not None and op.name == "detach":
         return False
-    if "val" not in node.meta:
+    if not has_value(node):
         return node.target not in QUESTIONS
-    leaves = pytree.tree_leaves(node.meta["val"])
+    leaves = pytree.tree_leaves(needed_value(node))
     return any(
         isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
         for leaf in leaves

@@ -7,6 +7,7 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.prepared import is_prepared
 from fxtemporal.ir.program import Program
@@ -23,7 +24,7 @@ def mode_switch(program: Program, first: fx.Node, last: fx.Node) -> fx.Node | No
     node = first.next
     while node is not last and node.op != "root":
         if node.op.startswith("call") and node.target not in QUESTIONS:
-            values = pytree.tree_leaves(node.meta.get("val"))
+            values = pytree.tree_leaves(value_of(node))
             silent = not any(isinstance(value, torch.Tensor) for value in values)
             if silent and program.op(node) is None and not is_prepared(program, node):
                 return node

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import rank
@@ -70,6 +71,6 @@ def _region(nodes: list[fx.Node]) -> LayoutRegion:
 def _tensors(node: fx.Node) -> Iterator[fx.Node]:
     """The inputs of rank 5, parameters apart: those that have a layout."""
     for source in node.all_input_nodes:
-        tensor = isinstance(source.meta.get("val"), torch.Tensor) and source.op != "get_attr"
+        tensor = isinstance(value_of(source), torch.Tensor) and source.op != "get_attr"
         if tensor and rank(source) == 5:
             yield source

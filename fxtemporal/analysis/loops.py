@@ -17,12 +17,7 @@ from torch import fx
 
 from fxtemporal.analysis.accumulations import Join, Writes
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.analysis.batching_rules import (
-    Call,
-    fold_blockers,
-    shifted,
-    unbatched,
-)
+from fxtemporal.analysis.batching_rules import Batching, Call, How, Origins, batching
 from fxtemporal.analysis.families import (
     Families,
     Family,
@@ -33,26 +28,13 @@ from fxtemporal.analysis.families import (
     families_of,
 )
 from fxtemporal.analysis.vmap_fallback import runs_mapped
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
 from fxtemporal.ir.values import rank
 
-__all__ = ["Batching", "Loop", "SourceBatch", "computes", "loops_of"]
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How one family is batched.
-
-    ``origin`` says where dimension 0 of its lanes comes from: lanes of one origin have the same
-    number of samples at any batch size, and only these fold together. ``mapped``: the op does not
-    fold, and runs on each frame separately, through ``torch.vmap``.
-    """
-
-    call: Call
-    origin: object
-    mapped: bool = False
+__all__ = ["Loop", "SourceBatch", "computes", "loops_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +77,7 @@ def _analyse(
     """The loop that ``region`` is; None if nothing in it repeats."""
     reasons: dict[Reason, None] = {}
     plans: dict[Family, Batching] = {}
-    origins: dict[Family, object] = {}
+    origins: dict[Family, Origins] = {}
     passed: list[Reason] = []
     writes = [w for f in region if (w := _visible_write(program, f, aliasing)) is not None]
     late = _LateWrites(program, families, region, aliasing)
@@ -106,7 +88,7 @@ def _analyse(
             reasons[write] = None
             continue
         if family.source:
-            origins[family] = SourceBatch.of(family.source)
+            origins[family] = {0: SourceBatch.of(family.source)}
             continue
         item = family.op is not None and family.op.name == "item"
         if family.uniform or (len(family.lanes) < 2 and not item):
@@ -114,16 +96,16 @@ def _analyse(
         if any(o.family not in origins for o in family.lane_operands()):
             continue
         call = None if family.op is None else _call(program, family, origins)
-        found = _placed(program, family, _blockers(program, family, call, origins))
-        passed += [reason for reason in found if reason.code in allowed]
-        if passed and call is not None:
-            found = _placed(program, family, _blockers(program, family, call, origins, allowed))
-        mapped = bool(found) and call is not None and runs_mapped(family, call, found)
-        if not mapped:
+        found = _batching(program, family, call)
+        if isinstance(found, tuple) and (given := [r for r in found if r.code in allowed]):
+            passed += given
+            found = _batching(program, family, call, allowed)
+        if isinstance(found, tuple) and call is not None and runs_mapped(family, call, found):
+            found = Batching(call, How.MAPPED, {0: family})
+        if isinstance(found, tuple):
             reasons.update(dict.fromkeys(found))
-        if call is not None and (mapped or not found) and not writes:
-            origins[family] = family if mapped else _origin(family, call, origins)
-            plans[family] = Batching(call, origins[family], mapped)
+        elif not writes:
+            origins[family], plans[family] = found.origins, found
     reasons.update(dict.fromkeys(_differences(program, region)))
     reasons.update(dict.fromkeys(_other_ways(program, region, plans)))
     repeats = any(computes(f) and len(f.lanes) > 1 for f in region)
@@ -134,8 +116,8 @@ def _analyse(
         for join in families.joins
         if families.of[join.parts[0]][0] in plans and _may_move(join, aliasing)
     )
-    given = tuple(dict.fromkeys(passed))
-    return Loop(tuple(region), families.of, plans, joins, tuple(reasons), aliasing, given)
+    let = tuple(dict.fromkeys(passed))
+    return Loop(tuple(region), families.of, plans, joins, tuple(reasons), aliasing, let)
 
 
 def _may_move(join: Join, aliasing: Aliasing) -> bool:
@@ -189,68 +171,73 @@ def _placed(program: Program, family: Family, reasons: Iterable[Reason]) -> list
     return [replace(reason, location=location) for reason in reasons]
 
 
-def _blockers(
+def _batching(
     program: Program,
     family: Family,
     call: Call | None,
-    origins: Mapping[Family, object],
     allowed: frozenset[Code] = frozenset(),
-) -> Iterator[Reason]:
-    node = family.first
-    where = program.called(node)
+) -> Batching | tuple[Reason, ...]:
+    """How all frames of a family run at once, or the reasons against it, with its source line."""
     if call is None:
-        text = f"{where}: {node.target} is not an op that is known here"
-        reason = blocked_module(program, node)
-        yield (
-            Reason(reason.code, f"{where}: {reason.text}")
-            if reason
-            else Reason(Code.UNSUPPORTED_OP, text)
-        )
-        return
+        return tuple(_placed(program, family, _unknown(program, family)))
+    where = program.called(family.first)
+    reasons = []
     if call.op.inplace and call.op.args["input"] not in call.lanes:
         text = f"{where}: the in-place write goes into a tensor that is not one of the frames"
-        yield Reason(Code.VISIBLE_WRITE, text)
+        reasons.append(Reason(Code.VISIBLE_WRITE, text))
     if not family.equal_shapes():
-        yield Reason(Code.UNEQUAL_FRAMES, f"{where}: the frames differ in shape")
-        return
-    blockers = list(fold_blockers(call, where, allowed))
-    yield from blockers
-    if not isinstance(node.meta.get("val"), torch.Tensor):
-        readers = [program.op(user) for lane in family.nodes for user in lane.users]
-        state = Trait.RECURRENT in call.op.traits and any(
-            r and r.args.get("index") != 0 for r in readers
-        )
-        if state:
-            text = (
-                f"{where}: dimension 0 of the state of {call.op.name} is the layer, not the batch"
-            )
-            yield Reason(Code.UNSUPPORTED_OP, text)
-        elif any(op is None or op.name not in ("item", "length") for op in readers):
-            text = f"{where}: the tuple that {call.op.name} gives is used as a whole"
-            yield Reason(Code.UNSUPPORTED_OP, text)
-    joined = {origins[lane.family] for lane in family.lane_operands()}
-    if not blockers and Trait.ELEMENTWISE not in call.op.traits and len(joined) > 1:
-        text = f"{where}: {call.op.name} joins frames of different sources"
+        reasons.append(Reason(Code.UNEQUAL_FRAMES, f"{where}: the frames differ in shape"))
+        return tuple(_placed(program, family, reasons))
+    found = batching(call, family, rank(family.first) or 0, where, allowed)
+    reasons += [] if isinstance(found, Batching) else found
+    reasons += _tuple_blockers(program, family, call, where)
+    if isinstance(found, Batching) and not reasons:
+        return found
+    return tuple(_placed(program, family, reasons))
+
+
+def _unknown(program: Program, family: Family) -> Iterator[Reason]:
+    """The reason for an op that is not known."""
+    node, where = family.first, program.called(family.first)
+    reason = blocked_module(program, node)
+    if reason is not None:
+        yield Reason(reason.code, f"{where}: {reason.text}")
+    else:
+        text = f"{where}: {node.target} is not an op that is known here"
         yield Reason(Code.UNSUPPORTED_OP, text)
 
 
-def _call(program: Program, family: Family, origins: Mapping[Family, object]) -> Call:
+def _tuple_blockers(program: Program, family: Family, call: Call, where: str) -> Iterator[Reason]:
+    """Reasons against batching an op that returns a tuple: only its entries may be read."""
+    if isinstance(value_of(family.first), torch.Tensor):
+        return
+    readers = [program.op(user) for lane in family.nodes for user in lane.users]
+    name = call.op.name
+    if Trait.RECURRENT in call.op.traits and any(r and r.args.get("index") != 0 for r in readers):
+        text = f"{where}: dimension 0 of the state of {name} is the layer, not the batch"
+        yield Reason(Code.UNSUPPORTED_OP, text)
+    elif any(op is None or op.name not in ("item", "length") for op in readers):
+        text = f"{where}: the tuple that {name} gives is used as a whole"
+        yield Reason(Code.UNSUPPORTED_OP, text)
+
+
+def _call(program: Program, family: Family, origins: Mapping[Family, Origins]) -> Call:
     """The family's op, its inputs that are lanes, and the numbers that count their samples."""
     assert family.op is not None
     pairs = list(zip(family.op.nodes(), family.operands, strict=True))
-    lanes = frozenset(node for node, operand in pairs if isinstance(operand, Lane))
-    mine = {origins[operand.family] for _, operand in pairs if isinstance(operand, Lane)}
+    known = {n: origins[operand.family] for n, operand in pairs if isinstance(operand, Lane)}
+    lanes, mine = frozenset(known), {one[0] for one in known.values()}
     samples = frozenset(
         node
         for node, operand in pairs
         if not isinstance(operand, Lane) and mine == {_counts(program, node, operand, origins)}
     )
     made = not all(isinstance(origin, SourceBatch) for origin in mine)
-    return Call(family.op, lanes, samples, program, made)
+    return Call(family.op, lanes, samples, program, made, known)
 
 
 def _counts(
-    program: Program, node: fx.Node, operand: Operand, origins: Mapping[Family, object]
+    program: Program, node: fx.Node, operand: Operand, origins: Mapping[Family, Origins]
 ) -> object:
     """The origin whose samples the number ``node`` counts; None if it counts no samples."""
     op = program.op(node)
@@ -260,33 +247,12 @@ def _counts(
         read = operand.family.operands[0]
         if not isinstance(read, Lane) or op.args["dim"] != 0:
             return None
-        return origins.get(read.family)
-    for origin in origins.values():
-        counted = (op.args["input"], op.args["dim"])
+        return origins.get(read.family, {}).get(0)
+    counted = (op.args["input"], op.args["dim"])
+    for origin in (known[0] for known in origins.values()):
         if isinstance(origin, SourceBatch) and counted == (origin.base, origin.dim):
             return origin
     return None
-
-
-def _origin(family: Family, call: Call, origins: Mapping[Family, object]) -> object:
-    """Where dimension 0 of the family's value comes from: its inputs, or the op itself."""
-    inherited = {origins[lane.family] for lane in family.lane_operands()}
-    if shifted(call) is not None:
-        return _samples_again(call, family, origins) or family
-    if len(inherited) > 1 or unbatched(call):
-        return family
-    if Trait.ELEMENTWISE in call.op.traits and not call.aligned(rank(family.first) or 0):
-        return family
-    return inherited.pop()
-
-
-def _samples_again(call: Call, family: Family, origins: Mapping[Family, object]) -> object | None:
-    """The origin if samples are dimension 0 again: ``q = qkv.permute(2, 0, 3, 1, 4)[0]``."""
-    if call.op.name not in ("select", "unbind"):
-        return None
-    before = next(family.lane_operands()).family
-    moved = before.op is not None and before.op.name == "permute" and before.op.args["dims"]
-    return origins[next(before.lane_operands()).family] if moved and moved[1] == 0 else None
 
 
 class _LateWrites:

@@ -23,12 +23,8 @@ import torch
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
-from fxtemporal.analysis.batching_rules import (
-    Call,
-    fold_blockers,
-    shifted,
-    unbatched,
-)
+from fxtemporal.analysis.batching_rules import Batching, Call, How, batching
+from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import vmapped
 from fxtemporal.ir.program import Program
@@ -102,7 +98,7 @@ class _Paths:
 
     def __init__(self, program: Program, unfold: fx.Node, dim: int) -> None:
         self._program = program
-        self._sizes = tuple(unfold.meta["val"].shape)
+        self._sizes = tuple(needed_value(unfold).shape)
         self._dim = dim
         self.layouts: dict[fx.Node, Layout] = {unfold: tuple((d,) for d in range(len(self._sizes)))}
         self.numbers: dict[fx.Node, Axes] = {}
@@ -280,7 +276,7 @@ class _Body:
             for node in self.nodes
             if (op := self._program.op(node)) is not None
             and Trait.MOVES not in op.traits
-            and isinstance(node.meta.get("val"), torch.Tensor)
+            and isinstance(value_of(node), torch.Tensor)
         }
 
     def _grow(self) -> None:
@@ -315,13 +311,12 @@ class _Body:
         order = orders.pop()
         samples = frozenset(n for n, axes in self._samples.items() if axes == order)
         call = Call(op, lanes, samples, self._program)
-        if any(True for _ in fold_blockers(call, "")) or shifted(call) is not None:
+        found = batching(call, node, rank(node) or 0, "")
+        if not isinstance(found, Batching) or found.how is not How.FOLDED:
             return None
-        if unbatched(call) or (op.name in ("cat", "stack") and lanes != frozenset(op.nodes())):
+        if op.name in ("cat", "stack") and lanes != frozenset(op.nodes()):
             return None
-        if Trait.ELEMENTWISE in op.traits and not call.aligned(rank(node) or 0):
-            return None
-        several = not isinstance(node.meta.get("val"), torch.Tensor)
+        several = not isinstance(value_of(node), torch.Tensor)
         if several and any(self._name(user) != "item" for user in node.users):
             return None
         return order

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import has_value, needed_value, set_value, value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import run_node
 from fxtemporal.support.torch_private import pytree
@@ -49,7 +50,7 @@ def peak(program: Program, among: Collection[fx.Node] | None = None) -> Peak:
     for node in nodes:
         given = node.op == "placeholder"
         until = last if given else max((order[user] for user in node.users), default=order[node])
-        for storage in _storages(node.meta.get("val")):
+        for storage in _storages(value_of(node)):
             key = storage._cdata
             if node.op == "get_attr":
                 kept.add(key)
@@ -81,12 +82,12 @@ def _renew_views(program: Program) -> None:
     """Recompute the values of views whose source a rewrite replaced: they share its memory now."""
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
-        if op is None or op.owns or "val" not in node.meta:
+        if op is None or op.owns or not has_value(node):
             continue
-        before = {s._cdata for n in node.all_input_nodes for s in _storages(n.meta.get("val"))}
-        if before and not {s._cdata for s in _storages(node.meta["val"])} <= before:
+        before = {s._cdata for n in node.all_input_nodes for s in _storages(value_of(n))}
+        if before and not {s._cdata for s in _storages(needed_value(node))} <= before:
             with suppress(Exception):  # an op may refuse fake tensors: the node keeps its value
-                node.meta["val"] = run_node(program.gm, node, program.fake_mode)
+                set_value(node, run_node(program.gm, node, program.fake_mode))
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:

@@ -5,11 +5,10 @@ Once a loop is re-rolled, its body runs on frames folded into dimension 0::
     x.flatten(0, 1)  →  conv  →  relu  →  pool  →  unflatten(0, (-1, T))
      (B·T, ...)         └─────── a region ──────┘
 
-Nothing in a region mixes rows: an op that :func:`fxtemporal.analysis.batching_rules.fold_blockers`
-accepts for frames works on any part of the rows. So a region may run on a few rows at a time, if
-nothing between its first and last node writes memory or sets a mode, and if no path leaves it and
-enters again. A node that breaks one of these conditions ends the region; the nodes after it begin
-another.
+Nothing in a region mixes rows: an op that :func:`fxtemporal.analysis.batching_rules.batching` folds
+for frames works on any part of the rows. So a region may run on a few rows at a time, if nothing
+between its first and last node writes memory or sets a mode, and if no path leaves it and enters
+again. A node that breaks one of these conditions ends the region; the nodes after it begin another.
 
 Nodes that ask for shapes of its values, ``y.shape`` or ``len(y.chunk(2, 1))``, belong to it too.
 """
@@ -24,15 +23,11 @@ import torch
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.analysis.batching_rules import (
-    Call,
-    fold_blockers,
-    shifted,
-    unbatched,
-)
+from fxtemporal.analysis.batching_rules import Batching, Call, How, batching
 from fxtemporal.analysis.row_counts import folded_rows
 from fxtemporal.functional import FORMS, conv3d_spanning
 from fxtemporal.ir.guards import QUESTIONS, length
+from fxtemporal.ir.node_meta import frames_of, has_value, value_of
 from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.per_frame import vmapped
 from fxtemporal.ir.program import Program
@@ -167,7 +162,7 @@ class _Scan:
         plain = op.name == "flatten" and op.args["start_dim"] == 0
         rows = self._same.find(folded_rows(self.program, self.rows, node) if plain else node)
         self.rows[node] = rows
-        frames = int(node.meta.get("frames", folded[0] // sizes[0]))
+        frames = frames_of(node) or folded[0] // sizes[0]
         self._frames[rows] = folded[0], max(self._frames.get(rows, (0, 1))[1], frames)
         self._passes(node)
         return True
@@ -183,7 +178,7 @@ class _Scan:
         asks = node in self._only_asked or _asks(op)
         for source in node.all_input_nodes:
             if source in self.places:
-                several = not isinstance(source.meta.get("val"), torch.Tensor)
+                several = not isinstance(value_of(source), torch.Tensor)
                 if not (node.target is length if several else asks):
                     return False
             if (place := self._place(source)) is not None:
@@ -202,7 +197,7 @@ class _Scan:
         """Whether ``node`` works on each row of its inputs independently."""
         op = self.program.op(node) if node.op.startswith("call") else None
         lanes = tuple(source for source in node.all_input_nodes if source in self.rows)
-        if not lanes or node.meta.get("counts_frames") is not None:
+        if not lanes:
             return False
         if op is None:
             alone = node.target in _CONV3D and lanes == (node.args[0],)
@@ -239,9 +234,10 @@ class _Scan:
             producer = self.program.op(lanes[0])
             recurrent = producer is not None and Trait.RECURRENT in producer.traits
             return lanes == (op.args["input"],) and not (recurrent and op.args["index"] != 0)
-        if any(not isinstance(lane.meta.get("val"), torch.Tensor) for lane in lanes):
+        if any(not isinstance(value_of(lane), torch.Tensor) for lane in lanes):
             return False
-        if shifted(call) is not None or unbatched(call) or any(fold_blockers(call, "")):
+        found = batching(call, node, rank(node) or 0, "")
+        if not isinstance(found, Batching) or found.how is How.IN_FRONT:
             return False
         if op.name in ("cat", "stack"):
             return all(tensor in lanes for tensor in op.args["tensors"])
@@ -331,7 +327,7 @@ def _visible(program: Program, region: Region, aliasing: Aliasing) -> Iterator[f
                 if not private and not aliasing.derives_from(other, node):
                     yield node
     for node in region.outputs:
-        several = not isinstance(node.meta.get("val"), torch.Tensor)
+        several = not isinstance(value_of(node), torch.Tensor)
         shared = any(other < node and aliasing.share(other, node) for other in leaving)
         if several or shared or _trails(program, node, inside):
             yield node
@@ -354,7 +350,7 @@ def _smaller(one: fx.Node, other: fx.Node) -> bool:
 
 def _keeps_rows(node: fx.Node, op: Op | None, rows: int) -> bool:
     """Whether the value of ``node`` has ``rows`` rows."""
-    leaves = pytree.tree_leaves(node.meta.get("val"))
+    leaves = pytree.tree_leaves(value_of(node))
     if op is not None and Trait.RECURRENT in op.traits:
         leaves = leaves[:1]
     return bool(leaves) and all(
@@ -389,11 +385,11 @@ def _is_pure(program: Program, node: fx.Node) -> bool:
 def _holds_tensors(node: fx.Node) -> bool:
     if node.target in QUESTIONS:
         return False
-    leaves = pytree.tree_leaves(node.meta.get("val", node))
-    return any(isinstance(leaf, torch.Tensor | fx.Node) for leaf in leaves)
+    leaves = pytree.tree_leaves(value_of(node))
+    return not has_value(node) or any(isinstance(leaf, torch.Tensor) for leaf in leaves)
 
 
 def storages(node: fx.Node) -> set[int]:
     """The storages that hold the value of ``node``."""
-    leaves = pytree.tree_leaves(node.meta.get("val"))
+    leaves = pytree.tree_leaves(value_of(node))
     return {x.untyped_storage()._cdata for x in leaves if isinstance(x, torch.Tensor)}

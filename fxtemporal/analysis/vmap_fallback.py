@@ -10,6 +10,7 @@ from torch import fx
 
 from fxtemporal.analysis.batching_rules import Call
 from fxtemporal.analysis.families import Family
+from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.per_frame import spelled, vmapped
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.support.quiet import quiet
@@ -28,7 +29,7 @@ def runs_mapped(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
         return False
     if op.name.startswith("new_") or op.name.endswith("_like"):
         return False  # it reads only a frame's size, and returns memory that each frame may write
-    value, name = node.meta.get("val"), spelled(node)
+    value, name = value_of(node), spelled(node)
     dims = mapped_dims(node, call.lanes)
     if not isinstance(value, torch.Tensor) or name is None or dims is None:
         return False
@@ -39,7 +40,7 @@ def runs_mapped(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
     def stacked(argument: Any) -> Any:
         if not isinstance(argument, fx.Node):
             return argument
-        known = argument.meta["val"]
+        known = needed_value(argument)
         if argument not in call.lanes:
             return known
         return known.new_empty((frames, *known.shape))

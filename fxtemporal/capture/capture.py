@@ -6,16 +6,17 @@
 ``ExportedProgram``       its module, with guards on the sizes it was exported for
 ========================  ==========================================================
 
-The program shares every parameter with the model it came from and nothing else, so rewriting it
-never changes the model.
+A module is captured by the first attempt of a list that succeeds; each attempt gets the errors of
+those before it. The program shares every parameter with the model it came from and nothing else, so
+rewriting it never changes the model.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -70,39 +71,56 @@ def capture(
         CaptureError: the model cannot be captured, or does not run on the example inputs.
     """
     check_arguments(model, args, kwargs)
+    example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
     with one_capture, custom_functions() as functions, refusing_seeds():
-        program = _captured(model, args, kwargs, frontend, only)
+        program = _captured(model, example, frontend, only)
     if functions:
         named = ", ".join(dict.fromkeys(functions))
         program.gradients = f"a graph does not hold the backward of {named}"
     return program
 
 
+Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_Attempt: TypeAlias = Callable[[nn.Module, Example | None, Sequence[Exception]], Program]
+"""Captures a model on its example, or raises. It gets the errors of the attempts before it."""
+
+
 def _captured(
-    model: Model,
-    args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any] | None,
-    frontend: str | None,
-    only: str | None,
+    model: Model, example: Example | None, frontend: str | None, only: str | None
 ) -> Program:
     if isinstance(model, ExportedProgram):
-        return from_exported(model, *(example_of(model, args, kwargs) or ((), {})))
+        return from_exported(model, *(example_of(model, *(example or (None, None))) or ((), {})))
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise CaptureError(
             "the model has lazy layers, which get their weights at the first call: call it once"
         )
     refuse_quotes(model)
-    example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
     if isinstance(model, fx.GraphModule):
         return from_graph_module(model, example)
+    failures: list[Exception] = []
+    attempts: Iterable[_Attempt] = (_trace, _trace_wrapped, _export)
     if frontend == "export" and example is not None:
-        return from_export(model, *example, why="the traced graph gave other numbers")
-    why = _called_otherwise(model)
-    if why is not None:
-        if example is None:
-            raise CaptureError(f"{why}: give example inputs")
-        return from_export(model, *example, why=why)
-    return _from_module(model, example, fall_back=only is None)
+        failures, attempts = [_UntraceableError("the traced graph gave other numbers")], (_export,)
+    elif (why := _called_otherwise(model)) is not None:
+        failures, attempts = [_UntraceableError(why)], (_export,)
+    elif only is not None:
+        attempts = (_trace, _trace_wrapped)
+    for attempt in attempts:
+        if attempt is _trace_wrapped and not _worth_wrapping(failures):
+            continue
+        try:
+            return attempt(model, example, failures)
+        except CaptureError:
+            raise
+        except Exception as error:  # the user's forward ran on proxies: it may raise anything
+            if attempt is _export:
+                raise
+            failures.append(error)
+    raise CaptureError(reason_of(failures[-1])) from failures[-1]
+
+
+class _UntraceableError(Exception):
+    """The reason not to trace a model, if it is known before a trace."""
 
 
 def _called_otherwise(model: nn.Module) -> str | None:
@@ -114,49 +132,56 @@ def _called_otherwise(model: nn.Module) -> str | None:
     return None
 
 
-def _from_module(
-    model: nn.Module,
-    example: tuple[tuple[Any, ...], dict[str, Any]] | None,
-    *,
-    wrapped: bool = False,
-    fall_back: bool = True,
+def _trace(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
+    """Capture by the tracer, which goes through functions that a library put under
+    ``torch.fx.wrap``.
+    """
+    return _traced(model, example, wrapped=False)
+
+
+def _trace_wrapped(
+    model: nn.Module, example: Example | None, failures: Sequence[Exception]
 ) -> Program:
-    """Trace: through what a library put under ``torch.fx.wrap``, or, if that fails, ``wrapped``."""
+    """Capture by the tracer, with one node for each call of a function under ``torch.fx.wrap``."""
+    return _traced(model, example, wrapped=True)
+
+
+def _worth_wrapping(failures: Sequence[Exception]) -> bool:
+    """Whether a trace may have failed inside a function under ``torch.fx.wrap``."""
+    stateful = any(isinstance(error, StatefulError) for error in failures)
+    return bool(symbolic_trace.wrapped_functions()) and not stateful
+
+
+def _export(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
+    """Capture by torch.export, which gives the forward real Python numbers for sizes."""
+    *_, error = failures
+    if isinstance(error, StatefulError) and (example is None or not error.exportable):
+        raise CaptureError(
+            f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
+        ) from error
+    if example is None and isinstance(error, _UntraceableError):
+        raise CaptureError(f"{error}: give example inputs")
+    if example is None:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be traced without shapes: {reason_of(error)}. Give "
+            "example inputs."
+        ) from error
+    if isinstance(error, StatefulError | _UntraceableError):
+        return from_export(model, *example, why=str(error))
+    raise_if_model_fails(model, example, error)
+    program = from_export(model, *example, why=reason_of(error))
+    if isinstance(error, GradientModeError):
+        program.doubt = str(error)
+    return program
+
+
+def _traced(model: nn.Module, example: Example | None, *, wrapped: bool) -> Program:
+    """A trace of a stand-in, over the parameters and modules of the model itself."""
     with stand_in(model, share_parameters=True, watched=True) as other:
-        try:
-            return _traced(model, other, example, wrapped)
-        except CaptureError:
-            raise
-        except StatefulError as error:
-            if error.exportable and example is not None and fall_back:
-                return from_export(model, *example, why=str(error))
-            raise CaptureError(
-                f"{error}: a graph cannot carry it. Make it an input and an output, or a buffer."
-            ) from error
-        except Exception as error:  # the user's forward ran on proxies: it may raise anything
-            if not wrapped and symbolic_trace.wrapped_functions():
-                return _from_module(model, example, wrapped=True, fall_back=fall_back)
-            if example is None:
-                raise CaptureError(
-                    f"{type(model).__name__} cannot be traced without shapes: {reason_of(error)}. "
-                    "Give example inputs."
-                ) from error
-            if not fall_back:
-                raise CaptureError(reason_of(error)) from error
-            raise_if_model_fails(model, example, error)
-            program = from_export(model, *example, why=reason_of(error))
-            if isinstance(error, GradientModeError):
-                program.doubt = str(error)
-            return program
+        return _trace_of(model, other, example, wrapped)
 
 
-def _traced(
-    model: nn.Module,
-    other: StandIn,
-    example: tuple[tuple[Any, ...], dict[str, Any]] | None,
-    wrapped: bool,
-) -> Program:
-    """A trace of the stand-in, over the parameters and modules of ``model`` itself."""
+def _trace_of(model: nn.Module, other: StandIn, example: Example | None, wrapped: bool) -> Program:
     bound = None
     if example is not None:
         given = own_inputs(example)

@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 
 from fxtemporal.capture.tracing.shape_proxy import expression
 from fxtemporal.ir.guards import guard
+from fxtemporal.ir.node_meta import has_value, needed_value, value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private import pytree
 
@@ -113,9 +114,7 @@ def holds_on_example(program: Program) -> bool:
     """Whether the example inputs pass the guards of ``program``, as far as values are known."""
     checks = [node for node in program.graph.nodes if node.target is guard]
     return all(
-        check.args[0].meta["val"] == check.args[1]
-        for check in checks
-        if "val" in check.args[0].meta
+        needed_value(check.args[0]) == check.args[1] for check in checks if has_value(check.args[0])
     )
 
 
@@ -143,7 +142,7 @@ def _user_inputs(exported: ExportedProgram) -> dict[str, Any]:
     nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
     specs = exported.graph_signature.input_specs
     return {
-        node.name: node.meta.get("val")
+        node.name: value_of(node)
         for spec, node in zip(specs, nodes, strict=True)
         if spec.kind.name == "USER_INPUT"
     }
@@ -194,7 +193,7 @@ class _Checks:
         """Guard that every free size equals that of the example."""
         for node, dim, size in self.sizes():
             if _fixed(size) is None:
-                known = node.meta["val"].shape[dim] if "val" in node.meta else int(size)
+                known = needed_value(node).shape[dim] if has_value(node) else int(size)
                 self._expect(self.size(node, dim), known, f"{node.target}.size({dim})", why)
 
     def guard(self, tree: ast.AST, paths: Mapping[str, fx.Node]) -> None:

@@ -6,6 +6,7 @@ import inspect
 import keyword
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fxtemporal.capture.arguments import bind_example
 from fxtemporal.capture.normalize import normalize
 from fxtemporal.capture.tracing.base_tracer import RecordingTracer
 from fxtemporal.ir.module import OptimizedModule
+from fxtemporal.ir.node_meta import forget_value, has_value, set_value
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.values import run_node
@@ -85,7 +87,7 @@ def from_graph_module(
     graph.output(graph.graph_copy(model.graph, {}))
     graph._codegen = model.graph._codegen
     for node in graph.nodes:
-        node.meta.pop("val", None)
+        forget_value(node)
     root = twin(model)
     gm = graph_module(root, graph, type(model).__name__)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -113,18 +115,15 @@ def _fill_in_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
         flat = [bound.get(name, parameters[name].default) for name in parameters]
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node, value in zip(placeholders, flat, strict=True):
-        node.meta["val"] = pytree.tree_map_only(
-            torch.Tensor,
-            lambda t: program.fake_mode.from_tensor(t, static_shapes=True),
-            value,
-        )
+        fake = partial(program.fake_mode.from_tensor, static_shapes=True)
+        set_value(node, pytree.tree_map_only(torch.Tensor, fake, value))
     for node in program.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        if not all("val" in source.meta for source in node.all_input_nodes):
+        if not all(has_value(source) for source in node.all_input_nodes):
             continue
         try:
-            node.meta["val"] = run_node(program.gm, node, program.fake_mode)
+            set_value(node, run_node(program.gm, node, program.fake_mode))
         except (DataDependentOutputException, DynamicOutputShapeException):
             continue  # its size depends on the data: it stays without a value
         except Exception as error:  # any op of the user's graph may refuse these inputs

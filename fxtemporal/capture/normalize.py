@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import copy_meta, value_of
 from fxtemporal.ir.ops import WHOLE, Op
 from fxtemporal.ir.program import Program
 
@@ -44,7 +45,7 @@ def _one_index_a_node(program: Program) -> None:
                 entry = part if type(part) is int else slice(*part[1:])
                 where = (*[slice(None)] * dim, entry)
                 source = program.graph.call_function(operator.getitem, (source, where))
-                source.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+                copy_meta(source, node)
                 dim += type(part) is not int
         node.replace_all_uses_with(source)
         program.graph.erase_node(node)
@@ -80,7 +81,7 @@ def _one_cat(program: Program) -> None:
             continue
         with program.graph.inserting_before(node):
             joined = program.graph.call_function(torch.cat, (parts, op.args["dim"]))
-        joined.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        copy_meta(joined, node)
         node.replace_all_uses_with(joined)
         program.graph.erase_node(node)
     for node in sorted(absorbed, reverse=True):
@@ -93,7 +94,7 @@ def _parts_of_cat(
 ) -> list[fx.Node] | None:
     """The tensors that ``node`` joins, those of a cat inside it included; empty ones left out."""
     tensors, dim = op.args["tensors"], op.args["dim"]
-    value = node.meta.get("val")
+    value = value_of(node)
     if not isinstance(tensors, tuple) or not isinstance(value, torch.Tensor):
         return None
     if not all(isinstance(part, fx.Node) for part in tensors):
@@ -109,7 +110,7 @@ def _parts_of_cat(
                 absorbed.add(part)
                 pending.extend(reversed(within))
                 continue
-        known = part.meta.get("val")
+        known = value_of(part)
         nothing = isinstance(known, torch.Tensor) and tuple(known.shape) == (0,)
         if not nothing or value.dim() == 1 or known.dtype != value.dtype:
             parts.append(part)

@@ -12,6 +12,7 @@ from torch import fx
 from fxtemporal.analysis.families import is_input
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import TRIP_COUNT, guard
+from fxtemporal.ir.node_meta import forget_value, readers_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import attribute, shape
 
@@ -20,7 +21,7 @@ __all__ = ["Unifier", "code", "counts_laps", "skeleton"]
 
 def counts_laps(check: fx.Node) -> bool:
     """Whether only loops read the size that the guard ``check`` holds."""
-    return set(check.meta.get("reads", ("?",))) == {TRIP_COUNT}
+    return set(readers_of(check)) == {TRIP_COUNT}
 
 
 def code(program: Program) -> list[tuple[Any, ...]]:
@@ -115,7 +116,7 @@ class Unifier:
             kwargs = self._merged([n.kwargs for n in column], node, node.kwargs)
             if (args, kwargs) != (node.args, node.kwargs):
                 node.args, node.kwargs = args, kwargs
-                node.meta.pop("val", None)
+                forget_value(node)
         self._learn(node, column)
 
     def _same_tensor(self, column: tuple[fx.Node, ...]) -> None:

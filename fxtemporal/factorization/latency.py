@@ -11,6 +11,7 @@ from torch import Tensor
 from fxtemporal.factorization.layers import Layer
 from fxtemporal.functional import FORMS, conv3d_spatial, conv3d_temporal
 from fxtemporal.functional.factors import Decomposition, Order
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 from fxtemporal.tuning.timing import interleaved
 
@@ -26,7 +27,7 @@ def milliseconds(
     """The time of the layer, key None, and of its factors, key (order, rank); interleaved."""
     g = layer.geometry
     assert g is not None
-    value = layer.nodes[0].meta.get("val")
+    value = value_of(layer.nodes[0])
     assert isinstance(value, Tensor)
     assert g.frames is not None
     assert g.size is not None

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fxtemporal.analysis.conv3d_geometry import conv3d_geometry
 from fxtemporal.functional import ConvGeometry
 from fxtemporal.functional.factors import ORDERS, Order
+from fxtemporal.ir.node_meta import copy_meta, forget_value, value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -98,7 +99,7 @@ class Layer:
         first, second = self._weights(rank, order)
         total = 0
         for node in self.nodes:
-            value = node.meta.get("val")
+            value = value_of(node)
             if not isinstance(value, Tensor) or g.frames is None or g.size is None:
                 continue
             batch, *after = value.shape[0] if value.dim() == 5 else 1, *value.shape[-3:]
@@ -192,11 +193,11 @@ def put_in(program: Program, layer: Layer, factors: nn.Module) -> None:
     for node, op in zip(layer.nodes, described, strict=True):
         value = op.args["input"]
         value = replaced.get(value, value)
-        node.meta.pop("val", None)
+        forget_value(node)
         with program.graph.inserting_before(node):
             for part in order:
                 value = program.graph.call_module(f"{path}.{part}", (value,))
-                value.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+                copy_meta(value, node)
         replaced[node] = value
         node.replace_all_uses_with(value)
         program.graph.erase_node(node)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxtemporal.ir.leaf import leaf_function
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.values import attribute
 from fxtemporal.support.torch_private import pytree
@@ -57,8 +58,8 @@ class Memory:
 def memory(original: nn.Module, result: fx.GraphModule) -> Memory:
     """The memory of ``original`` and of ``result``."""
     kept = [value for value in _read_beside_prepared(result) if isinstance(value, Tensor)]
-    derived = [node.meta.get("val") for node in _prepared_tensors(result)]
-    needed = [node.meta.get("val") for node in _prepared_tensors(result) if _read(result, node)]
+    derived = [value_of(node) for node in _prepared_tensors(result)]
+    needed = [value_of(node) for node in _prepared_tensors(result) if _read(result, node)]
     return Memory(
         original=_bytes(_tensors(original)),
         result=_bytes(_tensors(result)),

@@ -1,6 +1,6 @@
 """A captured program: an fx graph, the example value of each node, and the meaning of its ops.
 
-Every node of a program that was captured with example inputs carries ``node.meta["val"]``: a fake
+Every node of a program that was captured with example inputs carries ``needed_value(node)``: a fake
 tensor (shape, dtype, strides, no data), a number, or a tuple of those. Rules read programs and
 change them through this class; :meth:`Program.refresh` ends each rewrite.
 """
@@ -18,6 +18,7 @@ from torch import fx
 
 from fxtemporal.ir.guards import Specialization, guard, length, specializations
 from fxtemporal.ir.module import OptimizedModule
+from fxtemporal.ir.node_meta import has_value, needed_value, set_value, value_of
 from fxtemporal.ir.ops import Attr, Describer, Op
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.source import is_user_file, short_location
@@ -57,7 +58,7 @@ def _sizes_read(check: fx.Node) -> set[fx.Node] | None:
         node = pending.pop()
         if node.op == "placeholder" or node in chain:
             continue
-        if not isinstance(node.meta.get("val"), int | torch.Size):
+        if not isinstance(value_of(node), int | torch.Size):
             return None
         chain.add(node)
         pending.extend(node.all_input_nodes)
@@ -158,9 +159,7 @@ class Program:
             op = self.op(number)
             if number.target is length:
                 number = number.args[0]
-            elif (
-                op is not None and op.name in ("add", "sub") and type(number.meta.get("val")) is int
-            ):
+            elif op is not None and op.name in ("add", "sub") and type(value_of(number)) is int:
                 number = _varying(op)
             else:
                 break
@@ -228,7 +227,7 @@ class Program:
         if isinstance(value, Attr):
             return self.tensor(value.name).dim()
         if isinstance(value, fx.Node):
-            known = value.meta.get("val")
+            known = value_of(value)
             return 0 if isinstance(known, int | float) else rank(value)
         return 0
 
@@ -284,25 +283,25 @@ class Program:
                 continue
             looks = self._looks_into(node, renewed)
             follows = not moved.isdisjoint(node.all_input_nodes)
-            if "val" in node.meta and not looks and not follows:
+            if has_value(node) and not looks and not follows:
                 continue
-            if all("val" in source.meta for source in node.all_input_nodes):
+            if all(has_value(source) for source in node.all_input_nodes):
                 # A size that depends on the data has no value here. A view that the new layout
                 # refuses is repaired by a later rule.
-                new = "val" not in node.meta
+                new = not has_value(node)
                 kinds = (DataDependentOutputException, DynamicOutputShapeException)
                 with suppress(*kinds if new or looks else (Exception,)):
                     value = run_node(self.gm, node, self.fake_mode, again=not new)
-                    if new or not _lies_alike(value, node.meta["val"]):
+                    if new or not _lies_alike(value, needed_value(node)):
                         moved.add(node)
                     elif not looks:
                         continue
-                    node.meta["val"] = value
+                    set_value(node, value)
                     renewed.add(node)
         self._ops.clear()
 
     def _looks_into(self, node: fx.Node, renewed: set[fx.Node]) -> bool:
         """Whether an unknown call reads a value that was replaced, and may share its memory."""
-        if not renewed or not node.op.startswith("call") or "val" not in node.meta:
+        if not renewed or not node.op.startswith("call") or not has_value(node):
             return False
         return any(source in renewed for source in node.all_input_nodes) and self.op(node) is None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtemporal.ir.node_meta import needed_value, set_writes, value_of
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.ir.stand_in import StandIn
 from fxtemporal.support.torch_private import pytree
@@ -23,13 +24,13 @@ def shape(value: Any) -> tuple[int, ...] | None:
 
     ``value`` is an argument of an op: a number or a parameter gives None as well.
     """
-    value = value.meta.get("val") if isinstance(value, fx.Node) else None
+    value = value_of(value) if isinstance(value, fx.Node) else None
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def rank(value: Any) -> int | None:
     """The number of dimensions of a node; None if it is not known, as for :func:`shape`."""
-    value = value.meta.get("val") if isinstance(value, fx.Node) else None
+    value = value_of(value) if isinstance(value, fx.Node) else None
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
@@ -46,7 +47,7 @@ def run_node(
     ``inside`` is entered last. ``again``: call a copy of the module, so that its forward leaves no
     state behind; a module with hooks is always copied. Raises whatever the op raises.
     """
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: needed_value(n))
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
     if again or any(map(_leaves_traces, called.modules())):
         called = StandIn(called, share_parameters=True).module
@@ -76,7 +77,7 @@ def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
     tensors = [t for t in leaves if isinstance(t, torch.Tensor) and not t.is_inference()]
     versions = [tensor._version for tensor in tensors]
     yield
-    node.meta["writes"] = versions != [tensor._version for tensor in tensors]
+    set_writes(node, versions != [tensor._version for tensor in tensors])
 
 
 def _leaves_traces(module: nn.Module) -> bool:

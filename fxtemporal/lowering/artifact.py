@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,14 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.lowering.export import Exported
 from fxtemporal.support import files
 from fxtemporal.support.errors import LoweringError, SpecializationError
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["Manifest", "Run", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
+__all__ = ["Manifest", "checked", "dtype_of", "manifest_path", "read", "staged", "write"]
 
-Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
-"""An engine as an artifact calls it: the input tensors in, the output tensors out."""
 
 _FORMAT = 1
 
@@ -72,7 +71,7 @@ class Manifest:
                 f"{backend}: the graph writes into {', '.join(written)}, and an artifact keeps no "
                 "state. Return the new value from the forward instead"
             )
-        values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        values = {node.name: value_of(node) for node in program.graph.nodes}
         given = [s.arg for s in signature.input_specs if s.kind is InputKind.USER_INPUT]
         inputs = []
         for number, argument in enumerate(given):

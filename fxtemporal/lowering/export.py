@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from fxtemporal.ir.admitted import AdmittedFrames
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.errors import LoweringError
@@ -165,7 +166,7 @@ def _exported(module: nn.Module, given: Example, free: str, fixed: set[Place]) -
 
 def _shapes(program: ExportedProgram) -> dict[int, tuple[int | str, ...]]:
     """The sizes of each input tensor; a size computed from others is given as its formula."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    values = {node.name: value_of(node) for node in program.graph.nodes}
     inputs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     found: dict[int, tuple[int | str, ...]] = {}
     for number, entry in enumerate(inputs):

@@ -6,15 +6,17 @@ fxtemporal: ``torch._inductor.aoti_load_package("model.pt2")``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.artifact import Manifest
 from fxtemporal.lowering.export import Exported, Free
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.compilers import compile_package, load_package
+from fxtemporal.tuning.sessions import Session
 
 __all__ = ["FREE", "absent", "build", "start"]
 
@@ -40,10 +42,10 @@ def absent() -> str | None:
     return None
 
 
-def start(path: Path, manifest: Manifest) -> Run:
+def start(path: Path, manifest: Manifest) -> Session:
     package = load_package(str(path))
 
-    def run(tensors: list[Tensor]) -> list[Tensor]:
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs = manifest.arguments(tensors)
         leaves = pytree.tree_leaves(package(*args, **kwargs))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -14,12 +14,11 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 import torch
 from torch import nn
@@ -27,26 +26,45 @@ from torch.export import ExportedProgram
 
 from fxtemporal.ir.freeze import freeze
 from fxtemporal.ir.module import OptimizedModule
-from fxtemporal.lowering.artifact import Manifest, Run, checked, read, staged, write
+from fxtemporal.lowering.artifact import Manifest, checked, read, staged, write
 from fxtemporal.lowering.export import Example, Exported, Free, close, export, first_line, leaves_of
 from fxtemporal.passes.rule import Remark
 from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import FxTemporalError, LoweringError
 from fxtemporal.support.quiet import quiet
 from fxtemporal.support.torch_private import pytree
+from fxtemporal.tuning.sessions import Session
 from fxtemporal.verification.comparison import relative_error
 
 __all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower", "settings"]
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One backend, which is a file of this package.
+class Backend(Protocol):
+    """The contents of a backend's file."""
 
-    The file has ``FREE``, the sizes that are free unless ``dynamic`` says otherwise; ``build``,
-    which writes an :class:`Exported` to a path, and returns details for the manifest; ``start``,
-    which loads the file into the engine; and ``absent``, the reason why it cannot run here.
-    """
+    FREE: Free
+    """The sizes that are free unless ``dynamic`` says otherwise."""
+
+    @property
+    def build(self) -> Callable[..., dict[str, Any]]:
+        """Writes an :class:`Exported` to a path; returns details for the manifest."""
+
+    def start(self, path: Path, manifest: Manifest) -> Session:
+        """Loads the written file into the engine, ready to run."""
+
+    def absent(self) -> str | None:
+        """Why an artifact cannot run here; None if it can."""
+
+
+if TYPE_CHECKING:  # each backend is one
+    from fxtemporal.lowering import inductor, onnx, openvino, tensorrt, torch_tensorrt
+
+    _CHECKED: tuple[Backend, ...] = (onnx, openvino, inductor, tensorrt, torch_tensorrt)
+
+
+@dataclass(frozen=True)
+class BackendFile:
+    """One backend by its name: a file of this package, imported when it is used."""
 
     name: str
     suffix: str
@@ -54,14 +72,14 @@ class Backend:
     """The extra of fxtemporal that installs the packages it needs."""
 
     @property
-    def module(self) -> ModuleType:
+    def loaded(self) -> Backend:
         """The backend's file, imported.
 
         Raises:
             LoweringError: a package that it needs is not installed, or does not work here.
         """
         try:
-            return importlib.import_module(f"fxtemporal.lowering.{self.name}")
+            return cast(Backend, importlib.import_module(f"fxtemporal.lowering.{self.name}"))
         except ModuleNotFoundError as error:
             raise LoweringError(
                 f"{self.name} needs {error.name}, which is not installed: "
@@ -74,14 +92,14 @@ class Backend:
             ) from error
 
 
-BACKENDS: Mapping[str, Backend] = {
+BACKENDS: Mapping[str, BackendFile] = {
     backend.name: backend
     for backend in (
-        Backend("onnx", ".onnx", "onnx"),
-        Backend("openvino", ".xml", "openvino"),
-        Backend("inductor", ".pt2"),
-        Backend("tensorrt", ".engine", "tensorrt-rtx"),
-        Backend("torch_tensorrt", ".pt2", "tensorrt"),
+        BackendFile("onnx", ".onnx", "onnx"),
+        BackendFile("openvino", ".xml", "openvino"),
+        BackendFile("inductor", ".pt2"),
+        BackendFile("tensorrt", ".engine", "tensorrt-rtx"),
+        BackendFile("torch_tensorrt", ".pt2", "tensorrt"),
     )
 }
 
@@ -96,7 +114,7 @@ class Artifact:
 
     path: Path
     manifest: Manifest
-    _runs: list[Run] = field(default_factory=list, repr=False)
+    _runs: list[Session] = field(default_factory=list, repr=False)
 
     @property
     def backend(self) -> str:
@@ -126,19 +144,19 @@ class Artifact:
         except Exception as error:  # an engine raises its own
             raise LoweringError(f"{self.path} failed: {first_line(error)}") from error
 
-    def start(self) -> Run:
+    def start(self) -> Session:
         """The engine, ready to run: a list of tensors in, a list out.
 
         Raises:
             LoweringError: the engine is not installed, or cannot run here.
         """
         if not self._runs:
-            module = BACKENDS[self.backend].module
-            if (absent := module.absent()) is not None:
+            backend = BACKENDS[self.backend].loaded
+            if (absent := backend.absent()) is not None:
                 raise LoweringError(f"{self.path}: {absent}")
             try:
                 with quiet():
-                    self._runs.append(module.start(self.path, self.manifest))
+                    self._runs.append(backend.start(self.path, self.manifest))
             except LoweringError:
                 raise
             except Exception as error:  # an engine raises its own
@@ -231,19 +249,19 @@ def lower(
     return artifact
 
 
-def _backend(name: str) -> Backend:
+def _backend(name: str) -> BackendFile:
     if name not in BACKENDS:
         raise LoweringError(f"no backend is called {name!r}; there are {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 
-def settings(backend: Backend, options: Mapping[str, Any]) -> tuple[Free, dict[str, Any]]:
+def settings(backend: BackendFile, options: Mapping[str, Any]) -> tuple[Free, dict[str, Any]]:
     """The sizes to leave free, and the arguments for the backend's ``build``.
 
     Raises:
         LoweringError: there is no such option.
     """
-    parameters = inspect.signature(backend.module.build).parameters.values()
+    parameters = inspect.signature(backend.loaded.build).parameters.values()
     there = ["dynamic", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
     for name in options:
         if name not in there:
@@ -251,7 +269,7 @@ def settings(backend: Backend, options: Mapping[str, Any]) -> tuple[Free, dict[s
                 f"{backend.name} has no option {name!r}; there are {', '.join(there)}"
             )
     rest = dict(options)
-    free = rest.pop("dynamic", "batch" if rest.get("batch") else backend.module.FREE)
+    free = rest.pop("dynamic", "batch" if rest.get("batch") else backend.loaded.FREE)
     if free not in get_args(Free):
         known = ", ".join(get_args(Free))
         raise LoweringError(f"{backend.name}: dynamic must be one of {known}, not {free!r}")
@@ -259,7 +277,7 @@ def settings(backend: Backend, options: Mapping[str, Any]) -> tuple[Free, dict[s
 
 
 def _built_somehow(
-    backend: Backend,
+    backend: BackendFile,
     model: nn.Module | ExportedProgram,
     example: Example,
     free: Free,
@@ -283,7 +301,7 @@ def _built_somehow(
 
 
 def _built(
-    backend: Backend,
+    backend: BackendFile,
     model: nn.Module | ExportedProgram,
     example: Example,
     free: Free,
@@ -294,7 +312,7 @@ def _built(
     exported = export(_frozen(model), example, free)
     manifest = Manifest.of(backend.name, exported)
     try:
-        detail, seconds = timed(partial(backend.module.build, exported, draft, **options))
+        detail, seconds = timed(partial(backend.loaded.build, exported, draft, **options))
     except FxTemporalError:
         raise
     except Exception as error:  # an engine raises its own
@@ -302,7 +320,7 @@ def _built(
     manifest.ranges.update(detail.pop("ranges", {}))
     size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
     manifest.detail.update({"build_seconds": round(seconds, 3), "bytes": size, **detail})
-    if (absent := backend.module.absent()) is None:
+    if (absent := backend.loaded.absent()) is None:
         manifest.detail["relative_error"] = _error(Artifact(draft, manifest), exported)
         manifest.detail["compared_at"] = len(exported.samples)
     else:

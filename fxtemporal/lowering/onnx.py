@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
+import onnxruntime  # noqa: F401  # what runs the file: a backend needs all its packages
 import onnxscript  # noqa: F401  # torch's exporter needs it
 import torch
 from torch import Tensor
 
-from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.artifact import Manifest
 from fxtemporal.lowering.export import Exported, Free
-from fxtemporal.support.errors import LoweringError
+from fxtemporal.tuning.sessions import Session, onnxruntime_session
 
-__all__ = ["FREE", "absent", "build", "converted", "session", "start"]
+__all__ = ["FREE", "absent", "build", "converted", "start"]
 
 FREE: Free = "frames"
 
@@ -50,27 +50,5 @@ def absent() -> str | None:
     return None
 
 
-def start(path: Path, manifest: Manifest) -> Run:
-    return session(str(path))
-
-
-def session(model: str | bytes) -> Run:
-    """ONNX Runtime on the CPU, with torch's number of threads, for a file or its content."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    runtime = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in runtime.get_inputs()]
-
-    def run(tensors: list[Tensor]) -> list[Tensor]:
-        if len(tensors) != len(names):
-            raise LoweringError(f"the graph reads {len(names)} of {len(tensors)} inputs")
-        arrays = {name: _array(x) for name, x in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(array) for array in runtime.run(None, arrays)]
-
-    return run
-
-
-def _array(x: Tensor) -> Any:
-    if x.dtype == torch.bfloat16:
-        raise LoweringError("NumPy has no bfloat16: give the model float32 inputs and outputs")
-    return x.cpu().numpy()
+def start(path: Path, manifest: Manifest) -> Session:
+    return onnxruntime_session(str(path))

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import openvino
-import torch
-from torch import Tensor
 
-from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.artifact import Manifest
 from fxtemporal.lowering.export import Exported, Free
 from fxtemporal.support.errors import LoweringError
 from fxtemporal.support.torch_private import pytree
+from fxtemporal.tuning.sessions import Session, openvino_session
 
 __all__ = ["FREE", "absent", "build", "start"]
 
@@ -52,18 +51,5 @@ def absent() -> str | None:
     return None
 
 
-def start(path: Path, manifest: Manifest) -> Run:
-    """OpenVINO on the CPU, in float32, with torch's number of threads."""
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that have it
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-
-    def run(tensors: list[Tensor]) -> list[Tensor]:
-        # Results are copied, so that the next call does not overwrite them.
-        results = compiled([x.cpu().numpy() for x in tensors], share_inputs=True)
-        return [torch.from_numpy(results[i]) for i in range(len(compiled.outputs))]
-
-    return run
+def start(path: Path, manifest: Manifest) -> Session:
+    return openvino_session(str(path))

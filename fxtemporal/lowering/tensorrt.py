@@ -26,13 +26,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fxtemporal.lowering.artifact import Manifest, Run, dtype_of, read
+from fxtemporal.lowering.artifact import Manifest, dtype_of, read
 from fxtemporal.lowering.export import Exported, Free, close, export, leaves_of
-from fxtemporal.lowering.onnx import converted, session
+from fxtemporal.lowering.onnx import converted
 from fxtemporal.support.byte_sizes import in_bytes
 from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import LoweringError
 from fxtemporal.support.torch_private import pytree
+from fxtemporal.tuning.sessions import Session, onnxruntime_session
 
 __all__ = ["FREE", "absent", "build", "load_engine", "start"]
 
@@ -172,7 +173,7 @@ def _check(exported: Exported, model: bytes) -> None:
     Raises:
         LoweringError: it gives other numbers.
     """
-    run = session(model)
+    run = onnxruntime_session(model)
     for sample in exported.samples:
         given = [leaf for leaf in pytree.tree_leaves(sample) if isinstance(leaf, Tensor)]
         leaves = [leaf for _, leaf in leaves_of(exported.module, sample)]
@@ -272,7 +273,7 @@ def absent() -> str | None:
     return None if torch.cuda.is_available() else "there is no GPU here to run a TensorRT engine on"
 
 
-def start(path: Path, manifest: Manifest) -> Run:
+def start(path: Path, manifest: Manifest) -> Session:
     """The engine on the current GPU, on its current stream."""
     trt = _imported(manifest.detail["library"].split()[0])
     log = _Log(trt)
@@ -287,7 +288,7 @@ def start(path: Path, manifest: Manifest) -> Run:
     results = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
     dtypes = [dtype_of(entry) for entry in manifest.outputs if "dtype" in entry]
 
-    def run(tensors: list[Tensor]) -> list[Tensor]:
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
         home = tensors[0].device
         placed = [x.cuda().contiguous() for x in tensors]
         for name, x in zip(given, placed, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch
 import torch_tensorrt
 from torch import Tensor
 
-from fxtemporal.lowering.artifact import Manifest, Run
+from fxtemporal.lowering.artifact import Manifest
 from fxtemporal.lowering.export import Exported, Free
 from fxtemporal.support.byte_sizes import in_bytes
 from fxtemporal.support.errors import LoweringError
 from fxtemporal.support.torch_private import pytree
+from fxtemporal.tuning.sessions import Session
 
 __all__ = ["FREE", "absent", "build", "start"]
 
@@ -93,10 +95,10 @@ def absent() -> str | None:
     return None if torch.cuda.is_available() else "there is no GPU here to run a TensorRT engine on"
 
 
-def start(path: Path, manifest: Manifest) -> Run:
+def start(path: Path, manifest: Manifest) -> Session:
     module = torch_tensorrt.load(str(path)).module()
 
-    def run(tensors: list[Tensor]) -> list[Tensor]:
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
         home = tensors[0].device
         args, kwargs = manifest.arguments([x.cuda() for x in tensors])
         leaves = pytree.tree_leaves(module(*args, **kwargs))

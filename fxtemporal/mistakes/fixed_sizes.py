@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxtemporal.ir.guards import TRIP_COUNT, guard
+from fxtemporal.ir.node_meta import set_value, value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import run_node, shape
 from fxtemporal.mistakes.finding import Finding, Mistake
@@ -79,7 +80,7 @@ def _fails_at_another_batch(program: Program) -> tuple[fx.Node, int] | None:
         value.shape[0]
         for node in program.graph.nodes
         if node.op == "placeholder"
-        for value in pytree.tree_leaves(node.meta.get("val"))
+        for value in pytree.tree_leaves(value_of(node))
         if isinstance(value, torch.Tensor) and value.dim() > 1
     }
     if len(sizes) != 1:
@@ -103,9 +104,9 @@ def _first_failure(
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = pytree.tree_map(grown, node.meta.get("val"))
+            values[node] = pytree.tree_map(grown, value_of(node))
         elif node.op in ("get_attr", "output"):
-            values[node] = node.meta.get("val")
+            values[node] = value_of(node)
         elif all(source in values for source in node.all_input_nodes):
             try:
                 values[node] = other.run(node, values)
@@ -144,11 +145,11 @@ class _Elsewhere:
         self.program = program
 
     def run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        given = {source: source.meta.get("val") for source in node.all_input_nodes}
+        given = {source: value_of(source) for source in node.all_input_nodes}
         try:
             for source in given:
-                source.meta["val"] = values[source]
+                set_value(source, values[source])
             return run_node(self.program.gm, node, self.program.fake_mode, again=True)
         finally:
             for source, value in given.items():
-                source.meta["val"] = value
+                set_value(source, value)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.program import Program
 
@@ -18,7 +19,7 @@ KEEPS_AXES = Trait.ELEMENTWISE | Trait.NORMALIZES
 
 def tensor(node: object) -> torch.Tensor | None:
     """The value of ``node`` if it is a tensor, else None."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    value = value_of(node) if isinstance(node, fx.Node) else None
     return value if isinstance(value, torch.Tensor) else None
 
 

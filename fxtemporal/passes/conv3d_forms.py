@@ -35,6 +35,7 @@ from fxtemporal.functional import (
     conv3d_spanning,
     conv3d_weight,
 )
+from fxtemporal.ir.node_meta import copy_meta, value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.prepared import origin, prepare
 from fxtemporal.ir.program import Program
@@ -175,7 +176,7 @@ class Conv3dForms(Rule[Conv3dSite]):
     def to_choose(self, program: Program) -> Iterator[ToChoose]:
         """The sites whose form can be chosen by timing."""
         for site in self.candidates(program):
-            value = site.source.meta.get("val") if isinstance(site.source, fx.Node) else None
+            value = value_of(site.source) if isinstance(site.source, fx.Node) else None
             weight = None if site.op is None else origin(program, site.op.args["weight"])
             if site.op is None or weight is None or not isinstance(value, torch.Tensor):
                 continue
@@ -232,7 +233,7 @@ class Conv3dForms(Rule[Conv3dSite]):
         choice = self._choice(candidate)
         with program.graph.inserting_before(node):
             new = self._new(program, candidate, choice)
-        new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        copy_meta(new, node)
         node.replace_all_uses_with(new)
         program.graph.erase_node(node)
         if choice is not None and choice.layout == LAST:
@@ -296,7 +297,7 @@ def _make_contiguous_behind(program: Program, start: fx.Node) -> None:
         node = pending.pop()
         for user in list(node.users):
             op = program.op(user) if user.op.startswith("call") else None
-            tensor = node is start or isinstance(node.meta.get("val"), torch.Tensor)
+            tensor = node is start or isinstance(value_of(node), torch.Tensor)
             if op is not None and (keeps_layout(op) or Trait.RESTRIDES in op.traits):
                 if user not in seen and not _makes_contiguous(user):
                     seen.add(user)

@@ -31,6 +31,7 @@ from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.interference import attributes_written, mode_switch
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.leaf import leaf_function
+from fxtemporal.ir.node_meta import copy_meta, value_of
 from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.prepared import prepare
 from fxtemporal.ir.program import Program
@@ -204,7 +205,7 @@ class FoldBatchNorm(Rule[Normalized]):
             for value in _sources(candidate.op, (*_STATISTICS, *_AFFINE))
             if isinstance(value, Attr)
         }
-        val = candidate.node.meta.get("val")
+        val = value_of(candidate.node)
         result = {val.dtype} if isinstance(val, Tensor) else set()
         low = own in (torch.float16, torch.bfloat16)
         allowed = {own, torch.float32} if low else {own}
@@ -249,7 +250,7 @@ class FoldBatchNorm(Rule[Normalized]):
             weight = program.graph.call_function(operator.getitem, (pair, 0))
             bias = program.graph.call_function(operator.getitem, (pair, 1))
             new = layer_call(program, layer_op, weight, bias)
-        new.meta.update({k: v for k, v in layer.meta.items() if k != "val"})
+        copy_meta(new, layer)
         node.replace_all_uses_with(new)
         layer.replace_all_uses_with(new, delete_user_cb=lambda user: user is not node)
         for old in (node, layer):

@@ -27,6 +27,7 @@ from torch import fx
 from fxtemporal.analysis.peak_memory import peak
 from fxtemporal.analysis.row_regions import Region, regions_of
 from fxtemporal.ir.guards import guard
+from fxtemporal.ir.node_meta import forget_value, needed_value
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Reason
 from fxtemporal.ir.row_chunks import cut, joined, shaped
@@ -169,7 +170,7 @@ class _Chunked:
 
     def _shape(self, node: fx.Node, piece: fx.Node) -> fx.Node:
         """A stand-in for the whole of ``node``, for readers that only ask for its shape."""
-        if not isinstance(node.meta["val"], torch.Tensor):
+        if not isinstance(needed_value(node), torch.Tensor):
             return piece  # the length of a tuple
         if node not in self.shapes:
             self.shapes[node] = self._new(node, shaped, piece, self.rows)
@@ -177,7 +178,7 @@ class _Chunked:
 
     def _own_memory(self, node: fx.Node, piece: fx.Node) -> fx.Node:
         """``piece``, copied if it is part of a larger tensor, so that the rest can be freed."""
-        value = node.meta["val"]
+        value = needed_value(node)
         if value.untyped_storage().nbytes() <= value.numel() * value.element_size():
             return piece
         with self.graph.inserting_before(self.behind):
@@ -189,7 +190,7 @@ class _Chunked:
     def _copy(self, node: fx.Node, replaced: Any) -> fx.Node:
         given = replaced if callable(replaced) else lambda n: replaced.get(n, n)
         copy = self.graph.node_copy(node, given)
-        copy.meta.pop("val", None)
+        forget_value(copy)
         return copy
 
     def _new(self, like: fx.Node, function: Any, *args: Any) -> fx.Node:

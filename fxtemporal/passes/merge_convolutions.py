@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.analysis.interference import attributes_written, mode_switch, written_between
 from fxtemporal.ir.leaf import leaf_function
+from fxtemporal.ir.node_meta import copy_meta, forget_value, needed_value, value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.prepared import derivation, origin, prepare
 from fxtemporal.ir.program import Program
@@ -137,7 +138,7 @@ class MergeConvolutions(Rule[Branches]):
             weight = self._joined(program, weights)
             bias = self._joined(program, biases) if biases else None
             merged = layer_call(program, ops[0], weight, bias)
-        merged.meta.update({k: v for k, v in first.meta.items() if k != "val"})
+        copy_meta(merged, first)
         spans, start = {}, 0
         for key, op in distinct.items():
             spans[key] = (start, _channels(program, op))
@@ -176,7 +177,7 @@ def _window(program: Program, node: fx.Node, op: Op | None) -> tuple[Any, ...] |
     if op.name not in _DIMS or op.args["groups"] != 1:
         return None
     value, source = op.args["weight"], op.args["input"]
-    tensor = program.tensor(value.name) if isinstance(value, Attr) else value.meta.get("val")
+    tensor = program.tensor(value.name) if isinstance(value, Attr) else value_of(value)
     if not isinstance(tensor, Tensor) or not isinstance(source, fx.Node):
         return None
     args = tuple(op.args[name] for name in ("stride", "padding", "dilation", "padding_mode"))
@@ -193,7 +194,7 @@ def _window(program: Program, node: fx.Node, op: Op | None) -> tuple[Any, ...] |
 
 def _channels(program: Program, op: Op) -> int:
     value = op.args["weight"]
-    tensor = program.tensor(value.name) if isinstance(value, Attr) else value.meta["val"]
+    tensor = program.tensor(value.name) if isinstance(value, Attr) else needed_value(value)
     return int(tensor.shape[0])
 
 
@@ -237,16 +238,16 @@ class _Slice:
             part = graph.call_method("narrow", (merged, dim, *span))
             if self.copied:
                 part = graph.call_method("clone", (part,))
-        part.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        copy_meta(part, node)
         for relu in () if self.copied else self.relus:
             with graph.inserting_before(relu):
                 new = graph.call_function(F.relu, (part,))
-            new.meta.update({k: v for k, v in relu.meta.items() if k != "val"})
+            copy_meta(new, relu)
             relu.replace_all_uses_with(new)
             graph.erase_node(relu)
         for other in self.shared:
             if other.op.startswith("call"):
-                other.meta.pop("val", None)  # its memory is another one now
+                forget_value(other)  # its memory is another one now
         node.replace_all_uses_with(part)
         parameters = [value for value in node.all_input_nodes if value.op == "get_attr"]
         graph.erase_node(node)

@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from fxtemporal.analysis.overlapping_clips import Axes, Layout, Windows, windows_of
 from fxtemporal.ir.guards import Specialization, guard
+from fxtemporal.ir.node_meta import forget_value, mark_no_frame, needed_value, value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Reason
 from fxtemporal.ir.values import rank
@@ -50,7 +51,7 @@ class OverlappingWindows(Rule[Windows]):
         yield from ()
 
     def detail(self, program: Program, candidate: Windows) -> Mapping[str, Any]:
-        clips: int = candidate.unfold.meta["val"].shape[candidate.dim]
+        clips: int = needed_value(candidate.unfold).shape[candidate.dim]
         return {
             "source": candidate.base.name,
             "dim": candidate.dim,
@@ -66,7 +67,7 @@ class OverlappingWindows(Rule[Windows]):
         return candidate.body
 
     def what(self, program: Program, candidate: Windows) -> str:
-        clips: int = candidate.unfold.meta["val"].shape[candidate.dim]
+        clips: int = needed_value(candidate.unfold).shape[candidate.dim]
         return f"{clips} overlapping clips of {candidate.length} frames"
 
     def becomes(self, program: Program, candidate: Windows) -> str:
@@ -106,10 +107,10 @@ class _Rewriter:
         for node in body:
             with self.graph.inserting_before(node):
                 copy = self.graph.node_copy(node, lambda n: self.copies.get(n, n))
-            copy.meta.pop("val", None)
+            forget_value(copy)
             self.copies[node] = copy
         for node in reversed(body):
-            if node.users and isinstance(node.meta.get("val"), torch.Tensor):
+            if node.users and isinstance(value_of(node), torch.Tensor):
                 node.replace_all_uses_with(self._clips(node))
             if not node.users:
                 self.graph.erase_node(node)
@@ -132,7 +133,7 @@ class _Rewriter:
         rest = windows.length - windows.step
         covered = self.graph.call_function(operator.add, (covered, rest))
         value = self.graph.call_method("narrow", (windows.base, windows.dim, 0, covered))
-        value.meta["left_over"] = True
+        mark_no_frame(value)
         return value
 
     def _frames(self, layout: Layout) -> fx.Node:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxtemporal.functional.pool3d import POOL_FORMS, PoolForm, PoolWindow
+from fxtemporal.ir.node_meta import copy_meta, value_of
 from fxtemporal.ir.ops import Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -90,7 +91,7 @@ class Pool3dForms(Rule[Pool3dSite]):
         elif candidate.form is None:
             text = f"the window {_said(candidate.window)} reaches over time and space"
             yield Reason(Code.NO_FLAT_WINDOW, text)
-        val = node.meta.get("val")
+        val = value_of(node)
         if isinstance(val, Tensor) and not val.dtype.is_floating_point:
             yield Reason(Code.UNSUPPORTED_OP, f"it pools {val.dtype}")
 
@@ -117,7 +118,7 @@ class Pool3dForms(Rule[Pool3dSite]):
         with program.graph.inserting_before(node):
             arguments = (program.argument(source), *rest)
             new = program.graph.call_function(form.function, arguments)
-        new.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        copy_meta(new, node)
         node.replace_all_uses_with(new)
         program.graph.erase_node(node)
         return self.detail(program, candidate)

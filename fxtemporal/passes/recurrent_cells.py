@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.analysis.cell_chains import CELLS, CellStep, Chain, chains_of, item_of
 from fxtemporal.analysis.effects import Mover, needed_by
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
@@ -126,7 +127,7 @@ def _tensors(program: Program, step: CellStep) -> list[Tensor | None]:
     given = state if isinstance(state, tuple) else () if state is None else (state,)
     found: list[Tensor | None] = []
     for value in (step.op.args["input"], *given, step.node):
-        known = program.tensor(value.name) if isinstance(value, Attr) else value.meta.get("val")
+        known = program.tensor(value.name) if isinstance(value, Attr) else value_of(value)
         parts = known if isinstance(known, list | tuple) else (known,)
         found += [part if isinstance(part, Tensor) else None for part in parts]
     return found

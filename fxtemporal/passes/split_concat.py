@@ -31,6 +31,7 @@ from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.analysis.conv_recurrences import Cell, ConvStep, Part, cells_of
+from fxtemporal.ir.node_meta import copy_meta, mark_no_frame, needed_value
 from fxtemporal.ir.ops import Attr
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason, blocked_module
@@ -104,7 +105,7 @@ def _target(cell: Cell) -> str:
 
 
 def _value(program: Program, part: Part) -> torch.Tensor:
-    value = program.tensor(part.name) if isinstance(part, Attr) else part.meta["val"]
+    value = program.tensor(part.name) if isinstance(part, Attr) else needed_value(part)
     assert isinstance(value, torch.Tensor)
     return value
 
@@ -193,7 +194,7 @@ class _Splitter:
             runs[-1][1] += self.cell.first.channels[position]
         slices = [self.graph.call_method("narrow", (weight, 1, *run)) for run in runs]
         for piece in slices:
-            piece.meta["left_over"] = True  # no frame of the weight
+            mark_no_frame(piece)  # no frame of the weight
         if len(slices) > 1:
             return self.graph.call_function(torch.cat, (slices, 1))
         return self.graph.call_method("contiguous", (slices[0],))  # once, not at every step
@@ -230,7 +231,7 @@ class _Splitter:
     def _part(self, step: ConvStep, part: Part) -> fx.Node:
         """``part`` in the memory layout of the ``cat``, which the layer's output takes over."""
         node: fx.Node = self.program.argument(self.sums.get(part, part))
-        layout = suggest_memory_format(step.join.meta["val"])
+        layout = suggest_memory_format(needed_value(step.join))
         if suggest_memory_format(_value(self.program, part)) == layout:
             return node
         kwargs: dict[str, Argument] = {"memory_format": layout}
@@ -249,7 +250,7 @@ class _Splitter:
     def _call(self, step: ConvStep, function: Any, *args: Any) -> fx.Node:
         """A new node that stands for part of the step's layer."""
         node = self.graph.call_function(function, args)
-        node.meta.update({k: v for k, v in step.layer.meta.items() if k != "val"})
+        copy_meta(node, step.layer)
         return node
 
 

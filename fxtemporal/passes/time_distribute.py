@@ -25,11 +25,12 @@ from torch import fx, nn
 from torch.fx.node import Argument
 
 from fxtemporal.analysis.aliasing import written_by
-from fxtemporal.analysis.batching_rules import shifted, unbatched
+from fxtemporal.analysis.batching_rules import Batching, How
 from fxtemporal.analysis.families import Family, Lane, Source, Uniform
-from fxtemporal.analysis.loops import Batching, Loop, SourceBatch, computes, loops_of, owns_memory
+from fxtemporal.analysis.loops import Loop, SourceBatch, computes, loops_of, owns_memory
 from fxtemporal.analysis.vmap_fallback import mapped_dims
 from fxtemporal.ir.guards import Specialization, guard, one_shape
+from fxtemporal.ir.node_meta import copy_meta, forget_value, mark_no_frame, needed_value, value_of
 from fxtemporal.ir.ops import Op, Trait
 from fxtemporal.ir.per_frame import spelled, vmapped
 from fxtemporal.ir.program import Program
@@ -210,7 +211,7 @@ class _Rewriter:
         self._hold(family, source)
         if source.length is not None and source.length > 1 and step is not None:
             reach = frames[-1] + source.length
-            last = base.meta["val"].shape[dim] < reach + step
+            last = needed_value(base).shape[dim] < reach + step
             if last and frames[0] == 0 and self._checked(base, dim, family.first):
                 value = base  # unfold drops frames at the end that fill no window
             else:
@@ -237,7 +238,7 @@ class _Rewriter:
         """The entries of a list, stacked: a copy, but folding gains more than it costs."""
         entries = [self.graph.call_function(operator.getitem, (base, frame)) for frame in frames]
         for entry in entries:
-            entry.meta["left_over"] = True
+            mark_no_frame(entry)
         alike = self.graph.call_function(one_shape, (entries,))
         where = self.program.location(family.first)
         text = f"one_shape({base.name})"
@@ -249,7 +250,7 @@ class _Rewriter:
     def _pick(self, family: Family, source: Source, frames: tuple[int, ...]) -> fx.Node:
         """Only those frames; ``base`` itself if a guard fixes its size to their number."""
         base, dim = source.base, source.dim
-        size = base.meta["val"].shape[dim]
+        size = needed_value(base).shape[dim]
         step = step_of(frames) or 1
         if frames != tuple(range(frames[0], size, step)) or not self._checked(
             base, dim, family.first
@@ -259,7 +260,7 @@ class _Rewriter:
             return base
         index: tuple[Argument, ...] = (*[slice(None)] * dim, slice(frames[0], None, step))
         value = self.graph.call_function(operator.getitem, (base, index))
-        value.meta["left_over"] = True
+        mark_no_frame(value)
         return value
 
     def _checked(self, base: fx.Node, dim: int, before: fx.Node) -> bool:
@@ -279,7 +280,7 @@ class _Rewriter:
             or self._checked(base, dim, family.first)
         ):
             return
-        size: int = base.meta["val"].shape[dim]
+        size: int = needed_value(base).shape[dim]
         actual = self.graph.call_method("size", (base, dim))
         text, expected, where = (
             f"{base.name}.size({dim})",
@@ -299,7 +300,7 @@ class _Rewriter:
         for node, operand in zip(_inputs(family), family.operands, strict=True):
             if isinstance(operand, Lane) and operand.family in self.values:
                 value = self.values[operand.family]
-                several = isinstance(node.meta.get("val"), list | tuple)
+                several = isinstance(value_of(node), list | tuple)
                 replaced[node] = value.whole() if several else value.frame(0)
             elif isinstance(operand, Uniform) and operand.family in self.uniforms:
                 replaced[node] = self.uniforms[operand.family]
@@ -319,14 +320,19 @@ class _Rewriter:
                 if op.name == "item":  # of the tuple with all frames, even if only some are read
                     frames = tuple(frame - operand.offset for frame in value.frames)
                 inputs[node] = value.take(tuple(frame + operand.offset for frame in frames))
-        if plan.mapped:
+        if plan.how is How.MAPPED:
             return self._mapped(family, frames, inputs)
         axes = {value.axis for value in inputs.values()}
-        if Trait.ELEMENTWISE in op.traits and (plan.origin is family or len(axes) > 1):
+        mixed = Trait.ELEMENTWISE in op.traits and len(axes) > 1
+        if plan.how is How.BROADCAST or mixed:
             return self._broadcast(family, frames, inputs)
-        if (arguments := shifted(plan.call)) is not None:
-            unfolded = inputs[op.args["input"]].at(0).unfolded()
-            result = self.graph.call_method(op.name, (unfolded, *arguments))
+        if plan.how is How.IN_FRONT:
+            first = {node: value.at(0).unfolded() for node, value in inputs.items()}
+            if plan.arguments is None:
+                result = self._copy(family, first)
+            else:
+                source = first[op.args["input"]]
+                result = self.graph.call_method(op.name, (source, *plan.arguments))
             return self._in_front(family, plan, frames, result)
         if op.name == "item":
             value = inputs[op.args["input"]]
@@ -334,9 +340,6 @@ class _Rewriter:
             if value.is_unfolded:
                 return self._in_front(family, plan, frames, result)
             return Stacked(self.graph, frames, value.axis, folded=result)
-        if unbatched(plan.call):
-            first = {node: value.at(0).unfolded() for node, value in inputs.items()}
-            return Stacked(self.graph, frames, 0, self._copy(family, first))
         axis = axes.pop()
         folded = {node: value.at(axis).folded() for node, value in inputs.items()}
         if op.name in ("cat", "stack"):
@@ -352,7 +355,7 @@ class _Rewriter:
     ) -> Stacked:
         """``value``, (T, ...), with its frames on the axis used by other lanes of its origin."""
         stacked = Stacked(self.graph, frames, 0, value)
-        if plan.origin is family or isinstance(family.first.meta.get("val"), list | tuple):
+        if plan.origin is family or isinstance(value_of(family.first), list | tuple):
             return stacked
         if isinstance(plan.origin, SourceBatch):
             return stacked.at(1 if plan.origin.frames else 0)
@@ -369,7 +372,7 @@ class _Rewriter:
         replaced |= self._uniform_inputs(family)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: replaced.get(n, n))
         result = self.graph.call_function(vmapped, (name, dims, *args), kwargs)
-        result.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        copy_meta(result, node)
         return Stacked(self.graph, frames, 0, result)
 
     def _uniform_inputs(self, family: Family) -> dict[fx.Node, fx.Node]:
@@ -414,7 +417,7 @@ class _Rewriter:
             if written in replaced and not self._private(family.first, written):
                 replaced[written] = self.graph.call_method("clone", (replaced[written],))
         node = self.graph.node_copy(family.first, lambda n: replaced.get(n, n))
-        node.meta.pop("val", None)
+        forget_value(node)
         return node
 
     def _private(self, writer: fx.Node, written: fx.Node) -> bool:
@@ -501,7 +504,7 @@ class _Rewriter:
 
 def _is_dense(node: fx.Node) -> bool:
     """Whether a copy of ``node`` can have its strides: no overlap and no gaps."""
-    value = node.meta.get("val")
+    value = value_of(node)
     if not isinstance(value, torch.Tensor):
         return True
     steps = value.stride()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxtemporal.analysis.layout_regions import LayoutRegion, layout_regions
 from fxtemporal.functional import FORMS, temporal_rank
 from fxtemporal.functional.packed import Weights
+from fxtemporal.ir.node_meta import needed_value
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.conv3d_choice import (
     CONTIGUOUS,
@@ -119,7 +120,7 @@ class FormChooser:
         """The sites, the most expensive first, since the time for measuring may run out."""
 
         def size(site: ToChoose) -> int:
-            return -int(site.weight.numel()) * int(site.node.meta["val"].numel())
+            return -int(site.weight.numel()) * int(needed_value(site.node).numel())
 
         return sorted(self._sites.values(), key=size)
 
@@ -164,7 +165,7 @@ class FormChooser:
             return 0.0
         total = 0.0
         for node in (*region.entering, *region.leaving):
-            value = node.meta["val"]
+            value = needed_value(node)
             if min(value.shape[1], value[0, 0].numel()) > 1:
                 total += self._copy(value)
         return total

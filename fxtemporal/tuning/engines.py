@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from fxtemporal.support.clock import timed
 from fxtemporal.support.torch_private.compilers import in_fresh_cache
+from fxtemporal.tuning.sessions import Session, onnxruntime_session, openvino_session
 
 __all__ = ["ENGINES", "Compiled", "Engine", "compile_with", "reset", "versions"]
 
 Inputs = tuple[Tensor, ...]
-Run = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Engine:
     """
 
     name: str
-    build: Callable[[nn.Module, Inputs], Run]
+    build: Callable[[nn.Module, Inputs], Callable[..., Any]]
     packages: tuple[str, ...] = ()
     scope: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -52,15 +52,15 @@ class Engine:
 class Compiled:
     """A model on an engine: ``run`` calls it, ``seconds`` is the time to its first result."""
 
-    run: Run
+    run: Callable[..., Any]
     seconds: float
 
 
-def _eager(model: nn.Module, inputs: Inputs) -> Run:
+def _eager(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
     return model
 
 
-def _inductor(model: nn.Module, inputs: Inputs) -> Run:
+def _inductor(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
     return torch.compile(_of_its_own(model), dynamic=False)
 
 
@@ -117,51 +117,27 @@ def _converted(model: nn.Module, inputs: Inputs) -> Any:
     return converted
 
 
-def _openvino(model: nn.Module, inputs: Inputs) -> Run:
-    import openvino
-
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that have it
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = openvino.Core().compile_model(_converted(model, inputs), "CPU", settings)
-
-    def run(*args: Tensor) -> Any:
-        results = compiled([x.numpy() for x in args], share_inputs=True)
-        return _tensors([results[i] for i in range(len(compiled.outputs))])
-
-    return run
+def _openvino(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
+    return _by_position(openvino_session(_converted(model, inputs)))
 
 
-def _onnxruntime(model: nn.Module, inputs: Inputs) -> Run:
+def _onnxruntime(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
     import onnx  # noqa: F401  # the exporter needs both, but its error names only one
-    import onnxruntime
     import onnxscript  # noqa: F401
 
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
     assert program is not None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    # Its threads spin while a call runs, as by default, but stop before the next engine's turn.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [given.name for given in session.get_inputs()]
+    return _by_position(onnxruntime_session(program.model_proto.SerializeToString()))
+
+
+def _by_position(session: Session) -> Callable[..., Any]:
+    """``session`` as a function that is called like a module: it returns a tensor or a tuple."""
 
     def run(*args: Tensor) -> Any:
-        arrays = {name: x.numpy() for name, x in zip(names, args, strict=True)}
-        return _tensors(session.run(None, arrays))
+        tensors = session(args)
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     return run
-
-
-def _tensors(arrays: list[Any]) -> Any:
-    """The array as a tensor if there is one, else a tuple of tensors."""
-    tensors = tuple(torch.from_numpy(array) for array in arrays)
-    return tensors[0] if len(tensors) == 1 else tensors
 
 
 ENGINES: Mapping[str, Engine] = {

@@ -8,9 +8,10 @@ import random
 
 import torch
 
-from . import programs, twists
+from . import programs
 from .case import Call, Case, Input, tensors
 from .draft import Draft
+from .twists import control, model, world, writes
 
 _LAYERS = """\
 nn.BatchNorm3d({c})
@@ -114,17 +115,17 @@ _LINES = (
     "f = f.mean(1, keepdim=True)",
 )
 _EXTRAS = (
-    twists.buffer_written,
-    twists.parameter_written,
-    twists.counter,
-    twists.cache,
-    twists.dtypes,
-    twists.write_through_alias,
-    twists.kept_then_written,
-    twists.odd_python,
-    twists.global_state,
-    twists.branch_on_values,
-    twists.randomness,
+    model.buffer_written,
+    model.parameter_written,
+    model.counter,
+    model.cache,
+    world.dtypes,
+    writes.write_through_alias,
+    writes.kept_then_written,
+    world.odd_python,
+    model.global_state,
+    control.branch_on_values,
+    world.randomness,
 )
 
 

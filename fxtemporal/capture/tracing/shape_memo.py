@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxtemporal.ir.node_meta import needed_value, seen_writing
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.fake_tensors import FakeTensorMode
 
@@ -33,7 +34,7 @@ class ShapeMemo:
         leaves, layout = pytree.tree_flatten((node.args, node.kwargs))
         described = []
         for leaf in leaves:
-            value = leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf
+            value = needed_value(leaf) if isinstance(leaf, fx.Node) else leaf
             if isinstance(value, torch.Tensor):
                 if value.layout != torch.strided:
                     return None
@@ -55,13 +56,13 @@ class ShapeMemo:
 
     def remember(self, key: Hashable, node: fx.Node) -> None:
         """Keep the shape of ``node`` if it writes nothing and is one tensor in its own memory."""
-        value = node.meta["val"]
+        value = needed_value(node)
         if not isinstance(value, torch.Tensor) or value.storage_offset() or value.is_complex():
             return
-        if node.meta["writes"]:
+        if seen_writing(node):
             return
         mine = value.untyped_storage()._cdata
-        inputs = pytree.tree_leaves([source.meta["val"] for source in node.all_input_nodes])
+        inputs = pytree.tree_leaves([needed_value(source) for source in node.all_input_nodes])
         if any(isinstance(t, torch.Tensor) and t.untyped_storage()._cdata == mine for t in inputs):
             return
         self._known[key] = _memory(value)

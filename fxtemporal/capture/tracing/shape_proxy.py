@@ -13,6 +13,7 @@ from torch.fx.proxy import Attribute, Proxy, TraceError
 from fxtemporal.capture.tracing.base_tracer import RecordingTracer
 from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
 from fxtemporal.ir.guards import TRIP_COUNT
+from fxtemporal.ir.node_meta import has_value, needed_value
 
 __all__ = ["NUMBER", "ReadingTracer", "ShapeProxy", "expression"]
 
@@ -46,17 +47,17 @@ class ReadingTracer(RecordingTracer):
 
 
 class ShapeProxy(Proxy):
-    """A proxy with a value: ``proxy.node.meta["val"]``."""
+    """A proxy with a value: ``needed_value(proxy.node)``."""
 
     tracer: ReadingTracer
 
     @property
     def known(self) -> bool:
-        return "val" in self.node.meta
+        return has_value(self.node)
 
     @property
     def val(self) -> Any:
-        return self.node.meta["val"]
+        return needed_value(self.node)
 
     def __getattr__(self, name: str) -> Any:
         if not self.known:

@@ -18,6 +18,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,14 @@ from fxtemporal.ir.guards import (
     guard,
     length,
     structure,
+)
+from fxtemporal.ir.node_meta import (
+    copy_meta,
+    has_value,
+    needed_value,
+    set_value,
+    set_writes,
+    value_of,
 )
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.shallow_copy import carries_hooks
@@ -214,9 +223,8 @@ class ShapeTracer(ReadingTracer):
             return self._default(proxy, parameter.default, "left at its default in the example")
         example = self.example[parameter.name]
         proxy = self._new_placeholder(name, parameter.default)
-        proxy.node.meta["val"] = pytree.tree_map_only(
-            torch.Tensor, lambda t: self.fake_mode.from_tensor(t, static_shapes=True), example
-        )
+        fake = partial(self.fake_mode.from_tensor, static_shapes=True)
+        set_value(proxy.node, pytree.tree_map_only(torch.Tensor, fake, example))
         return self._unpacked(proxy)
 
     def _new_placeholder(self, name: str, default: Any) -> ShapeProxy:
@@ -345,40 +353,40 @@ class ShapeTracer(ReadingTracer):
         return writes and bool(args) and args[0] not in self._gradless
 
     def _is_gradless_tuple(self, node: Any) -> bool:
-        return node in self._gradless and isinstance(node.meta.get("val"), list | tuple)
+        return node in self._gradless and isinstance(value_of(node), list | tuple)
 
     def _with_its_gradients(self, node: fx.Node) -> fx.Node:
         """``node``, detached if it was made under ``torch.no_grad()``."""
         if node not in self._gradless:
             return node
-        if "val" not in node.meta:
+        if not has_value(node):
             raise TraceError("the forward switches gradients off, and no example inputs were given")
-        value = node.meta["val"]
+        value = needed_value(node)
         if isinstance(value, list | tuple | dict):
             raise TraceError("the forward switches gradients off for several results at once")
         if not isinstance(value, torch.Tensor) or not (value.is_floating_point()):
             return node
         if node not in self._detached:
             made = super().create_node("call_method", "detach", (node,), {})
-            made.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+            copy_meta(made, node)
             self._evaluate(made)
             self._detached[node] = made
         return self._detached[node]
 
     def _evaluate(self, node: fx.Node) -> None:
-        if all("val" in source.meta for source in node.all_input_nodes):
+        if all(has_value(source) for source in node.all_input_nodes):
             with DisableTorchFunction():
                 self._compute(node)
 
     def _compute(self, node: fx.Node) -> None:
         key = self._memo.key(node)
         if key is not None and (known := self._memo.recall(key)) is not None:
-            node.meta["val"] = known
-            node.meta["writes"] = False
+            set_value(node, known)
+            set_writes(node, False)
             return
         was, self._inside_leaf = self._inside_leaf, True
         try:
-            node.meta["val"] = run_node(self.root, node, self.fake_mode)
+            set_value(node, run_node(self.root, node, self.fake_mode))
             if key is not None:
                 self._memo.remember(key, node)
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -386,9 +394,9 @@ class ShapeTracer(ReadingTracer):
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             path = str(node.target) if node.op == "call_module" else self.scope.module_path
             shapes = ", ".join(
-                str(list(source.meta["val"].shape))
+                str(list(needed_value(source).shape))
                 for source in node.all_input_nodes
-                if isinstance(source.meta["val"], torch.Tensor) and source.op != "get_attr"
+                if isinstance(needed_value(source), torch.Tensor) and source.op != "get_attr"
             )
             raise OpError(node.meta.get("location"), path, shapes) from error
         finally:

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
+from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import indexing
 from fxtemporal.ir.ops.canonical import KINDS, Nature
 from fxtemporal.ir.ops.modules import MODULES, bind_module, overridden
@@ -271,7 +272,7 @@ class Describer:
     # ---- facts about a value ---------------------------------------------------------------------
 
     def val(self, node: fx.Node) -> Any:
-        return node.meta.get("val")
+        return value_of(node)
 
     def rank(self, value: Any) -> int | None:
         if isinstance(value, tuple):

@@ -17,6 +17,8 @@ import operator
 from torch import fx
 from torch.fx.node import Argument
 
+from fxtemporal.ir.node_meta import mark_no_frame, set_frames
+
 __all__ = ["Stacked", "moved", "pick", "step_of"]
 
 
@@ -42,7 +44,7 @@ class Stacked:
         self._parts: dict[tuple[int, ...], Stacked] = {}
         self._frame: dict[int, fx.Node] = {}
         if folded is not None:
-            folded.meta["frames"] = len(frames)
+            set_frames(folded, len(frames))
 
     def _after(self, node: fx.Node, method: str, *args: Argument) -> fx.Node:
         """A view of ``node``, inserted right after it, so that all later nodes can read it."""
@@ -56,7 +58,7 @@ class Stacked:
         """(B·T, ...)"""
         if self._folded is None:
             self._folded = self._after(self.unfolded(), "flatten", 0, 1)
-            self._folded.meta["frames"] = len(self.frames)
+            set_frames(self._folded, len(self.frames))
         return self._folded
 
     def unfolded(self) -> fx.Node:
@@ -102,7 +104,7 @@ class Stacked:
         """The frame at ``position``, as a view."""
         if position not in self._frame:
             frame = self._after(self.unfolded(), "select", self.axis, position)
-            frame.meta["left_over"] = True
+            mark_no_frame(frame)
             self._frame[position] = frame
         return self._frame[position]
 
@@ -126,12 +128,12 @@ def pick(graph: fx.Graph, value: fx.Node, dim: int, entries: tuple[int, ...]) ->
         return graph.call_function(operator.getitem, (value, listed))
     span = entries[-1] - entries[0] + 1
     part = graph.call_method("narrow", (value, dim, entries[0], span))
-    part.meta["left_over"] = True
+    mark_no_frame(part)
     if step == 1:
         return part
     spaced: tuple[Argument, ...] = (*[slice(None)] * dim, slice(None, None, step))
     result = graph.call_function(operator.getitem, (part, spaced))
-    result.meta["left_over"] = True
+    mark_no_frame(result)
     return result
 
 

@@ -11,6 +11,7 @@ from torch.fx.node import Argument
 from fxtemporal.analysis.accumulations import Join, Reduction, Writes
 from fxtemporal.analysis.families import Family
 from fxtemporal.analysis.loops import Loop, owns_memory
+from fxtemporal.ir.node_meta import forget_value
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.running import running_maximum, running_minimum
 from fxtemporal.passes.building.batched_frames import Stacked, moved, pick, step_of
@@ -90,7 +91,7 @@ class Joiner:
             contiguous: dict[str, Argument] = {"memory_format": torch.contiguous_format}
             joined = self.graph.call_method(method, (joined,), {} if own else contiguous)
         reader.replace_all_uses_with(joined)
-        joined.meta.pop("val", None)
+        forget_value(joined)
         self.graph.erase_node(reader)
         return True
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxtemporal.ir.node_meta import needed_value
 from fxtemporal.ir.ops import Op
 from fxtemporal.ir.program import Program
 
@@ -43,7 +44,7 @@ def layer_call(program: Program, op: Op, weight: fx.Node, bias: fx.Node | None) 
 def weight_kernel(program: Program, op: Op) -> tuple[int, ...]:
     """The sizes of a convolution's kernel: (kT, kH, kW) of a conv3d."""
     weight = op.args["weight"]
-    val = weight.meta["val"] if isinstance(weight, fx.Node) else program.tensor(weight.name)
+    val = needed_value(weight) if isinstance(weight, fx.Node) else program.tensor(weight.name)
     return tuple(val.shape[2:])
 
 

@@ -27,6 +27,7 @@ from fxtemporal.analysis.layout_regions import keeps_layout
 from fxtemporal.functional import conv3d_in_form
 from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import leaf_function
+from fxtemporal.ir.node_meta import copy_meta
 from fxtemporal.ir.ops import Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private.convolutions import memory_format
@@ -126,7 +127,7 @@ def keep_form_layouts(program: Program, *, outputs: bool) -> None:
 def _insert(program: Program, form: fx.Node, function: Callable[..., Tensor], *args: Any) -> None:
     with program.graph.inserting_after(form):
         laid_out = program.graph.call_function(function, (form, *args))
-    laid_out.meta.update({k: v for k, v in form.meta.items() if k != "val"})
+    copy_meta(laid_out, form)
     form.replace_all_uses_with(laid_out, delete_user_cb=lambda user: user is not laid_out)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import leaf_function
+from fxtemporal.ir.node_meta import copy_meta, has_value, needed_value, value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.building.form_layouts import chooses_layout, keep_form_layouts
 from fxtemporal.support.torch_private import pytree
@@ -71,20 +72,20 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
         _reshape_views(program)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     wanted = _wanted(before, captured.output_layouts)
-    if wanted is None or not any("val" in node.meta for node in inputs):
+    if wanted is None or not any(has_value(node) for node in inputs):
         return keep_form_layouts(program, outputs=True)
     keep_form_layouts(program, outputs=False)
-    dense = [node for node in inputs if layout_of(node.meta.get("val")) is not None]
+    dense = [node for node in inputs if layout_of(value_of(node)) is not None]
     if not dense:
         return None
-    largest = max(dense, key=lambda node: node.meta["val"].dim())
-    given = largest, layout_of(largest.meta["val"])
-    unsure = chooses or not all(node.meta["val"].is_contiguous() for node in dense)
+    largest = max(dense, key=lambda node: needed_value(node).dim())
+    given = largest, layout_of(needed_value(largest))
+    unsure = chooses or not all(needed_value(node).is_contiguous() for node in dense)
     (end,) = (node for node in program.graph.nodes if node.op == "output")
     for new, fakes, layouts in zip(after, *wanted, strict=True):
         if not isinstance(new, fx.Node) or new.target in (laid_out, each_laid_out):
             continue
-        mine = pytree.tree_leaves(new.meta.get("val"))
+        mine = pytree.tree_leaves(value_of(new))
         mine = mine if len(mine) == len(layouts) else [None] * len(layouts)
         asked = tuple(
             layout if _asked(fake, layout, value, unsure) else None
@@ -92,12 +93,12 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
         )
         if not any(asked):
             continue
-        several = isinstance(new.meta.get("val"), tuple | list | dict)
+        several = isinstance(value_of(new), tuple | list | dict)
         asked = asked[:1] if len(set(asked)) == 1 else asked
         function, what = (each_laid_out, asked) if several else (laid_out, asked[0])
         with program.graph.inserting_before(end):
             put_back = program.graph.call_function(function, (new, what, *given))
-        put_back.meta.update({k: v for k, v in new.meta.items() if k != "val"})
+        copy_meta(put_back, new)
         end.replace_input_with(new, put_back)
     return None
 
@@ -108,14 +109,14 @@ def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[
     None if an output has no fake tensors, since it may hold several tensors.
     """
     fakes = [
-        pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else [node]
+        pytree.tree_leaves(value_of(node)) if isinstance(node, fx.Node) else [node]
         for node in outputs
     ]
     layouts: list[_Layouts] = [tuple(map(layout_of, values)) for values in fakes]
     if real is not None and len(real) == sum(map(len, fakes)):
         seen = iter(real)
         layouts = [tuple(next(seen) or layout for layout in group) for group in layouts]
-    elif any(isinstance(node, fx.Node) and "val" not in node.meta for node in outputs):
+    elif any(isinstance(node, fx.Node) and not has_value(node) for node in outputs):
         return None
     return fakes, layouts
 

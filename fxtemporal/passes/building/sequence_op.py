@@ -22,6 +22,7 @@ from torch.fx.node import Argument
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.analysis.cell_chains import CELLS, CellStep, Chain, item_of, whole
 from fxtemporal.analysis.effects import needed_by
+from fxtemporal.ir.node_meta import copy_meta, needed_value
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
 from fxtemporal.passes.building.batched_frames import pick
@@ -244,13 +245,13 @@ class Sequenced:
         return self._placed(self.graph.call_method(name, args))
 
     def _placed(self, node: fx.Node) -> fx.Node:
-        node.meta.update({k: v for k, v in self._origin.meta.items() if k != "val"})
+        copy_meta(node, self._origin)
         return node
 
 
 def _hidden_sizes(step: CellStep) -> tuple[int, ...]:
     """The shape of h, (B, H) or (H,)."""
-    value = step.node.meta["val"]
+    value = needed_value(step.node)
     return tuple((value[0] if isinstance(value, list | tuple) else value).shape)
 
 

@@ -1,0 +1,166 @@
+"""A captured forward follows the modes that it was written for: training, and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxtemporal
+from fxtemporal import CaptureError, FxTemporalError, SpecializationError, VerificationError
+from tests.capture_cases import Case, Forward, X, assert_same, call
+from tests.capture_forwards import without_gradients
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: F.dropout(self.linear(x), 0.5, self.training),
+        lambda self, x: self.linear(x) * 2 if self.training else x,
+        lambda self, x: self.norm(x.transpose(1, 2)) * (1 + self.norm.training),
+    ],
+)
+def test_a_mode_that_the_forward_reads_is_not_frozen_silently(
+    forward: Forward, training: bool
+) -> None:
+    case = Case(forward, train=training)
+    model, reference = case.build(), case.build()
+    result = fxtemporal.optimize(model, (X,), tune="static")
+    try:
+        result.train(not training)
+        actual = call(result, (X,), {})[0]
+    except (SpecializationError, FxTemporalError):
+        return
+    assert_same(actual, call(reference.train(not training), (X,), {})[0])
+
+
+def _evaluates_first(self: Any, x: Tensor) -> Tensor:
+    self.norm.eval()
+    return self.norm(x.transpose(1, 2))
+
+
+def _drops_always(self: Any, x: Tensor) -> Tensor:
+    self.dropout.train()
+    return self.dropout(self.linear(x))
+
+
+def _evaluates_late(self: Any, x: Tensor) -> Tensor:
+    before = self.norm(x.transpose(1, 2))
+    self.norm.eval()
+    return before + self.norm(x.transpose(1, 2))
+
+
+def _sets_and_reads(self: Any, x: Tensor) -> Tensor:
+    self.norm.eval()
+    return self.norm(x.transpose(1, 2)) * (2 if self.norm.training else 1)
+
+
+def _puts_back(self: Any, x: Tensor) -> Tensor:
+    was = self.norm.training
+    self.norm.eval()
+    before = self.norm(x.transpose(1, 2))
+    self.norm.train(was)
+    return self.norm(before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("forward", "refuses"),
+    [
+        (_evaluates_first, False),
+        (_drops_always, False),
+        (_evaluates_late, True),
+        (_sets_and_reads, False),
+        (_puts_back, True),
+    ],
+)
+def test_a_mode_that_the_forward_sets_is_set(
+    forward: Forward, refuses: bool, training: bool
+) -> None:
+    case = Case(forward, train=training)
+    model, reference = case.build(), case.build()
+    result = fxtemporal.optimize(model, (X,), tune="static")
+    assert_same(call(result, (X,), {})[0], call(reference, (X,), {})[0])
+    refused = 0
+    for mode in (not training, training, True):
+        try:
+            actual = call(result.train(mode), (X,), {})[0]
+        except SpecializationError:
+            refused += 1
+            reference.train(training)
+        else:
+            assert_same(actual, call(reference.train(mode), (X,), {})[0])
+    assert refuses or not refused
+
+
+def test_the_mode_of_a_part_is_held_at_every_call() -> None:
+    case = Case(lambda self, x: F.dropout(x, 0.5, self.norm.training))
+    result = fxtemporal.optimize(case.build().eval(), (X,), tune="static")
+    assert any(
+        "norm.training == False" in str(s) for s in fxtemporal.report(result).specializations
+    )
+    result.norm.train()
+    with pytest.raises(SpecializationError, match=r"eval mode.*norm\.training"):
+        result(X)
+
+
+def test_a_forward_that_computes_something_else_for_gradients_is_refused() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.requires_grad else x * 3
+
+    with pytest.raises(fxtemporal.VerificationError) as raised:
+        fxtemporal.optimize(Asks(), (torch.randn(2, 3),), tune="static")
+    assert "reads requires_grad" in str(raised.value)
+    assert "computes something else where gradients are asked for" in str(raised.value)
+    assert "self.training" in str(raised.value)
+
+
+def test_gradients_stop_where_the_model_stops_them() -> None:
+    case = Case(without_gradients)
+    model = case.build()
+    result = fxtemporal.optimize(model, (X,), tune="static")
+    model(X).sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    result(X).sum().backward()
+    actual = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert set(actual) == set(expected) == {"named.a.weight", "named.a.bias"}
+    assert_same(actual, expected)
+
+
+def retains_a_gradient(self: Any, x: Tensor) -> Tensor:
+    y = self.linear(x)
+    if y.requires_grad:
+        y = y * 2
+    return y
+
+
+def asks_for_grad_mode(self: Any, x: Tensor) -> Tensor:
+    return self.linear(x) * (2 if torch.is_grad_enabled() else 3)
+
+
+@pytest.mark.parametrize("forward", [retains_a_gradient, asks_for_grad_mode])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_branch_on_gradients_is_right_with_and_without_them(
+    forward: Forward, verify: bool
+) -> None:
+    model = Case(forward).build()
+    try:
+        result = fxtemporal.optimize(model, (X,), tune="static", verify=verify)
+    except (CaptureError, VerificationError):
+        return
+    ran = 0
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            try:
+                actual = result(X)
+            except SpecializationError:
+                continue
+            ran += 1
+            assert_same(actual, model(X))
+    assert ran
