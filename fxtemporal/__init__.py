@@ -7,7 +7,7 @@
     fast = fxtemporal.optimize(model, (clip,))     # an nn.Module: use it like the model
     print(fxtemporal.report(fast))                 # what was done, what was not, and why
 
-Nothing is imported before it is asked for: torch takes seconds.
+Names are imported when first used: importing torch takes seconds.
 """
 
 import importlib
@@ -58,7 +58,7 @@ _HOMES = {
     "tuning.settings": "Tune",
     "verification.comparison": "Comparison",
 }
-"""Where each public name is."""
+"""The module of each public name."""
 
 _MODULES = ("functional", "nn", "passes")
 _PLACES = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -101,7 +101,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"fxtemporal.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'fxtemporal' has no attribute {name!r}")
-    with warnings.catch_warnings():  # torch warns where NumPy is not installed; nothing needs it
+    with warnings.catch_warnings():  # torch warns if NumPy is not installed; it is not needed
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         importlib.import_module("torch")
     value = getattr(importlib.import_module(f"fxtemporal.{_PLACES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What users call: optimize, audit, report and refresh."""
+"""The functions that users call: optimize, audit, report and refresh."""
 
 from __future__ import annotations
 
@@ -50,38 +50,38 @@ def optimize(
 ) -> fx.GraphModule:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
 
-    The result computes the same numbers, shares the model's parameters, and is an ``nn.Module`` to
-    be used as the model was. The model itself is not changed.
+    The result computes the same numbers, shares the model's parameters, and is an ``nn.Module``
+    that replaces the model. The model itself is not changed.
 
     Args:
         model: an ``nn.Module``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
         example_inputs: the forward's arguments, e.g. one clip (B, T, C, H, W). Without them only
-            what needs no shapes is done, and nothing is measured or verified.
-        example_kwargs: its keyword arguments.
-        passes: names of passes, or passes, in the order to run them; default: all exact ones. Lossy
-            ones run first: ``"time-distribute{allow=training-batchnorm}"``, which is
+            rewrites that need no shapes are done, and nothing is measured or verified.
+        example_kwargs: the forward's keyword arguments.
+        passes: names of passes, or passes, in the order to run them; default: all exact passes.
+            Lossy ones run first: ``"time-distribute{allow=training-batchnorm}"``, the same as
             ``TimeDistribute(allow=["training-batchnorm"])``, also re-rolls loops in which a
-            normalization is in training mode, and says in its docstring what that changes.
+            normalization is in training mode; its docstring says what that changes.
         factorize: settings of the lossy (2+1)D factorization, :class:`fxtemporal.Factorize`;
-            default: none is done.
-        tune: ``"measure"`` keeps what measures faster (the default with example inputs),
-            ``"static"`` times nothing, a :class:`fxtemporal.Tune` sets how to measure, and how
+            default: no factorization.
+        tune: ``"measure"`` keeps rewrites that measure faster (the default with example inputs);
+            ``"static"`` times nothing; a :class:`fxtemporal.Tune` sets how to measure, and how
             much memory a call may hold.
-        verify: compare the result with the original, and undo what changes the numbers.
-        freeze: put what was derived from parameters (a folded BatchNorm) in their place, and drop
-            what nothing reads any more: for a result that is only to be run. Its state dict is
-            another one. By default both are kept, and ``report(result).memory`` says what that
-            costs.
-        frames: numbers of frames to admit now, from and to: ``(1, 64)``. Each takes a trace of the
-            model; another number is traced at its first call, and refused if the forward does
-            something else there. An artifact is free within the numbers around the example's.
-        exact: ``"bitwise"`` keeps only what gives the model's numbers bit for bit on this machine,
-            on all that is compared, NaN and infinite frames among it. By default a rewrite may
-            round otherwise, as far as the model itself is from float64.
-        nan: ``"confined"`` takes no form that spreads NaN or infinite values to frames that the
-            model computes without them; such forms say ``spreads_nan`` in the report.
-        layout: ``"any"`` leaves outputs in memory as the last op wrote them. By default they lie
-            as the model's do, so that a ``.view()`` of them goes on working.
+        verify: compare the result with the original, and undo rewrites that change the numbers.
+        freeze: replace parameters by the values derived from them (a folded BatchNorm), and drop
+            tensors that nothing reads any more. For a result that will only be run: its state dict
+            changes. By default both are kept, and ``report(result).memory`` has the cost.
+        frames: range of numbers of frames to admit now: ``(1, 64)``. Each one takes a trace of the
+            model. Other numbers are traced at their first call, and refused if the forward does
+            something else there. In an artifact the number of frames is free only within the
+            admitted numbers around the example's.
+        exact: ``"bitwise"`` keeps only rewrites that give the model's numbers bit for bit on this
+            machine, on all inputs compared, those with NaN and infinite frames included. By default
+            a rewrite may round differently, by about as much as the model differs from float64.
+        nan: ``"confined"`` uses no form that spreads NaN or infinite values to frames that the
+            model computes without them; such forms have ``spreads_nan`` in the report.
+        layout: ``"any"`` leaves outputs in the memory layout that the last op gave them. By default
+            they have the layout of the model's outputs, so that a ``.view()`` of them still works.
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
@@ -90,7 +90,7 @@ def optimize(
     Raises:
         CaptureError: the model cannot be captured, or fails on the example inputs.
         PassError: an unknown pass or setting.
-        VerificationError: the model, captured and otherwise untouched, gives other numbers.
+        VerificationError: the captured graph, before any rewrite, gives other numbers.
     """
     check_arguments(model, example_inputs, example_kwargs)
     promises = Promises(exact, nan, layout)
@@ -125,16 +125,16 @@ def audit(
     measure: bool = False,
     progress: bool | None = None,
 ) -> Report:
-    """What :func:`optimize` would do to ``model``, what it would gain, and why not more.
+    """Report what :func:`optimize` would do to ``model``, the gain, and the reasons against more.
 
-    Unless ``measure`` is asked for, nothing is run: FLOPs are counted on the captured graph, and
-    what a rewrite gains is predicted (:mod:`fxtemporal.analysis.cost`). In the result, a remark's
-    status ``"applied"`` means that the rewrite is legal here, and measured faster if it was
-    measured. The usual mistakes are looked for too (:mod:`fxtemporal.mistakes`): a forward that
-    fails because of one gives a report that says so, with ``stopped`` set.
+    Without ``measure`` nothing is run: FLOPs are counted on the captured graph, and the gain of a
+    rewrite is predicted (:mod:`fxtemporal.analysis.cost`). In the result, a remark's status
+    ``"applied"`` means that the rewrite is legal here, and was faster if it was measured. Common
+    mistakes are reported too (:mod:`fxtemporal.mistakes`): if the forward fails because of one,
+    the report says so, with ``stopped`` set.
 
     Args:
-        measure: optimize a copy, and report what each rewrite was measured to gain on this device.
+        measure: optimize a copy, and report the measured gain of each rewrite on this device.
 
     The other arguments are those of :func:`optimize`.
 
@@ -192,12 +192,12 @@ def report(gm: nn.Module) -> Report:
 
 
 def refresh(module: nn.Module) -> None:
-    """Compute what was prepared from the parameters of ``module`` anew, at its next call.
+    """Make the next call of ``module`` compute its prepared weights again.
 
-    ``module`` is what :func:`optimize` returned, or holds it. Folded weights follow their sources
-    by themselves wherever PyTorch counts a write, and are checked for others on the CPU
-    (:mod:`fxtemporal.ir.prepared`). Call this after a write past PyTorch on another device, or
-    where the very next call has to see it::
+    ``module`` is a result of :func:`optimize`, or contains one. Prepared weights, such as folded
+    ones, are updated automatically after every write that PyTorch counts; other writes are found on
+    the CPU by checks (:mod:`fxtemporal.ir.prepared`). Call this after a write that PyTorch does not
+    count, on another device, or if the very next call must see it::
 
         model.conv.weight.data[3] = 0.0        on a GPU, or through NumPy in a tight loop
         fxtemporal.refresh(fast)
@@ -221,7 +221,7 @@ def _tuning(tune: Tune | str | None, example: Example | None) -> Tune | None:
 
 @contextmanager
 def _progress(shown: bool | None) -> Iterator[Any]:
-    """A bar that names the stage; on a terminal only, unless asked for."""
+    """A progress bar that names the stage; by default on a terminal only."""
     disable = None if shown is None else not shown
     with tqdm(desc="optimize", unit="step", disable=disable, file=sys.stderr, leave=False) as bar:
 

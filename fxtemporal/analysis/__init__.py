@@ -1,1 +1,1 @@
-"""What is found out about a program; nothing here changes it."""
+"""Analyses of a program. None of them changes it."""

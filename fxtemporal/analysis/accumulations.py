@@ -1,12 +1,12 @@
-"""How the frames of a loop come together again, besides ``stack`` and ``cat``.
+"""Chains that collect the frames of a loop, other than ``stack`` and ``cat``.
 
 ::
 
     total = total + y_t                 reduction: add, maximum, minimum over all frames
     out[:, t] = y_t                     written into a tensor made before
 
-Either is a chain of T nodes that do nothing but collect: what a loop does to every frame ends
-there, and one op over all frames takes its place.
+Each is a chain of T nodes that only collect frames. The body of the loop ends there, and one op
+over all frames replaces the chain.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fxtemporal.ir.values import rank, shape
 __all__ = ["REDUCTIONS", "Join", "Reduction", "Writes", "chains_of"]
 
 REDUCTIONS = frozenset(("add", "maximum", "minimum"))
-"""Ops between two frames that one op over all of them can take the place of."""
+"""Ops on two frames; a chain of them can be replaced by one op over all frames."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """``nodes`` fold ``parts``, frames of one family, and ``initial`` into one tensor.
+    """A chain of ``nodes`` that reduces ``parts``, frames of one family, to one tensor.
 
-    ``initial`` is a node or a number; None where the first part starts. ``inplace``: every step
-    writes into ``initial``.
+    It starts from ``initial``, a node or a number; None: from the first part. ``inplace``: every
+    step writes into ``initial``.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Reduction:
 
 @dataclass(frozen=True, eq=False)
 class Writes:
-    """``nodes`` write ``parts``, frames of one family, into entries of ``buffer`` along ``dim``.
+    """``nodes`` that write ``parts``, frames of one family, to ``entries`` of ``buffer``.
 
-    Parts are in the order of ``entries``, which rise by one step.
+    The entries are along ``dim``, at a constant distance, in rising order; parts are in that order.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -62,13 +62,13 @@ class Writes:
 
 Join = Reduction | Writes
 FamilyOf = Callable[[fx.Node], object | None]
-"""The family that a node is a frame of, None where it is no frame, or the only one."""
+"""The family that a node is a frame of; None if it is no frame, or the family's only one."""
 Constant = Callable[[Any], int | None]
-"""An index as the number that checks hold it to, None where nothing does."""
+"""The number that an index is, as written or by a guard; None if it is not constant."""
 
 
 def chains_of(program: Program, family_of: FamilyOf, constant: Constant) -> Iterator[Join]:
-    """Every chain of ``program`` that does nothing but collect the frames of one family."""
+    """Every chain of ``program`` that only collects the frames of one family."""
     yield from _reductions(program, family_of)
     yield from _writes(program, family_of, constant)
 
@@ -83,7 +83,7 @@ def _reductions(program: Program, family_of: FamilyOf) -> Iterator[Reduction]:
         if op is None or op.name not in REDUCTIONS or op.args.get("alpha", 1) != 1:
             continue
         if family_of(node) is not None:
-            continue  # done to every frame: it is of the body
+            continue  # done to every frame: it belongs to the body
         step = _extended(node, op, open_chains, family_of) or _begun(node, op, family_of)
         if step is not None and _of_one_kind(step):
             open_chains[node] = step
@@ -93,7 +93,7 @@ def _reductions(program: Program, family_of: FamilyOf) -> Iterator[Reduction]:
 def _extended(
     node: fx.Node, op: Op, chains: dict[fx.Node, Reduction], family_of: FamilyOf
 ) -> Reduction | None:
-    """The chain that ``node`` goes on with."""
+    """An open chain, extended by ``node``; None if ``node`` extends none."""
     left, right = op.args["input"], op.args["other"]
     for state, part in ((left, right), (right, left)):
         chain = chains.get(state) if isinstance(state, fx.Node) else None
@@ -110,7 +110,7 @@ def _extended(
 
 
 def _begun(node: fx.Node, op: Op, family_of: FamilyOf) -> Reduction | None:
-    """A chain that begins with ``node``."""
+    """A new chain that begins with ``node``; None if none does."""
     left, right = op.args["input"], op.args["other"]
     mine = family_of(left) if isinstance(left, fx.Node) else None
     theirs = family_of(right) if isinstance(right, fx.Node) else None
@@ -127,7 +127,7 @@ def _begun(node: fx.Node, op: Op, family_of: FamilyOf) -> Reduction | None:
 
 
 def _of_one_kind(chain: Reduction) -> bool:
-    """Whether the frames, and what comes of them, agree in shape and dtype."""
+    """Whether the frames agree in shape, and frames and result in a floating-point dtype."""
     values = [value_of(node) for node in (*chain.parts, chain.nodes[-1])]
     dtypes = {v.dtype if isinstance(v, torch.Tensor) else None for v in values}
     dtype = dtypes.pop()

@@ -1,10 +1,10 @@
-"""Which in-place writes something else can see.
+"""Alias analysis: which nodes may share memory, and which in-place writes others can see.
 
-``relu_(bn(x))`` writes memory that only it has: it may be treated as a pure op. ``x[:, t].add_(1)``
-writes into the caller's tensor. The difference is told from storage: fake tensors share theirs as
-the real ones would, and ops that may or may not copy (``reshape``, ``contiguous``, ``to``, dropout
-in eval mode) are taken to share. :attr:`fxtemporal.ir.ops.Op.owns` tells those that never do; a
-call that is not known there may share with all that it reads, unless its fake value tells.
+``relu_(bn(x))`` writes memory that nothing else reads: it may be treated as a pure op.
+``x[:, t].add_(1)`` writes into the caller's tensor. Storages tell the two apart: fake tensors share
+theirs as the real ones would, and ops that may or may not copy (``reshape``, ``contiguous``,
+``to``, dropout in eval mode) are assumed to share. :attr:`fxtemporal.ir.ops.Op.owns` marks ops that
+never share. An unknown call may share with all its inputs, unless its fake value shows otherwise.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fxtemporal.support.torch_private import pytree
 __all__ = ["Aliasing", "of_library", "written_by"]
 
 _LIBRARIES = frozenset(("torch", "fxtemporal", "einops", "math", "builtins", "_operator"))
-"""What writes only where its name says so; no name in it stands for code of the user."""
+"""Packages whose functions write only if their name says so, and hold no code of the user."""
 
 
 class Aliasing:
-    """The storage classes of one graph, and the writes into them."""
+    """The nodes of one graph grouped by shared storage, and the writes into each group."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -62,7 +62,7 @@ class Aliasing:
                 yield node, written
 
     def visible(self, writer: fx.Node, written: fx.Node) -> str | None:
-        """Who else can see the write, as the end of a sentence; None where nobody can."""
+        """Who else can see the write, as the end of a sentence; None if nobody can."""
         after = self._order[writer]
         for node in self.shared_with(written):
             if node.op == "placeholder":
@@ -77,7 +77,7 @@ class Aliasing:
         return None
 
     def derives_from(self, node: fx.Node, writer: fx.Node) -> bool:
-        """Whether ``node`` is a view taken after the write, so that it is meant to see it."""
+        """Whether ``node`` is computed from the result of ``writer``, so must see its write."""
         seen: set[fx.Node] = set()
         pending = [node]
         while pending:
@@ -123,7 +123,7 @@ def _shared_inputs(node: fx.Node, op: Op | None) -> list[fx.Node]:
 def _storage(tensor: torch.Tensor) -> object:
     try:
         return tensor.untyped_storage()._cdata
-    except NotImplementedError:  # under vmap: all of these are taken to share
+    except NotImplementedError:  # under vmap: all such tensors are assumed to share
         return "no storage"
 
 
@@ -155,7 +155,7 @@ def written_by(program: Program, node: fx.Node) -> list[fx.Node]:
 
 
 def _may_write(program: Program, node: fx.Node) -> bool:
-    """Whether an unknown call may write what it reads: code of the user may, torch's says so."""
+    """Whether an unknown call may write its inputs: user code may, torch's only if it says so."""
     if node.op == "call_module":
         parts = list(program.gm.get_submodule(str(node.target)).modules())
         library = all(type(p).__module__.startswith("torch.nn.modules") for p in parts)
@@ -167,7 +167,7 @@ def _may_write(program: Program, node: fx.Node) -> bool:
 
 
 def of_library(node: fx.Node) -> bool:
-    """Whether a call is of a function or method that no user has written."""
+    """Whether a call is to a method, or to a function of a known library: not to user code."""
     home = getattr(node.target, "__module__", None) or "torch"
     return node.op == "call_method" or (
         node.op == "call_function" and home.partition(".")[0] in _LIBRARIES
@@ -175,5 +175,5 @@ def of_library(node: fx.Node) -> bool:
 
 
 def _says_so(name: str) -> bool:
-    """Whether an op of this name writes its first argument: ``add_``."""
+    """Whether an op of this name writes its first argument, like ``add_``."""
     return name.endswith("_") and not name.endswith("__")

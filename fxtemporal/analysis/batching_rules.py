@@ -1,14 +1,14 @@
-"""How each op runs on all frames at once, and where the samples are in what it gives.
+"""Batching rules: how each op runs on all frames at once, and where its result has the samples.
 
-Lanes of shape (N, ...) fold into one tensor of shape (N·T, ...). An op *folds* when its output on
-that tensor is the lanes' outputs, folded the same way: it must work on each entry of dimension 0
-by itself. One table says which do, one line an op; nothing else decides. An entry gets a
-:class:`Call` and yields what stands against folding it, in words.
+Lanes of shape (N, ...) fold into one tensor of shape (N·T, ...). An op *folds* if its output on
+that tensor is the lanes' outputs, folded the same way: it must treat each entry of dimension 0
+independently. One table, one line an op, decides which do. An entry takes a :class:`Call` and
+yields the reasons against folding it, in words.
 
-As in JAX, a rule also says where the batch dimension went. ``qkv.permute(2, 0, 3, 1, 4)`` moves the
-samples to dimension 1, so that it runs on (T, N, ...), one dimension further; ``[0]`` of that has
-them in dimension 0 again. Element-wise ops need no entry: they work on (T, N, ...) as well, where
-broadcasting between lanes and anything else keeps its meaning.
+As in JAX, a rule also says where the batch dimension goes. ``qkv.permute(2, 0, 3, 1, 4)`` moves the
+samples to dimension 1, so it runs on (T, N, ...), with its dimensions shifted by one; ``[0]`` of
+the result has them in dimension 0 again. Element-wise ops need no entry: they run on (T, N, ...),
+where lanes broadcast with other operands as before.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fxtemporal.ir.values import rank, shape
 __all__ = ["Batching", "Call", "How", "Origins", "batching"]
 
 Origins: TypeAlias = Mapping[int, object]
-"""By dimension of a frame, where its entries come from: dimension 0 is always there.
+"""``{dimension of a frame: where its entries come from}``; it always has dimension 0.
 
-Only lanes whose dimension 0 is of one origin, and so as long whatever the batch, fold together.
+Only lanes of one origin fold together: their dimension 0 has the same size at any batch size.
 """
 
 
@@ -44,23 +44,23 @@ class Call:
     op: Op
     lanes: frozenset[fx.Node]
     samples: frozenset[fx.Node]
-    """Numbers that are known to be the size of dimension 0 of the lanes."""
+    """Nodes known to hold the size of dimension 0 of the lanes."""
     program: Program
     made: bool = False
-    """Whether dimension 0 of a lane may count something else than samples, and another samples."""
+    """True if dimension 0 of a lane may not be the sample dimension."""
     origins: Mapping[fx.Node, Origins] = field(default_factory=dict)
-    """Those of each lane; of lanes that are not listed, all are of one."""
+    """The origins of each lane; lanes that are not listed share one origin."""
 
     def origin(self) -> set[object]:
-        """Where dimension 0 of the lanes comes from."""
+        """The origins of dimension 0 of all lanes."""
         return {self.origins.get(lane, _ONE)[0] for lane in self.lanes}
 
     def dims(self, value: Any) -> int | None:
-        """The rank of an argument, 0 for a number; None for a tuple, or where it is not known."""
+        """The rank of an argument, 0 for a number; None for a tuple, or if it is not known."""
         return None if isinstance(value, tuple) and value else self.program.dims(value)
 
     def lane(self, name: str = "input") -> fx.Node | None:
-        """The argument ``name``, where it is a lane."""
+        """The argument ``name`` if it is a lane, else None."""
         value = self.op.args.get(name)
         return value if isinstance(value, fx.Node) and value in self.lanes else None
 
@@ -69,13 +69,16 @@ class Call:
         return (rank(node) if node is not None else None) or 0
 
     def entries(self, name: str) -> int | None:
-        """How many numbers the argument ``name`` holds: a tuple, or a size that is computed."""
+        """The length of the tuple ``name``, which may be computed; None if it is not a tuple."""
         value = self.op.args[name]
         value = value_of(value) if isinstance(value, fx.Node) else value
         return len(value) if isinstance(value, tuple | list) else None
 
     def aligned(self, dimensions: int) -> bool:
-        """Whether an element-wise op, its result of that rank, broadcasts nothing over samples."""
+        """True if an element-wise op with a result of that rank broadcasts nothing over samples.
+
+        So all lanes have that rank, and all other operands a smaller one.
+        """
         fixed = [self.dims(value) for value in self.op.args.values() if value not in self.lanes]
         return (
             dimensions > 0
@@ -84,14 +87,14 @@ class Call:
         )
 
     def size_of_lane(self, number: fx.Node) -> int | None:
-        """The number, where it is a size of a lane other than that of dimension 0."""
+        """The value of ``number`` if it is a size of a lane, not of dimension 0; else None."""
         op = self.program.op(number)
         if op is None or op.name != "size" or op.args["dim"] == 0:
             return None
         return int(needed_value(number)) if op.args["input"] in self.lanes else None
 
     def only(self, *names: str) -> Iterator[str]:
-        """Blockers unless the lanes among the arguments are just those of ``names``."""
+        """Blockers unless exactly the arguments ``names`` are lanes."""
         expected = {self.lane(name) for name in names}
         if None in expected:
             yield "its input is the same for every frame, another argument is not"
@@ -103,22 +106,22 @@ _ONE: Origins = {0: None}
 
 
 class How(Enum):
-    """What an op runs on: (N·T, ...), (T, N, ...) or (T, ...), or each frame by itself."""
+    """How an op runs on frames: as (N·T, ...), (T, N, ...) or (T, ...), or on each separately."""
 
     FOLDED = auto()
     IN_FRONT = auto()
     BROADCAST = auto()
-    """An element-wise op with the frames in front, where all else broadcasts."""
+    """An element-wise op with the frames as dimension 0; other operands broadcast."""
     MAPPED = auto()
     """Through ``torch.vmap``."""
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How an op runs on all frames, and the ``origins`` of what it gives for one of them.
+    """How an op runs on all frames, and the ``origins`` of its result for one frame.
 
-    ``arguments`` are what it takes besides its input where frames stand in front of it, dimension 0
-    being dimension 1 then; None: the same.
+    ``arguments`` are the op's other arguments if the frames are a new dimension 0, so that its
+    dimension 0 becomes dimension 1; None: they do not change.
     """
 
     call: Call
@@ -128,20 +131,20 @@ class Batching:
 
     @property
     def origin(self) -> object:
-        """Where dimension 0 of a frame comes from."""
+        """The origin of dimension 0 of a frame."""
         return self.origins[0]
 
 
 def batching(
     call: Call, own: object, dimensions: int, module: str, allowed: frozenset[Code] = frozenset()
 ) -> Batching | tuple[Reason, ...]:
-    """How to run the op on all frames; or what stands against it.
+    """How to run the op on all frames, or the reasons against it.
 
     Args:
         own: the origin of a dimension 0 that the op makes.
-        dimensions: of what it gives for one frame.
-        module: where it is called, for the reasons.
-        allowed: codes of reasons that do not count.
+        dimensions: the rank of its result for one frame.
+        module: the place of the call, for the reasons.
+        allowed: codes of reasons to ignore.
     """
     if (arguments := _one_further(call)) is not None:
         return Batching(call, How.IN_FRONT, _moved_origins(call, own), arguments)
@@ -165,7 +168,7 @@ Entry = Callable[[Call], Blockers]
 
 
 def _blockers(call: Call, module: str, allowed: frozenset[Code]) -> Iterator[Reason]:
-    """What stands against running the op on frames folded into dimension 0."""
+    """The reasons against running the op on frames folded into dimension 0."""
     op = call.op
     if op.random and Code.RANDOMNESS not in allowed:
         yield Reason(Code.RANDOMNESS, f"{module}: {op.name} draws random numbers for each frame")
@@ -197,8 +200,8 @@ def _blockers(call: Call, module: str, allowed: frozenset[Code]) -> Iterator[Rea
 def _takes_samples(call: Call) -> bool:
     """Whether the op runs on single samples, (C, H, W), so that frames become its batch.
 
-    A pooling is none of these: it treats each channel by itself, and takes (T·C, H, W), of no
-    channel too, where it would refuse (T, 0, H, W).
+    Poolings are excluded: they treat each channel independently, so (T·C, H, W) works, even with
+    no channels, where (T, 0, H, W) would be refused.
     """
     name = call.op.name
     if name in _SPATIAL and name.startswith("conv"):
@@ -209,10 +212,10 @@ def _takes_samples(call: Call) -> bool:
 
 
 def _one_further(call: Call) -> tuple[Any, ...] | None:
-    """The op's further arguments with the frames in front, (T, ...), as dimension 0.
+    """The op's other arguments if the frames are a new dimension 0, (T, ...).
 
-    An op that works on dimension 0 of its lanes works on dimension 1 of all of them. None where
-    the op folds as it is, or is not one of these.
+    An op that works on dimension 0 of a lane works on dimension 1 of the stacked lanes. None if
+    the op folds as it is, or cannot be shifted.
     """
     op = call.op
     if op.name not in _SHAPES or op.nodes() != (call.lane(),) or call.rank() == 0:
@@ -235,7 +238,7 @@ def _one_further(call: Call) -> tuple[Any, ...] | None:
 
 
 def _moved_origins(call: Call, own: object) -> Origins:
-    """The origins of what an op gives: where it puts the dimensions of its input."""
+    """The origins of an op's result, which follow the dimensions of its input."""
     lane = call.lane()
     known = _ONE if lane is None else call.origins.get(lane, _ONE)
     alone = call.op.nodes() == (lane,) and not any(
@@ -251,7 +254,7 @@ def _moved_origins(call: Call, own: object) -> Origins:
 
 
 def _dimensions_after(call: Call, dims: Sequence[int]) -> Iterator[int | None]:
-    """For each dimension of what a shape op gives, that of its input; None where it is new."""
+    """For each dimension of a shape op's result: that of its input, or None for a new one."""
     op, args = call.op, [call.op.args.get(name) for name in _SHAPES[call.op.name]]
     given: Any = args[0]
     match op.name:
@@ -284,7 +287,7 @@ _SHAPES = {
     "transpose": ("dim0", "dim1"),
     "permute": ("dims",),
 }
-"""Ops that put the dimensions of their input elsewhere, and which of their arguments say where."""
+"""``{op that moves the dimensions of its input: its arguments that name dimensions}``."""
 
 # -- the shapes of blockers ------------------------------------------------------------------------
 
@@ -307,7 +310,7 @@ _SPATIAL = {
 
 
 def _spatial(n: int) -> Entry:
-    """(N, C, *n sizes), everything else the same for all frames."""
+    """Input (N, C, *n sizes); all other arguments are the same for all frames."""
 
     def entry(call: Call) -> Blockers:
         yield from call.only("input")
@@ -318,7 +321,7 @@ def _spatial(n: int) -> Entry:
 
 
 def _at_least(dimensions: int, *names: str) -> Entry:
-    """Dimension 0 is a batch as long as there are so many dimensions."""
+    """Dimension 0 is the batch if the input has at least ``dimensions`` dimensions."""
 
     def entry(call: Call) -> Blockers:
         yield from call.only(*(names or ("input",)))
@@ -329,7 +332,7 @@ def _at_least(dimensions: int, *names: str) -> Entry:
 
 
 def _not_over_samples(name: str = "dim") -> Entry:
-    """Works along dimensions that must not include 0."""
+    """Works along the dimensions ``name``, which must not include 0."""
 
     def entry(call: Call) -> Blockers:
         yield from call.only("input")
@@ -344,7 +347,7 @@ def _not_over_samples(name: str = "dim") -> Entry:
 
 
 def _accumulated(call: Call) -> Blockers:
-    """Frames of frames, along a dimension other than 0; what each chain starts from is a lane."""
+    """A running sum or extremum, not along dimension 0; its initial value must be a lane."""
     started = isinstance(call.op.args["initial"], fx.Node | Attr)
     yield from call.only("input", *(("initial",) if started else ()))
     if not isinstance(call.op.args["dim"], int) or call.op.args["dim"] == 0:
@@ -360,7 +363,7 @@ def _sliced(call: Call) -> Blockers:
 def _joined(call: Call) -> Blockers:
     """cat and stack of lanes; a part that is the same for all frames is repeated for each.
 
-    Such a part has as many samples as a frame, whatever the batch: cat and stack broadcast nothing.
+    Such a part has as many samples as a frame at any batch size: cat and stack do not broadcast.
     """
     tensors = call.op.args["tensors"]
     if not isinstance(tensors, tuple) or not all(isinstance(t, fx.Node) for t in tensors):
@@ -462,12 +465,12 @@ def _indexed(call: Call) -> Blockers:
 
 
 def _item(call: Call) -> Blockers:
-    """One entry of a tuple that an op gives for each frame."""
+    """One entry of the tuple that an op returns for each frame."""
     yield from call.only("input")
 
 
 def _matrix_product(second: str) -> Entry:
-    """A product of two matrices or vectors, ``input`` and what is called ``second``."""
+    """A product of two matrices or vectors, the arguments ``input`` and ``second``."""
 
     def entry(call: Call) -> Blockers:
         left, right = call.op.args["input"], call.op.args[second]

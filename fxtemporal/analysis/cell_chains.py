@@ -1,11 +1,11 @@
-"""Recurrent cells called step after step, each on the state that the one before left.
+"""Chains of recurrent cells: each call reads the state that the call before it returned.
 
 ::
 
     h0 = cell(x[:, 0], h);  h1 = cell(x[:, 1], h0);  h2 = cell(x[:, 2], h1)      one chain, 3 steps
 
 A chain ends where a step's *input* depends on a step of the same chain: a decoder that reads its
-own output gives chains of one step each. What changes a state on its way to the next step ends a
+own output gives chains of one step each. An op that changes the state between two steps ends a
 chain too. Nothing is changed here.
 """
 
@@ -30,14 +30,14 @@ CELLS = {
     "rnn_tanh_cell": "rnn_tanh",
     "rnn_relu_cell": "rnn_relu",
 }
-"""The op of one step, and the op of a sequence of them."""
+"""``{op of one step: op of a sequence}``."""
 
 
 @dataclass(frozen=True, eq=False)
 class CellStep:
-    """One call of a cell. ``before`` is the call whose state it reads as that one left it.
+    """One call of a cell. ``before`` is the call whose state it reads unchanged.
 
-    ``links`` are the nodes between the two, from the call on: items of its tuple, copies.
+    ``links`` are the nodes from ``before`` to this call: items of its tuple, copies.
     """
 
     node: fx.Node
@@ -52,7 +52,7 @@ class CellStep:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Calls of one cell in their order; with ``reasons`` they are no chain, and this is why."""
+    """Calls of one cell in graph order; ``reasons`` say why they do not form a chain, if so."""
 
     nodes: tuple[fx.Node, ...]
     steps: tuple[CellStep, ...] = ()
@@ -60,7 +60,7 @@ class Chain:
 
 
 def chains_of(program: Program) -> list[Chain]:
-    """Every chain of two steps or more, and every set of calls that would be one but for a reason.
+    """Every chain of two or more steps, and calls that ``reasons`` keep from forming one.
 
     In graph order.
     """
@@ -80,14 +80,14 @@ def chains_of(program: Program) -> list[Chain]:
 
 
 def whole(program: Program, value: Any) -> Any:
-    """``value``, or what it is a slice of all of, as torch.export writes for ``x[:, t]``."""
+    """``value`` without slices that take everything, which torch.export writes for ``x[:, t]``."""
     while isinstance(value, fx.Node) and (op := program.op(value)) is not None and is_whole(op):
         value = op.args["input"]
     return value
 
 
 def item_of(program: Program, node: fx.Node) -> int | None:
-    """Which half of a cell's tuple ``node`` is."""
+    """The index that ``node`` takes of a cell's tuple; None if it is no such item."""
     op = program.op(node) if node.op.startswith("call") else None
     index = op.args["index"] if op is not None and op.name == "item" else None
     return index if isinstance(index, int) else None
@@ -106,7 +106,7 @@ def _cells(program: Program) -> dict[fx.Node, CellStep]:
 def _before(
     program: Program, op: Op, cells: dict[fx.Node, CellStep]
 ) -> tuple[fx.Node | None, tuple[fx.Node, ...]]:
-    """The call that left the state which ``op`` reads, and what carried it."""
+    """The call whose state ``op`` reads, and the nodes that pass it on."""
     state = op.args["hx"]
     parts = state if isinstance(state, tuple) else (state,)
     ends, links = [], []
@@ -123,7 +123,7 @@ def _before(
 
 
 def _carried(program: Program, value: Any) -> tuple[Any, list[fx.Node]]:
-    """Where the numbers of ``value`` were made, and the nodes that passed them on."""
+    """The node that computed the numbers of ``value``, and the nodes that passed them on."""
     path: list[fx.Node] = []
     while isinstance(value, fx.Node) and (op := program.op(value)) is not None:
         passes = Trait.PASSES_ON in op.traits and not op.random and not op.inplace
@@ -137,7 +137,7 @@ def _carried(program: Program, value: Any) -> tuple[Any, list[fx.Node]]:
 
 
 def _halves(program: Program, ends: Sequence[Any]) -> fx.Node | None:
-    """The call whose ``(h, c)`` these two are, in this order."""
+    """The call whose ``(h, c)`` the two ``ends`` are, in this order; None if there is none."""
     sources = []
     for position, end in enumerate(ends):
         op = program.op(end) if isinstance(end, fx.Node) else None
@@ -181,7 +181,7 @@ def _runs(program: Program, line: list[CellStep]) -> Iterator[tuple[CellStep, ..
 
 
 def _why_single(program: Program, single: list[CellStep]) -> tuple[Reason, ...]:
-    """Why calls of one cell that depend on one another make no chain; () where they do not."""
+    """Why calls of one cell that depend on one another form no chain; () if they do not depend."""
     if len(single) < 2:
         return ()
     mine = {step.node for step in single}
@@ -212,7 +212,7 @@ def _what(program: Program, node: fx.Node) -> str:
 
 
 def _blocked(program: Program) -> Iterator[Chain]:
-    """Cells called more than once that are not what their class says."""
+    """Cells called more than once that must stay calls: hooks, for example, change what they do."""
     calls: dict[nn.Module, list[fx.Node]] = {}
     for node in program.graph.nodes:
         if node.op == "call_module" and program.op(node) is None:

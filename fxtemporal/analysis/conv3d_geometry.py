@@ -1,4 +1,4 @@
-"""What kind of convolution a node is."""
+"""Geometry of a conv3d node: kernel, stride, padding and sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["conv3d_geometry"]
 
 
 def conv3d_geometry(program: Program, op: Op) -> ConvGeometry | None:
-    """The geometry of a described conv3d; None where its weight has no known shape."""
+    """The geometry of a described conv3d; None if the shape of its weight is not known."""
     weight = op.args["weight"]
     kernel = shape(weight) if isinstance(weight, fx.Node) else None
     if isinstance(weight, Attr):

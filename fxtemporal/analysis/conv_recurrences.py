@@ -1,4 +1,4 @@
-"""Recurrent cells written by hand: a layer that reads a frame joined with a state.
+"""Recurrent cells written by hand: a layer reads a frame concatenated with a state.
 
 ::
 
@@ -6,10 +6,10 @@
         gates = conv(torch.cat([x[:, t], h], 1))      parts   frame, state
         h = update(gates, h)
 
-The steps of a cell are calls of one layer, with the same weights, each on a ``cat`` of its own
-along the channels. A part is a *frame* where every step has its lane of one family
-(:mod:`fxtemporal.analysis.families`) that no step of the cell has any part in; all else is *state*.
-Nothing is changed here.
+The steps of a cell are calls of one layer, with the same weights, each on its own ``cat`` along the
+channels. A part of the ``cat`` is a *frame* if every step reads there a lane of one family
+(:mod:`fxtemporal.analysis.families`) that depends on no step of the cell; all other parts are
+*state*. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from fxtemporal.ir.reasons import Code, Reason, blocked_module
 __all__ = ["Cell", "ConvStep", "Part", "cells_of"]
 
 _EXTENTS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
-"""The dimensions behind the channels, of each op that is linear in its input channels."""
+"""Number of dimensions after the channels, of each op that is linear in its input channels."""
 
 _LAYERS = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 Part = fx.Node | Attr
 Lanes = Mapping[fx.Node, tuple[Family, int]]
 Places = Mapping[fx.Node, tuple[Loop, Family]]
-"""The loop that a family is part of, by the first node of the family."""
+"""``{first node of a family: (its loop, the family)}``."""
 Reading = tuple[tuple[Family, int] | None, ...]
-"""Of each part the family, and its lane relative to the first of them; None for a state."""
+"""For each part: its family, and its lane relative to the first frame's; None for a state."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConvStep:
-    """One call, ``layer(cat(parts))``; ``op`` is None for a module that must stay a call of it."""
+    """One call, ``layer(cat(parts))``; ``op`` is None for a module that must stay a call."""
 
     layer: fx.Node
     op: Op | None
@@ -60,8 +60,8 @@ class ConvStep:
 class Cell:
     """The steps of one cell, in graph order.
 
-    ``frames`` holds positions of parts: those of one tuple may be joined when they are batched.
-    ``blockers`` say why the frames cannot be batched.
+    ``frames`` and ``state`` hold positions of parts. The frames of one tuple may be joined before
+    they are batched. ``blockers`` say why the frames cannot be batched.
     """
 
     steps: tuple[ConvStep, ...]
@@ -97,7 +97,7 @@ def cells_of(program: Program) -> Iterator[Cell]:
 
 
 def _calls(program: Program) -> Iterable[list[ConvStep]]:
-    """All calls of a layer on a join of its channels; in one list those with the same weights."""
+    """All calls of a layer on a ``cat`` along its channels, one list for the same weights."""
     calls: dict[Any, list[ConvStep]] = {}
     key: Any
     for node in program.graph.nodes:
@@ -119,7 +119,7 @@ def _calls(program: Program) -> Iterable[list[ConvStep]]:
 
 
 def _blocked_layer(program: Program, node: fx.Node) -> tuple[int, Any]:
-    """The extent and the input of a layer that is not described, for its hooks say; or nothing."""
+    """Extent and input of a layer without a description (it has hooks, say); else (0, None)."""
     if blocked_module(program, node) is None:
         return 0, None
     module = program.gm.get_submodule(str(node.target))
@@ -131,7 +131,7 @@ def _blocked_layer(program: Program, node: fx.Node) -> tuple[int, Any]:
 def _parts(
     program: Program, node: fx.Node, extent: int
 ) -> tuple[tuple[Part, ...], int, tuple[int, ...]] | None:
-    """What ``node`` joins along the channels, which dimension that is, and how many each has."""
+    """The parts that ``node`` joins along the channels, that dimension, and each one's channels."""
     op = program.op(node)
     if op is None or op.name != "cat" or not isinstance(op.args["tensors"], tuple):
         return None
@@ -139,7 +139,7 @@ def _parts(
     values = [_value(program, part) for part in parts]
     if len(parts) < 2 or not all(isinstance(value, torch.Tensor) for value in values):
         return None
-    ranks = {value.dim() for value in values}  # cat() skips an empty one that has another
+    ranks = {value.dim() for value in values}  # cat() skips an empty tensor of another rank
     if len(ranks) > 1 or dim != ranks.pop() - 1 - extent:
         return None
     return parts, dim, tuple(int(value.shape[dim]) for value in values)
@@ -157,7 +157,7 @@ def _value(program: Program, part: Any) -> Any:
 def _readings(
     program: Program, steps: list[ConvStep], lanes: Lanes
 ) -> Iterator[tuple[Reading, list[ConvStep]]]:
-    """The steps that read frames of the same families, if beside them they read a state."""
+    """Groups of steps that read frames of the same families, and a state as well."""
     op, join = steps[0].op, steps[0].join
     if op is not None and any(node in lanes for node in op.nodes() if node is not join):
         return  # the weights come from a frame
@@ -216,7 +216,7 @@ def _plan(family: Family, places: Places) -> Batching | None:
 def _together(
     step: ConvStep, read: Mapping[int, Family], places: Places
 ) -> tuple[tuple[int, ...], ...]:
-    """Which frames may be joined before they are batched: those with the same samples."""
+    """Groups of frames that may be joined before they are batched: those of the same samples."""
     groups: dict[Any, list[int]] = {}
     for position, family in read.items():
         plan, source = _plan(family, places), family.source

@@ -1,16 +1,16 @@
-"""What a program costs: FLOPs, and the time that they and the memory traffic predict.
+"""The cost of a program: FLOPs, and a time predicted from them and from the memory traffic.
 
 Each node runs once on fake tensors, and each ATen op in it is metered: FLOPs by the formulas of
-``torch.utils.flop_counter`` (a multiply-add counts as two), bytes read and written by its tensors.
-The time of an op is predicted by the roofline model (Williams, Waterman and Patterson, *Roofline*,
-2009), with what a call takes on top::
+``torch.utils.flop_counter`` (a multiply-add counts as two), bytes by the tensors it reads and
+writes. The time of an op is predicted by the roofline model (Williams, Waterman and Patterson,
+*Roofline*, 2009), plus the overhead of a call::
 
     milliseconds = call + max(flops / rate, bytes / bandwidth)      # of memory, or of the cache
 
 That explains most of what re-rolling a loop gains: T calls read the weights T times. The constants
-fit what ``benchmarks.predictions`` measured on one machine; ratios hold elsewhere better than
-milliseconds, and what was measured on the machine at hand is better than either. Two convolutions
-of the same work are predicted to take as long, whatever kernels they run on.
+fit the measurements of ``benchmarks.predictions`` on one machine. On another machine, trust ratios
+more than milliseconds, and measurements there more than either. Two convolutions of the same work
+are predicted to take the same time, whatever kernels they run on.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from fxtemporal.support.torch_private.dispatch import TorchDispatchMode
 __all__ = ["Block", "Cost", "Costs", "SiteCost", "Structure"]
 
 _RATE = 2.5e8
-"""FLOPs a millisecond, of large convolutions and products on the machine of the benchmarks."""
+"""FLOPs per millisecond of large convolutions and products, on the machine of the benchmarks."""
 _BANDWIDTH = 8.0e6
-"""Bytes a millisecond, between the cores and memory."""
+"""Bytes per millisecond between the cores and memory."""
 _CACHED = 1.6e7
-"""Bytes a millisecond, of an op whose tensors fit into the cache."""
+"""Bytes per millisecond of an op whose tensors fit into the cache."""
 _CACHE = 2 << 20
-"""Bytes that do."""
+"""Bytes that fit into the cache."""
 _CALL = 0.012
 """Milliseconds that PyTorch takes to call an op."""
 _STEP = 0.02
-"""Milliseconds of one step of a recurrent layer, on top of its work: one waits for the other."""
+"""Milliseconds of one step of a recurrent layer, on top of its work: steps run in sequence."""
 _VIEW = 0.002
-"""Milliseconds of an op that computes strides alone."""
+"""Milliseconds of an op that computes strides only."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call: FLOPs, ops that were run, and predicted milliseconds."""
+    """The cost of one call: FLOPs, ops run, and predicted milliseconds."""
 
     flops: int = 0
     calls: int = 0
@@ -82,14 +82,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class SiteCost:
-    """What one site costs as it is, and what would be left of that: FLOPs, milliseconds."""
+    """The cost of one site, before and after its rewrite."""
 
     before: Cost
     after: Cost
 
     @property
     def speedup(self) -> float:
-        """How many times as fast the site is predicted to be."""
+        """Predicted speed-up of the site: 2.0 is twice as fast."""
         return self.before.milliseconds / max(self.after.milliseconds, 1e-6)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class SiteCost:
 
 @dataclass(frozen=True)
 class Block:
-    """All that a program runs of one module: how often that is called, and what it costs."""
+    """One module of a program: how often it is called, and what all its calls cost."""
 
     module: str
     times: int
@@ -113,7 +113,7 @@ _NOTHING = Cost()
 
 @dataclass(frozen=True)
 class Structure:
-    """What a model runs, module by module, as it is and after its rewrites."""
+    """The modules that a model runs, before and after its rewrites."""
 
     before: tuple[Block, ...]
     after: tuple[Block, ...]
@@ -128,7 +128,7 @@ class Structure:
 
     @property
     def speedup(self) -> float | None:
-        """How many times as fast the model is predicted to be; None where it runs no op."""
+        """Predicted speed-up of the model; None if it runs no op."""
         after = self.cost_after.milliseconds
         return self.cost_before.milliseconds / after if after else None
 
@@ -140,14 +140,14 @@ class Structure:
 
 
 class Costs:
-    """The costs of nodes; alike calls are metered once."""
+    """The costs of nodes; equal calls are metered once."""
 
     def __init__(self) -> None:
         self._of: dict[fx.Node, Cost] = {}
         self._alike: dict[Any, Cost] = {}
 
     def of(self, program: Program, nodes: Iterable[fx.Node]) -> Cost:
-        """What ``nodes`` cost together."""
+        """The total cost of ``nodes``."""
         return sum((self._node(program, node) for node in nodes), _NOTHING)
 
     def total(self, program: Program) -> Cost:
@@ -190,7 +190,7 @@ class Costs:
         key = _key(node)
         if key not in self._alike:
             meter = _Meter()
-            with suppress(Exception):  # what cannot be run again was counted up to there
+            with suppress(Exception):  # a node that fails is counted up to the failing op
                 run_node(program.gm, node, program.fake_mode, meter, again=True)
             self._alike[key] = meter.cost
         return self._alike[key]
@@ -201,7 +201,7 @@ def _has_tensor(value: Any) -> bool:
 
 
 def _key(node: fx.Node) -> Any:
-    """What calls that cost the same have in common."""
+    """A key that is equal for calls of the same cost."""
     leaves, structure = pytree.tree_flatten((node.args, dict(node.kwargs)))
     return node.op, node.target, str(structure), tuple(_described(leaf) for leaf in leaves)
 
@@ -251,7 +251,7 @@ def _op_cost(
 
 
 def _recurrent(input: Tensor, weights: Iterable[Tensor]) -> int:
-    """Each step of each sample meets each weight once."""
+    """FLOPs of a recurrent layer: each step of each sample uses each weight once."""
     matrices = (weight.numel() for weight in weights if weight.dim() == 2)
     return 2 * input.shape[0] * input.shape[1] * sum(matrices)
 

@@ -1,8 +1,7 @@
-"""Whether nodes may be computed earlier than they stand.
+"""Checks whether nodes may move to an earlier place in the graph.
 
-Moving a node up changes nothing, as long as it passes no node that writes what it reads or reads
-what it writes, and as long as draws of random numbers, updates of statistics and calls that nobody
-here knows keep their order.
+Moving a node up changes nothing if it passes no node that writes what it reads or reads what it
+writes, and if draws of random numbers, updates of statistics and unknown calls keep their order.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ __all__ = ["Mover", "needed_by"]
 
 
 def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
-    """``nodes`` and all that they read, as far as it stands behind ``start``, in graph order."""
+    """``nodes`` and all that they depend on, limited to nodes after ``start``, in graph order."""
     found: set[fx.Node] = set()
     pending = [node for node in nodes if isinstance(node, fx.Node)]
     while pending:
@@ -36,7 +35,7 @@ def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
 
 
 class Mover:
-    """What stands in the way of moving nodes up to ``start``."""
+    """Finds the reasons against moving nodes up in the graph."""
 
     def __init__(self, program: Program, aliasing: Aliasing) -> None:
         self._program = program
@@ -45,9 +44,10 @@ class Mover:
     def blockers(
         self, moved: list[fx.Node], replaced: Collection[fx.Node], start: fx.Node
     ) -> Iterator[Reason]:
-        """``moved`` go up to ``start`` in their order, and then ``replaced``, as one, behind them.
+        """Reasons against moving ``moved``, in order, to ``start``, with ``replaced`` after them.
 
-        ``replaced`` holds ``start``, and is known to write nothing.
+        One node takes the place of all ``replaced``; ``start`` is one of them, and they must write
+        nothing.
         """
         goes = {*moved, *replaced}
         if len(goes) == 1:
@@ -74,7 +74,7 @@ class Mover:
                 passed_delicate += [node] if node in delicate else []
 
     def _conflict(self, node: fx.Node, other: fx.Node) -> Reason | None:
-        """Why ``node`` cannot be computed before ``other``, which stands before it."""
+        """Why ``node`` cannot be moved before ``other``, an earlier node; None if it can."""
         where = self._program.called(node)
         if self._barrier(node) or self._barrier(other):
             text = f"{where}: {self._what(other)} may change how it is computed"
@@ -95,7 +95,7 @@ class Mover:
 
     def _reads(self, reader: fx.Node, written: fx.Node) -> bool:
         if any(node.op == "get_attr" for node in self._aliasing.shared_with(written)):
-            return True  # modules read their parameters without a node for it
+            return True  # modules read their parameters, and no node shows it
         return any(
             self._aliasing.share(written, node) for node in (reader, *reader.all_input_nodes)
         )
@@ -107,7 +107,7 @@ class Mover:
         return self._effect(node) or bool(written_by(self._program, node))
 
     def _effect(self, node: fx.Node) -> bool:
-        """Whether a call does more than compute its value, as far as is known."""
+        """Whether a call may do more than compute its value; unknown calls may."""
         op = self._program.op(node) if node.op.startswith("call") else None
         if op is None:
             return self._unknown(node)
@@ -119,7 +119,7 @@ class Mover:
         return self._program.op(node) is None
 
     def _barrier(self, node: fx.Node) -> bool:
-        """A call that gives no tensor may set a mode: of gradients, of autocast."""
+        """Whether an unknown call may set a mode (gradients, autocast): it returns no tensor."""
         if not self._unknown(node):
             return False
         values = pytree.tree_leaves(value_of(node))

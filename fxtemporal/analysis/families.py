@@ -6,13 +6,13 @@
     x1 = x[:, 1];  y1 = conv(x1);  z1 = relu(y1)   →    family 1: conv(0 @ t)  lanes 0..T-1
     ...                                                 family 2: relu(1 @ t)  lanes 0..T-1
 
-Every node is *invariant* or *lane t of family f*. Two nodes are of the same family when their ops,
+Every node is *invariant* or *lane t of family f*. Two nodes are of the same family if their ops,
 static arguments and parameters agree, and their inputs are the same invariants, or lanes of the
-same families at the same offset from their own. So a frame that reads the frame before it is a
-family at offset −1, and a state carried from frame to frame never forms a family at all: each of
-its steps reads another step. Frames that gradients flow back to, and frames that they do not
-because all that reads them is detached, are of different families: computed together, the second
-kind would get gradients of zero, and may hand on NaN. The cost is one dictionary look-up a node.
+same families at the same offset from their own. So a computation that reads the frame before it has
+an operand at offset −1. A state carried from frame to frame never forms a family: each of its steps
+reads another step. Frames that receive gradients, and frames that do not because all their readers
+are detached, are of different families: computed together, the second kind would receive gradients
+of zero, which may become NaN. The cost is one dictionary look-up a node.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ __all__ = ["Families", "Family", "Lane", "Operand", "Source", "Uniform", "famili
 _CONSTANTS = frozenset(
     (torch.arange, torch.eye, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros)
 )
-"""What gives the same at every call; made anew for each frame, it is one constant."""
+"""Functions that return the same at every call: one made for each frame is one constant."""
 
 _FILLED = frozenset("new_zeros new_ones new_full zeros_like ones_like full_like".split())
-"""The same, made like another tensor."""
+"""Methods that do so, with the shape or dtype of another tensor."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Lane t is ``length`` entries of ``base`` along ``dim``, from t on.
+    """The source of lanes: lane t is ``length`` entries of ``base`` along ``dim``, from t on.
 
     ``length`` None: one entry, the dimension dropped (``x[:, t]``). ``cut`` names the op that cuts
-    it out: a slice gives less where the tensor ends, chunk() cuts by the size it meets. With
-    ``from_end`` t is negative, and counts from the end of a dimension that may have any size.
+    lanes out: a slice gives fewer entries at the tensor's end, chunk() cuts by the size at run
+    time. ``from_end``: t is negative, and counts from the end of a dimension of any size.
     ``cut`` "list": ``base`` is a list of frames; stacked, they would lie along ``dim``.
     """
 
@@ -98,7 +98,7 @@ class Family:
 
     @property
     def first(self) -> fx.Node:
-        """The node that stands first in the graph."""
+        """The family's first node in the graph."""
         return self.nodes[0]
 
     @property
@@ -121,7 +121,7 @@ class Families:
     joins: tuple[Join, ...]
 
     def regions(self) -> list[list[Family]]:
-        """Families that feed one another, source families with one lane alone left out."""
+        """Connected families that have a source of several lanes."""
         fed: DisjointSets[Family] = DisjointSets()
         for family in self.all:
             for operand in family.operands:
@@ -137,10 +137,9 @@ class Families:
 def families_of(program: Program, *, random: bool = False) -> Families:
     """Number every node of ``program`` that depends on a frame.
 
-    A first walk finds the joins: ``stack`` and ``cat`` over lanes of one family that no other lane
-    repeats, and :mod:`fxtemporal.analysis.accumulations`. In the second they are what they are for
-    the rest of the graph: invariants. With ``random``, ops that draw random numbers form families
-    too.
+    A first walk finds the joins: ``stack`` and ``cat`` over lanes of one family that are not
+    themselves repeated, and :mod:`fxtemporal.analysis.accumulations`. In a second walk the joins
+    are invariants. With ``random``, ops that draw random numbers form families too.
     """
     numbering = _Numbering(program, frozenset(), random)
     joins = {f.first for f in numbering.families if _joins(f)}
@@ -175,7 +174,7 @@ class _Numbering:
             self._visit(node)
 
     def repeated(self, node: fx.Node) -> Family | None:
-        """The family that ``node`` is one of several lanes of."""
+        """The family of ``node``; None if it has none, or is the family's only lane."""
         family = self.of[node][0] if node in self.of else None
         return family if family is not None and len(family.lanes) > 1 else None
 
@@ -209,7 +208,7 @@ class _Numbering:
         self._number(node, lane, described, op, operands, None, uniform)
 
     def _only_read(self, node: fx.Node) -> bool:
-        """Whether nothing can write into the memory of ``node``, through its views neither."""
+        """Whether nothing can write into the memory of ``node``, directly or through a view."""
         pending, seen = [node], {node}
         while pending:
             for user in pending.pop().users:
@@ -222,7 +221,7 @@ class _Numbering:
         return True
 
     def _note_invariant(self, node: fx.Node, op: Op) -> None:
-        """Let the same view or size of a tensor, taken anew for each frame, be one node."""
+        """Treat equal views or sizes of a tensor, taken again for each frame, as one node."""
         source = op.args.get("input")
         if is_whole(op) and isinstance(source, fx.Node):
             self._same[node] = self._same.get(source, source)
@@ -231,7 +230,7 @@ class _Numbering:
         self._same[node] = self._invariants.setdefault(key, node)
 
     def _operands(self, inputs: tuple[fx.Node, ...]) -> tuple[tuple[Operand, ...], int | None]:
-        """Lanes relative to the first of them, which is the lane of the node itself."""
+        """The operands, with lanes relative to the first one's, and that lane, the node's own."""
         lanes = [self.of[n] for n in inputs if n in self.of]
         anchor = next((lane for family, lane in lanes if not family.uniform), None)
         operands: list[Operand] = []
@@ -258,7 +257,7 @@ class _Numbering:
             static = fx.node.map_arg((node.args, node.kwargs), lambda n: "%")
             return (node.op, node.target, repr(static), described)
         if op.random and not self.random:
-            return (node,)  # drawn anew for every frame: never the same computation
+            return (node,)  # new numbers for every frame: never the same computation
         return (op.static(), op.inplace, described)
 
     def _number(
@@ -286,9 +285,9 @@ class _Numbering:
         self.of[node] = family, lane
 
     def _frame(self, node: fx.Node, op: Op) -> tuple[Source, int] | None:
-        """``(source, t)`` where the op takes constant entries of an invariant tensor."""
+        """``(source, t)`` if the op takes constant entries of an invariant tensor, else None."""
         if is_no_frame(node):
-            return None  # a rewrite reads one frame of its own for what stays in the loop
+            return None  # a rewrite added this read of one frame, for ops that stay in the loop
         match op.name:
             case "getitem":  # x[:, [t]]
                 listed = [(d, part) for d, part in enumerate(op.args["index"]) if part != WHOLE]
@@ -337,7 +336,7 @@ class _Numbering:
         return self._source(base, dim, index * lengths[0], lengths[0], op.name)
 
     def _cuts(self, node: fx.Node) -> bool:
-        """Whether ``node`` takes a part of a tensor, so that this is a clip and not a frame."""
+        """Whether ``node`` takes a part of a tensor, so that the tensor is a clip, not a frame."""
         op = self.program.op(node)
         return op is not None and Trait.CUTS in op.traits
 
@@ -367,7 +366,7 @@ class _Numbering:
         return Source(base, dim, length, cut, from_end=start < 0), start
 
     def constant(self, value: Any) -> int | None:
-        """An index as a number: as written, or computed from sizes that checks hold."""
+        """An index as a number: as written, or computed from sizes that guards hold."""
         if isinstance(value, int):
             return value
         if not isinstance(value, fx.Node) or not isinstance(value_of(value), int):
@@ -394,12 +393,12 @@ def is_input(node: Any) -> bool:
 
 
 def _makes_a_constant(node: fx.Node, op: Op | None) -> bool:
-    """Whether ``node`` gives the same at every call with these arguments."""
+    """Whether ``node`` returns the same at every call with these arguments."""
     return node.target in _CONSTANTS or (op is not None and op.name in _FILLED)
 
 
 def _listed(index: Any) -> tuple[int, ...] | None:
-    """The entries of ``torch.tensor([t])``; None where they are not written out."""
+    """The entries of ``torch.tensor([t])``; None if they are not constants."""
     if not isinstance(index, fx.Node) or index.target is not torch.tensor:
         return None
     listed = index.args[0] if isinstance(index.args[0], list | tuple) else (index.args[0],)
@@ -408,7 +407,7 @@ def _listed(index: Any) -> tuple[int, ...] | None:
 
 
 def is_whole(op: Op) -> bool:
-    """Whether the op is a slice of everything, ``x[:]``, as torch.export writes for ``x[:, t]``."""
+    """Whether the op slices everything, ``x[:]``, which torch.export writes for ``x[:, t]``."""
     parts = (op.args.get("start"), op.args.get("end"), op.args.get("step"))
     return op.name == "slice" and parts == (0, None, 1)
 

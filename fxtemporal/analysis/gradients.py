@@ -1,12 +1,12 @@
-"""Which nodes gradients of the results flow back to.
+"""Finds the nodes that gradients of the results flow back to.
 
 ::
 
     y0 = conv(x0);  y1 = conv(x1);  y2 = conv(x2)
     return stack([y1, y2]), y0.detach()               y1 and y2, and not y0
 
-Of a gradient that is zero something may still come: 0·inf is NaN. So a node that gradients do not
-reach must not be computed as a part of one that they reach. Nothing is changed here.
+A gradient of zero can still do harm: 0·inf is NaN. So a node that gradients do not reach must not
+be computed as a part of one that they reach. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["with_gradients"]
 
 
 def with_gradients(program: Program) -> set[fx.Node]:
-    """The nodes that a result may be differentiated by, whatever requires gradients."""
+    """The nodes that gradients of a result can reach, whichever inputs require gradients."""
     found: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
         if node.op == "output" or _starts(program, node):
@@ -35,7 +35,7 @@ def with_gradients(program: Program) -> set[fx.Node]:
 
 
 def _starts(program: Program, node: fx.Node) -> bool:
-    """Whether a gradient may come to ``node`` from elsewhere: it writes, or nobody knows it."""
+    """Whether ``node`` may receive a gradient by other ways than its users: it writes, say."""
     if not node.op.startswith("call") or node.target in QUESTIONS:
         return False
     op = program.op(node)
@@ -46,10 +46,7 @@ def _starts(program: Program, node: fx.Node) -> bool:
 
 
 def _carries(program: Program, node: fx.Node) -> bool:
-    """Whether the value of ``node`` can have a gradient: numbers, flags and copies apart have none.
-
-    What is detached has none itself; what is written in place is a node of its own.
-    """
+    """Whether the value of ``node`` can have a gradient: a detached or integer one cannot."""
     op = program.op(node) if node.op.startswith("call") else None
     if op is not None and op.name == "detach":
         return False

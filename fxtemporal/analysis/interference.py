@@ -1,4 +1,4 @@
-"""What happens between two nodes of a graph that are to become one."""
+"""Nodes that keep two nodes of a graph from becoming one: mode switches and writes between them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["attributes_written", "mode_switch", "written_between"]
 
 
 def mode_switch(program: Program, first: fx.Node, last: fx.Node) -> fx.Node | None:
-    """A call between the two that may switch a mode: of gradients, of autocast.
+    """A call between the two that may switch a mode (gradients, autocast); None if there is none.
 
-    Any unknown call that gives no tensor may.
+    Any unknown call that returns no tensor may.
     """
     node = first.next
     while node is not last and node.op != "root":

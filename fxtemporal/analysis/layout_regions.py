@@ -1,8 +1,9 @@
 """Regions of a graph that share one memory layout.
 
-A convolution hands the layout of its input on, and so do BatchNorm, poolings, element-wise ops and
-joins along channels. Tensors (B, C, T, H, W) that such ops connect form a region: it is contiguous
-as a whole, or channels_last_3d as a whole, with copies at its edges alone. Nothing is changed here.
+A convolution's output has the layout of its input. So have those of BatchNorm, poolings,
+element-wise ops and joins along channels. Tensors (B, C, T, H, W) that such ops connect form a
+region: all of it is contiguous, or all of it channels_last_3d, with copies only at its edges.
+Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ __all__ = ["LayoutRegion", "keeps_layout", "layout_regions"]
 
 @dataclass(frozen=True, eq=False)
 class LayoutRegion:
-    """Nodes of one layout, in graph order, and the copies that another layout would cost.
+    """Nodes of one layout, in graph order, and the tensors that another layout must copy.
 
-    ``entering`` are tensors from outside that the region reads, ``leaving`` those of the region
-    that something outside reads.
+    ``entering`` are tensors from outside that the region reads; ``leaving`` are its own tensors
+    that nodes outside read.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -36,7 +37,7 @@ class LayoutRegion:
 
 
 def keeps_layout(op: Op) -> bool:
-    """Whether the result lies in memory as the inputs do."""
+    """Whether the result has the memory layout of the inputs."""
     return bool(op.traits & (Trait.ELEMENTWISE | Trait.KEEPS_LAYOUT))
 
 
@@ -68,7 +69,7 @@ def _region(nodes: list[fx.Node]) -> LayoutRegion:
 
 
 def _tensors(node: fx.Node) -> Iterator[fx.Node]:
-    """The inputs that have a layout."""
+    """The inputs of rank 5, parameters apart: those that have a layout."""
     for source in node.all_input_nodes:
         tensor = isinstance(value_of(source), torch.Tensor) and source.op != "get_attr"
         if tensor and rank(source) == 5:

@@ -1,9 +1,8 @@
-"""Which unrolled loops a graph holds, and how much of each can run on all frames at once.
+"""Finds the unrolled loops of a graph, and the ops of each that can run on all frames at once.
 
-A loop is a region of families (:mod:`fxtemporal.analysis.families`) that feed one another. Each of
-its families is *planned*, if its op folds into the batch
-(:mod:`fxtemporal.analysis.batching_rules`) and so do the families it reads, or there is a reason
-why not. Nothing is changed here.
+A loop is a region of connected families (:mod:`fxtemporal.analysis.families`). A family is
+*planned* if its op folds into the batch (:mod:`fxtemporal.analysis.batching_rules`), and so do the
+families it reads; if not, there is a reason. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = ["Loop", "SourceBatch", "computes", "loops_of"]
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """One unrolled loop: its families, how to batch those that can be, what keeps the others."""
+    """One unrolled loop: its families, the plans to batch them, and the reasons for those left."""
 
     families: tuple[Family, ...]
     lanes: Mapping[fx.Node, tuple[Family, int]]
@@ -49,7 +48,7 @@ class Loop:
     reasons: tuple[Reason, ...]
     aliasing: Aliasing
     allowed: tuple[Reason, ...] = ()
-    """What would have kept a family in the loop, were it not allowed."""
+    """Reasons that would have kept a family in the loop, but are allowed."""
 
     @property
     def frames(self) -> Family:
@@ -58,7 +57,7 @@ class Loop:
 
 
 def loops_of(program: Program, allowed: frozenset[Code] = frozenset()) -> Iterator[Loop]:
-    """Every loop of ``program``, in graph order; ``allowed`` are codes that keep nothing back."""
+    """Every loop of ``program``, in graph order; reasons with an ``allowed`` code do not block."""
     families = families_of(program, random=Code.RANDOMNESS in allowed)
     aliasing: Aliasing | None = None
     for region in families.regions():
@@ -75,7 +74,7 @@ def _analyse(
     aliasing: Aliasing,
     allowed: frozenset[Code],
 ) -> Loop | None:
-    """The loop that ``region`` is; None where nothing in it repeats."""
+    """The loop that ``region`` is; None if nothing in it repeats."""
     reasons: dict[Reason, None] = {}
     plans: dict[Family, Batching] = {}
     origins: dict[Family, Origins] = {}
@@ -122,7 +121,7 @@ def _analyse(
 
 
 def _may_move(join: Join, aliasing: Aliasing) -> bool:
-    """Whether nobody could tell that the frames are collected at once, where the last one was."""
+    """Whether collecting all frames where the last one was collected cannot be observed."""
     first, last = join.nodes[0], join.nodes[-1]
     state = join.buffer if isinstance(join, Writes) else join.initial
     if not isinstance(state, fx.Node):
@@ -137,7 +136,7 @@ def _may_move(join: Join, aliasing: Aliasing) -> bool:
 
 @dataclass(frozen=True)
 class SourceBatch:
-    """Dimension 0 of the frames of a source: ``dim`` of ``base``, None where it is no whole one."""
+    """Dimension 0 of the frames of a source: ``dim`` of ``base``; None if it is a window of one."""
 
     base: fx.Node
     frames: int
@@ -152,7 +151,7 @@ class SourceBatch:
 
 
 def _only_moves_data(program: Program, families: Families, region: list[Family]) -> bool:
-    """Whether a loop without arithmetic joins its frames: then it is a loop, if an idle one."""
+    """Whether a loop without arithmetic joins its frames again: then it only moves data."""
     if any(families.of[join.parts[0]][0] in region for join in families.joins):
         return True
     for family in region:
@@ -167,7 +166,7 @@ def _only_moves_data(program: Program, families: Families, region: list[Family])
 
 
 def _placed(program: Program, family: Family, reasons: Iterable[Reason]) -> list[Reason]:
-    """The same, with the line of ``family``, which they are about."""
+    """``reasons`` with the source location of ``family``."""
     location = program.location(family.first)
     return [replace(reason, location=location) for reason in reasons]
 
@@ -178,7 +177,7 @@ def _batching(
     call: Call | None,
     allowed: frozenset[Code] = frozenset(),
 ) -> Batching | tuple[Reason, ...]:
-    """How the frames of a family run at once; or why they cannot, with its line."""
+    """How all frames of a family run at once, or the reasons against it, with its source line."""
     if call is None:
         return tuple(_placed(program, family, _unknown(program, family)))
     where = program.called(family.first)
@@ -198,7 +197,7 @@ def _batching(
 
 
 def _unknown(program: Program, family: Family) -> Iterator[Reason]:
-    """What to say of an op that nobody here knows."""
+    """The reason for an op that is not known."""
     node, where = family.first, program.called(family.first)
     reason = blocked_module(program, node)
     if reason is not None:
@@ -209,7 +208,7 @@ def _unknown(program: Program, family: Family) -> Iterator[Reason]:
 
 
 def _tuple_blockers(program: Program, family: Family, call: Call, where: str) -> Iterator[Reason]:
-    """What stands against batching an op that gives a tuple: its entries have to be read."""
+    """Reasons against batching an op that returns a tuple: only its entries may be read."""
     if isinstance(value_of(family.first), torch.Tensor):
         return
     readers = [program.op(user) for lane in family.nodes for user in lane.users]
@@ -223,7 +222,7 @@ def _tuple_blockers(program: Program, family: Family, call: Call, where: str) ->
 
 
 def _call(program: Program, family: Family, origins: Mapping[Family, Origins]) -> Call:
-    """The family's op, with the inputs that are lanes, and the numbers that count their samples."""
+    """The family's op, its inputs that are lanes, and the numbers that count their samples."""
     assert family.op is not None
     pairs = list(zip(family.op.nodes(), family.operands, strict=True))
     known = {n: origins[operand.family] for n, operand in pairs if isinstance(operand, Lane)}
@@ -240,7 +239,7 @@ def _call(program: Program, family: Family, origins: Mapping[Family, Origins]) -
 def _counts(
     program: Program, node: fx.Node, operand: Operand, origins: Mapping[Family, Origins]
 ) -> object:
-    """The origin whose samples the number ``node`` counts; None where it counts none."""
+    """The origin whose samples the number ``node`` counts; None if it counts no samples."""
     op = program.op(node)
     if op is None or op.name != "size":
         return None
@@ -257,9 +256,9 @@ def _counts(
 
 
 class _LateWrites:
-    """Writes after the loop has begun, into what it reads from outside.
+    """In-place writes, after the loop has begun, into tensors that it reads from outside.
 
-    All frames are computed where the first was, so they would miss such a write.
+    All frames are computed where the first one was, so they would miss such a write.
     """
 
     def __init__(
@@ -272,7 +271,7 @@ class _LateWrites:
         self._writes = [(w, written) for w, written in aliasing.writes() if w > start]
 
     def reaching(self, family: Family) -> Reason | None:
-        """The first that reaches what ``family`` reads."""
+        """The first such write into a tensor that ``family`` reads."""
         read = family.first.all_input_nodes
         outside = [family.source.base] if family.source else read
         for writer, written in self._writes:
@@ -298,7 +297,7 @@ def _visible_write(program: Program, family: Family, aliasing: Aliasing) -> Reas
 
 
 def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
-    """Why frames that the user treats alike do not form families."""
+    """Why frames that run the same ops do not form families."""
     single = [f for f in region if not f.source and not f.uniform and len(f.lanes) == 1]
     steps: dict[Family, dict[Any, tuple[int, int]]] = {}
     alike: dict[Any, list[tuple[Family, tuple[int, ...]]]] = {}
@@ -332,7 +331,7 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
             line = family.op.name, program.location(family.first)
             lines.setdefault(line, []).append((family, reach))
     found = [members for group in alike.values() if (members := _on_several_frames(group))]
-    if not found:  # of one line, on their frames in other ways
+    if not found:  # ops of one source line, which read their frames in different ways
         found = [members for group in lines.values() if (members := _on_several_frames(group))]
     for members in found:
         yield from _placed(
@@ -341,13 +340,13 @@ def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
 
 
 def _on_several_frames(group: list[tuple[Family, tuple[int, ...]]]) -> tuple[Family, ...]:
-    """The families of a group that do not all read the same frames; none where they do."""
+    """The families of a group; () if they all read the same frames."""
     members, frames = zip(*group, strict=True)
     return members if len(set(frames)) > 1 else ()
 
 
 def _difference(alike: Sequence[Family], where: str) -> Iterator[Reason]:
-    """What differs between families that run the same op on different frames of one source."""
+    """The difference between families that run the same op on different frames of one source."""
     first, second = alike[0].op, alike[1].op
     assert first is not None
     assert second is not None
@@ -363,7 +362,7 @@ def _difference(alike: Sequence[Family], where: str) -> Iterator[Reason]:
 def _other_ways(
     program: Program, region: list[Family], plans: Mapping[Family, Batching]
 ) -> Iterator[Reason]:
-    """Frames that run the ops of the others on another way to them."""
+    """Frames that run the batched ops but reach them by a different path."""
     batched = {plan.call.op.static() for family, plan in plans.items() if computes(family)}
     for family in region:
         alone = family not in plans and len(family.lanes) == 1 and computes(family)
@@ -375,7 +374,7 @@ def _other_ways(
 
 
 def _kind(program: Program, family: Family) -> Any:
-    """The same for two steps of one recurrence."""
+    """A key that is equal for two steps of one recurrence: the op and its source line."""
     op = family.op
     static = op.static() if op is not None else str(family.first.target)
     return static, program.location(family.first)
@@ -389,7 +388,7 @@ def computes(family: Family) -> bool:
 
 
 def owns_memory(family: Family) -> bool:
-    """Whether the frames are memory of the loop's own, not views of what it was given."""
+    """Whether the loop allocates the frames, so that they are no views of its inputs."""
     if family.source or family.op is None:
         return False
     if family.op.owns or (family.op.random and not family.op.inplace):

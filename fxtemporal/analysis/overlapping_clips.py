@@ -1,4 +1,4 @@
-"""Work that overlapping clips repeat: each frame of a clip by itself, in every clip that holds it.
+"""Finds work that overlapping clips repeat: a frame is computed again in every clip that holds it.
 
 ::
 
@@ -6,10 +6,10 @@
     frames = clips.movedim(-1, 2).flatten(0, 2)    # (B·N·w, C, H, W)
     y = net(frames)                                # N·w frames, of which only T differ
 
-This is what remains of a loop over clips once it is re-rolled, and what some write by hand. The
-axes of the clips are followed from ``unfold`` through all that only moves data, up to an *entry*:
-a tensor whose dimension 0 runs over clips and frames. From there a *body* grows, of ops that treat
-each entry of dimension 0 by itself. Nothing is changed here.
+A loop over clips has this form once it is re-rolled; some users write it by hand. The axes of the
+clips are followed from ``unfold`` through ops that only move data, up to an *entry*: a tensor whose
+dimension 0 runs over clips and frames. From there a *body* grows, of ops that treat each entry of
+dimension 0 independently. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from fxtemporal.ir.values import rank, shape
 __all__ = ["Axes", "Windows", "windows_of"]
 
 Axes = tuple[int, ...]
-"""What one dimension runs over, slowest first: dimensions of the unfolded tensor."""
+"""Dimensions of the unfolded tensor that one dimension runs over, slowest first."""
 
 Layout = tuple[Axes, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Overlapping clips of ``base`` along ``dim``, and what is computed of their frames.
+    """Overlapping clips of ``base`` along ``dim``, and the ops on their frames.
 
-    Of the unfolded tensor, dimension ``dim`` counts the clips, and the last one the frames of a
-    clip. ``order`` says what dimension 0 of each entry, and of each tensor of the body, runs over.
+    Dimension ``dim`` of the unfolded tensor counts the clips; its last dimension counts the frames
+    of a clip. ``order`` gives the axes that dimension 0 of each entry and body tensor runs over.
     """
 
     unfold: fx.Node
@@ -55,9 +55,9 @@ class Windows:
     body: tuple[fx.Node, ...]
     order: Mapping[fx.Node, Axes]
     computing: tuple[fx.Node, ...]
-    """The ops of the body that do more than to move data."""
+    """The ops of the body that do more than move data."""
     spelled_out: tuple[tuple[int, int], ...]
-    """``(dimension, size)`` of ``base`` that a view on the way spells out."""
+    """``(dimension, size)`` of ``base`` that a view before the entries has as a constant."""
 
 
 def windows_of(program: Program) -> Iterator[Windows]:
@@ -94,7 +94,7 @@ def windows_of(program: Program) -> Iterator[Windows]:
 
 
 class _Paths:
-    """The layouts of all that only moves the clips, and the sizes read of it."""
+    """The layouts of tensors that hold the moved clips, and the sizes read from them."""
 
     def __init__(self, program: Program, unfold: fx.Node, dim: int) -> None:
         self._program = program
@@ -113,9 +113,9 @@ class _Paths:
         return len(self._sizes) - 1
 
     def is_entry(self, layout: Layout) -> bool:
-        """Whether dimension 0, and no other, runs over clips and frames, and nothing was left out.
+        """Whether dimension 0 alone runs over clips and frames, and no axis is missing.
 
-        So (B·N·w, C, H, W) and (N·B·w, C, H, W) are entries, and (B·N, C, w, H, W) is none.
+        (B·N·w, C, H, W) and (N·B·w, C, H, W) are entries; (B·N, C, w, H, W) is not.
         """
         axes = [axis for group in layout for axis in group]
         inside = {self._dim, self._frames} <= set(layout[0])
@@ -135,7 +135,7 @@ class _Paths:
             self.layouts[node] = layout
 
     def _number(self, node: fx.Node, op: Op) -> None:
-        """Sizes of what was followed so far, and products of them."""
+        """Record ``node`` if it is a size of a followed tensor, or a product of such sizes."""
         match op.name:
             case "size" if op.args["input"] in self.layouts:
                 self.numbers[node] = self.layouts[op.args["input"]][op.args["dim"]]
@@ -145,7 +145,7 @@ class _Paths:
                     self.numbers[node] = factors[0] + factors[1]
 
     def _moved(self, node: fx.Node, op: Op, layout: Layout) -> Layout | None:
-        """The layout of what ``op`` makes of a tensor with ``layout``; None where it is no move."""
+        """The layout after ``op`` on a tensor with ``layout``; None if ``op`` is no known move."""
         match op.name:
             case "contiguous" | "clone" | "identity":
                 return layout
@@ -177,7 +177,7 @@ class _Paths:
         return None
 
     def _vmapped(self, node: fx.Node) -> Layout | None:
-        """A reshape of each clip by itself: dimension 0 counts the clips."""
+        """The layout after a reshape of each clip under vmap: dimension 0 counts the clips."""
         arguments: tuple[Any, ...] = node.args
         name, dims, source, *args = arguments
         layout = self.layouts.get(source)
@@ -212,7 +212,7 @@ class _Paths:
         return tuple(result)
 
     def _joined(self, layout: Layout, size: Any) -> int:
-        """How many leading dimensions one of that size joins; 0 where that is not known."""
+        """Number of leading dimensions that join to one of ``size``; 0 if it is not known."""
         if isinstance(size, fx.Node):
             got: Axes = ()
             for count, group in enumerate(layout, 1):
@@ -248,7 +248,7 @@ def _merged(layout: Layout, start: int, end: int) -> Layout:
 
 
 class _Body:
-    """The ops that treat each entry of dimension 0 by itself, from the entries on."""
+    """The ops after the entries that treat each entry of dimension 0 independently."""
 
     def __init__(
         self,
@@ -303,7 +303,7 @@ class _Body:
         return "" if op is None else op.name
 
     def _order(self, node: fx.Node, op: Op) -> Axes | None:
-        """What dimension 0 of ``node`` runs over; None where frames meet in it."""
+        """The axes that dimension 0 of ``node`` runs over; None if ``node`` mixes frames."""
         lanes = frozenset(n for n in op.nodes() if n in self.order)
         orders = {self.order[n] for n in lanes}
         if len(orders) != 1 or Trait.RECURRENT in op.traits:
@@ -322,7 +322,7 @@ class _Body:
         return order
 
     def _seen(self) -> set[fx.Node]:
-        """Ops that may not be moved: what they write, or read, is written where others see it."""
+        """Ops that may not move: they write memory that others see, or read such a write."""
         found: set[fx.Node] = set()
         for writer, written in self._aliasing.writes():
             if writer in self.nodes:

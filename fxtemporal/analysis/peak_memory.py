@@ -1,11 +1,10 @@
-"""How many bytes of activations a call of a program holds at its peak.
+"""Estimate of the peak bytes of activations in one call of a program.
 
-The estimate follows what runs a graph module: node by node, and each value is dropped after its
-last use. Counted are the storages of tensors alive at once, each once however many views look into
-it: the inputs during the whole call, what is returned until its end, everything else from the node
-that makes it to the last that reads it. Not counted are parameters, buffers, what a kernel
-allocates for itself, and what a layer holds inside: an LSTM counts with what it returns. The sizes
-are those at which the program was captured, without gradients.
+A graph module runs node by node, and drops each value after its last use. The estimate sums the
+storages alive at once, each one once, however many views share it: inputs live for the whole call,
+results until its end, all else from the node that makes it to the last that reads it. Not counted
+are parameters, buffers, a kernel's workspace and the inside of a layer: an LSTM counts by what it
+returns. Sizes are those at which the program was captured, without gradients.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = ["Peak", "peak"]
 
 @dataclass(frozen=True)
 class Peak:
-    """The most ``bytes`` alive at once, and the node that runs then: None for an empty graph."""
+    """The most ``bytes`` alive at once, and the node that runs then; None for an empty graph."""
 
     bytes: int
     node: fx.Node | None
@@ -39,8 +38,8 @@ def peak(program: Program, among: Collection[fx.Node] | None = None) -> Peak:
     """The peak of ``program`` at the sizes it was captured with.
 
     Args:
-        program: nodes whose value is not known (their sizes depend on the data) count nothing.
-        among: count only what these nodes make.
+        program: nodes whose value is not known (their sizes depend on the data) count as 0 bytes.
+        among: count only the results of these nodes.
     """
     _renew_views(program)
     nodes = list(program.graph.nodes)
@@ -80,14 +79,14 @@ class _Life:
 
 
 def _renew_views(program: Program) -> None:
-    """Values of views whose source a rewrite has replaced: they look into its memory now."""
+    """Recompute the values of views whose source a rewrite replaced: they share its memory now."""
     for node in program.graph.nodes:
         op = program.op(node) if node.op.startswith("call") else None
         if op is None or op.owns or not has_value(node):
             continue
         before = {s._cdata for n in node.all_input_nodes for s in _storages(value_of(n))}
         if before and not {s._cdata for s in _storages(needed_value(node))} <= before:
-            with suppress(Exception):  # what runs may still refuse fake tensors: it keeps its value
+            with suppress(Exception):  # an op may refuse fake tensors: the node keeps its value
                 set_value(node, run_node(program.gm, node, program.fake_mode))
 
 

@@ -1,6 +1,6 @@
-"""How many rows a folded tensor has, as a term: equal terms are equal numbers at every size.
+"""The number of rows of a folded tensor, as a term: equal terms are equal at every size.
 
-``flatten(0, 1)`` of (A, B, ...) has A·B rows. What A and B are is followed through views::
+``flatten(0, 1)`` of (A, B, ...) has A·B rows. A and B are followed through views::
 
     z = y.unflatten(0, (-1, T)).movedim(1, 2).movedim(2, 1).flatten(0, 1)   # as many rows as y
     x[:, 1:T].flatten(0, 1), x[:, 0:T-1].flatten(0, 1)                      # B·(T-1) both
@@ -20,7 +20,7 @@ __all__ = ["folded_rows"]
 
 
 def folded_rows(program: Program, rows: Mapping[fx.Node, object], node: fx.Node) -> object:
-    """The number of rows of ``node``, a flatten; ``rows`` has that of the tensors before it."""
+    """The number of rows of ``node``, a flatten; ``rows`` has that of earlier tensors."""
     op = program.op(node)
     assert op is not None
     source, end = op.args["input"], op.args["end_dim"]
@@ -35,7 +35,7 @@ def folded_rows(program: Program, rows: Mapping[fx.Node, object], node: fx.Node)
 def _size(
     program: Program, rows: Mapping[fx.Node, object], node: fx.Node, dim: int
 ) -> tuple[Any, ...]:
-    """Dimension ``dim`` of ``node``."""
+    """The size of dimension ``dim`` of ``node``, as a term."""
     op = program.op(node) if node.op.startswith("call") else None
     source = op.args.get("input") if op is not None else None
     if op is None or not isinstance(source, fx.Node):
@@ -49,7 +49,7 @@ def _size(
             return through(dim)
         case "slice" if op.args["dim"] != dim:
             return through(dim)
-        case "slice" if node.target == "narrow":  # where x[a:b] may give fewer, it raises an error
+        case "slice" if node.target == "narrow":  # narrow raises where x[a:b] would give fewer
             return "number", node.args[3]
         case "select":
             return through(dim + (dim >= op.args["dim"]))

@@ -1,17 +1,16 @@
-"""Regions of a graph that work on each row of a folded tensor by itself.
+"""Regions of a graph that work on each row of a folded tensor independently.
 
 Once a loop is re-rolled, its body runs on frames folded into dimension 0::
 
     x.flatten(0, 1)  →  conv  →  relu  →  pool  →  unflatten(0, (-1, T))
      (B·T, ...)         └─────── a region ──────┘
 
-Nothing in a region mixes rows: what :func:`fxtemporal.analysis.batching_rules.batching` lets
-through for frames holds for any part of the rows. So a region may run on a few rows at a time, if
-nothing between its first node and its last writes memory or sets a mode, and if no path leads out
-of it and in again. A node that breaks one of these ends the region, and what comes after begins
-another.
+Nothing in a region mixes rows: an op that :func:`fxtemporal.analysis.batching_rules.batching` folds
+for frames works on any part of the rows. So a region may run on a few rows at a time, if nothing
+between its first and last node writes memory or sets a mode, and if no path leaves it and enters
+again. A node that breaks one of these conditions ends the region; the nodes after it begin another.
 
-What a region asks of its values, ``y.shape`` or ``len(y.chunk(2, 1))``, belongs to it too.
+Nodes that ask for shapes of its values, ``y.shape`` or ``len(y.chunk(2, 1))``, belong to it too.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ __all__ = ["Region", "regions_of"]
 
 _CONV3D = frozenset((*(form.function for form in FORMS.values()), conv3d_spanning))
 _PURE = frozenset((*QUESTIONS, *_CONV3D, cut, joined, shaped, vmapped, getattr, operator.getitem))
-"""Functions without a description that are known to compute their value, and to do no more."""
+"""Functions without a description that are known to be pure."""
 
 _PYTHON = frozenset(("builtins", "math", "_operator"))
 
@@ -55,10 +54,10 @@ _SIZED = {"view": "shape", "reshape": "shape", "expand": "size"}
 class Region:
     """Nodes that work on rows, in graph order.
 
-    ``key`` names the region among those of its graph. ``frames`` is T where the rows are B·T.
-    ``inputs`` are the folded tensors that are read from outside, ``outputs`` the nodes whose rows
-    something outside reads. ``asked`` are the nodes that ask for shapes, and what is made of the
-    answers; ``counted`` gives, for a view, the node that counts the rows of its input.
+    ``key`` names the region among those of its graph. ``frames`` is T if the rows are B·T.
+    ``inputs`` are folded tensors from outside that it reads; ``outputs`` are its nodes that are
+    read outside. ``asked`` are nodes that ask for shapes or compute with them. ``counted`` maps a
+    view to the node that counts the rows of its input.
     """
 
     key: str
@@ -84,7 +83,7 @@ def regions_of(program: Program) -> tuple[Region, ...]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Nodes of one place may share a region: no way out of it and in again, no write between."""
+    """Nodes of one place may share a region: no path leaves it and returns, no write is between."""
 
     depth: int
     epoch: int
@@ -93,8 +92,8 @@ class _Place:
 class _Scan:
     """One walk over the graph; the nodes of ``apart`` stay outside of every region.
 
-    ``rows`` has every folded tensor, and what its rows are; ``places`` those that belong to a
-    region, ``asked`` the nodes that ask for their shapes.
+    ``rows`` maps every folded tensor to its number of rows, as a term; ``places`` has those that
+    belong to a region, ``asked`` the nodes that ask for their shapes.
     """
 
     def __init__(self, program: Program, apart: Collection[fx.Node]) -> None:
@@ -147,7 +146,7 @@ class _Scan:
     # the kinds of nodes
 
     def _passes(self, node: fx.Node) -> None:
-        """A node outside of all regions."""
+        """Record ``node`` as outside of all regions."""
         self._depth[node] = max((self._out_of(n) for n in node.all_input_nodes), default=0)
         self._epoch += not _is_pure(self.program, node)
 
@@ -169,7 +168,7 @@ class _Scan:
         return True
 
     def _asks(self, node: fx.Node) -> bool:
-        """Whether ``node`` asks for the shape of a region's value, or reckons with the answer."""
+        """Whether ``node`` asks for the shape of a region's value, or computes with the answer."""
         op = self.program.op(node) if node.op.startswith("call") else None
         if op is None and not _is_pure(self.program, node):
             return False
@@ -195,7 +194,7 @@ class _Scan:
         return True
 
     def _works_on_rows(self, node: fx.Node) -> bool:
-        """Whether ``node`` works on each row of its inputs by itself."""
+        """Whether ``node`` works on each row of its inputs independently."""
         op = self.program.op(node) if node.op.startswith("call") else None
         lanes = tuple(source for source in node.all_input_nodes if source in self.rows)
         if not lanes:
@@ -212,7 +211,7 @@ class _Scan:
         if any(key != keys[0] for key in keys):
             if op is None or op.name not in ("cat", "stack"):
                 return False
-            for key in keys:  # as many rows in each, for else the op would raise an error
+            for key in keys:  # all have the same number of rows, or the op would raise an error
                 self._unite(key, keys[0])
         rows = self._same.find(keys[0])
         self.rows[node] = rows
@@ -226,7 +225,7 @@ class _Scan:
         return True
 
     def _folds(self, node: fx.Node, op: Op, lanes: tuple[fx.Node, ...]) -> bool:
-        """Whether the op takes rows to rows, wherever they are cut."""
+        """Whether the op maps rows to rows independently, so that they can be cut anywhere."""
         counts = frozenset(number for number in op.nodes() if self._counts(number, lanes))
         call = Call(op, frozenset(lanes), counts, self.program)
         if op.inplace and op.args["input"] not in self.places:
@@ -274,12 +273,12 @@ class _Scan:
         )
 
     def _views_outside(self, node: fx.Node) -> bool:
-        """Whether ``node`` is but a view of what stands outside of all regions."""
+        """Whether ``node`` is only a view of a tensor made outside every region."""
         (source,) = sources if len(sources := node.all_input_nodes) == 1 else (node,)
         mine = storages(node)
         return source is not node and source not in self.places and mine <= storages(source)
 
-    # where they stand
+    # the places of nodes
 
     def _place(self, node: fx.Node) -> _Place | None:
         return self.places.get(node) or self.asked.get(node)
@@ -288,13 +287,13 @@ class _Scan:
         return self._depth[source] + (self._place(source) is not None)
 
     def _depth_within(self, node: fx.Node, rows: object) -> int:
-        """How often the longest way to ``node`` has left a region, staying in one of ``rows``."""
+        """Depth of ``node`` in a region of ``rows``: how often a path to it has left a region."""
         return max(
             self._depth[n] if self._place(n) and self._rows_of(n) == rows else self._out_of(n)
             for n in node.all_input_nodes
         )
 
-    # what their rows are
+    # the rows of nodes
 
     def _rows_of(self, node: fx.Node) -> object:
         return self._same.find(self.rows.get(node) or self._rows_asked[node])
@@ -308,12 +307,12 @@ class _Scan:
 
 
 def _asks(op: Op | None) -> bool:
-    """Whether ``op`` asks for a fact that does not count rows together with something else."""
+    """Whether ``op`` asks for a fact other than a count that would include rows (numel)."""
     return op is not None and Trait.FACT in op.traits and Trait.COUNTS not in op.traits
 
 
 def _unfit(program: Program, regions: Iterable[Region]) -> set[fx.Node]:
-    """Nodes that a region cannot keep: others would see when it runs, or where its memory is."""
+    """Nodes that must leave their region: others would see its writes, or share its memory."""
     aliasing = Aliasing(program)
     return {node for region in regions for node in _visible(program, region, aliasing)}
 
@@ -335,7 +334,7 @@ def _visible(program: Program, region: Region, aliasing: Aliasing) -> Iterator[f
 
 
 def _trails(program: Program, node: fx.Node, inside: Collection[fx.Node]) -> bool:
-    """Whether ``node`` is a view at the end of a region, no smaller than what it looks into."""
+    """Whether ``node`` is a view at the region's exit, at least as large as its source."""
     op = program.op(node)
     if (op is not None and op.inplace) or any(user in inside for user in node.users):
         return False
@@ -350,7 +349,7 @@ def _smaller(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _keeps_rows(node: fx.Node, op: Op | None, rows: int) -> bool:
-    """Whether the value of ``node`` has as many rows as were read."""
+    """Whether the value of ``node`` has ``rows`` rows."""
     leaves = pytree.tree_leaves(value_of(node))
     if op is not None and Trait.RECURRENT in op.traits:
         leaves = leaves[:1]
@@ -360,7 +359,7 @@ def _keeps_rows(node: fx.Node, op: Op | None, rows: int) -> bool:
 
 
 def _only_asked(program: Program) -> set[fx.Node]:
-    """Views that nothing reads but the shape of."""
+    """Views of which only the shape is used."""
     found: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
         op = program.op(node) if node.op.startswith("call") else None
@@ -373,7 +372,7 @@ def _only_asked(program: Program) -> set[fx.Node]:
 
 
 def _is_pure(program: Program, node: fx.Node) -> bool:
-    """Whether a node computes its value, and nobody can tell when."""
+    """Whether ``node`` is pure: it computes its value and has no effect."""
     if not node.op.startswith("call"):
         return True
     op = program.op(node)
@@ -391,6 +390,6 @@ def _holds_tensors(node: fx.Node) -> bool:
 
 
 def storages(node: fx.Node) -> set[int]:
-    """The memory that the value of ``node`` is in."""
+    """The storages that hold the value of ``node``."""
     leaves = pytree.tree_leaves(value_of(node))
     return {x.untyped_storage()._cdata for x in leaves if isinstance(x, torch.Tensor)}

@@ -1,4 +1,4 @@
-"""Which ops that do not fold into the batch run on each frame apart, through ``torch.vmap``."""
+"""Ops that do not fold into the batch but run on each frame separately, through ``torch.vmap``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["mapped_dims", "runs_mapped"]
 def runs_mapped(family: Family, call: Call, blockers: Sequence[Reason]) -> bool:
     """Whether ``torch.vmap`` has a rule for the op, as the first lane calls it.
 
-    The rule is tried, on fake tensors, since only that tells.
+    The only way to know is to run it, on fake tensors.
     """
     node, op = family.first, call.op
     if op.inplace or op.random or any(r.code is not Code.UNSUPPORTED_OP for r in blockers):
         return False
     if op.name.startswith("new_") or op.name.endswith("_like"):
-        return False  # it reads the size of a frame alone: memory that each frame may write
+        return False  # it reads only a frame's size, and returns memory that each frame may write
     value, name = value_of(node), spelled(node)
     dims = mapped_dims(node, call.lanes)
     if not isinstance(value, torch.Tensor) or name is None or dims is None:

@@ -1,1 +1,1 @@
-"""From a model to a program: a graph that knows its shapes."""
+"""Capture of a model as a program: a graph whose nodes know their shapes."""

@@ -1,4 +1,4 @@
-"""The model and the example inputs that a user gave, checked and bound to the forward."""
+"""Checks on the model and the example inputs that a user gave, and their binding to the forward."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
 
 
 def behind_pre_hooks(model: nn.Module, args: Any, kwargs: Any) -> Any:
-    """What the forward gets: the result keeps the model's hooks, and they run before its graph."""
+    """``(args, kwargs)`` that the forward pre-hooks of ``model`` pass on to the forward.
+
+    The graph is traced from these: the compiled model keeps its hooks, which run before the graph.
+    """
     for number, hook in model._forward_pre_hooks.items():
         if number in model._forward_pre_hooks_with_kwargs:
             args, kwargs = hook(model, args, kwargs) or (args, kwargs)

@@ -1,13 +1,13 @@
-"""From what users have to a :class:`fxtemporal.ir.program.Program`.
+"""Captures what users have as a :class:`fxtemporal.ir.program.Program`.
 
 ========================  ==========================================================
 ``nn.Module``             the shape-aware tracer; ``torch.export`` where that fails
 ``fx.GraphModule``        taken as it is, shapes filled in from the example inputs
-``ExportedProgram``       its module, with the sizes it was exported for checked
+``ExportedProgram``       its module, with guards on the sizes it was exported for
 ========================  ==========================================================
 
-The first of a list of attempts that succeeds captures a module; each is told why those before it
-failed. The program shares every parameter with the model it came from and nothing else, so
+A module is captured by the first attempt of a list that succeeds; each attempt gets the errors of
+those before it. The program shares every parameter with the model it came from and nothing else, so
 rewriting it never changes the model.
 """
 
@@ -64,8 +64,8 @@ def capture(
 ) -> Program:
     """Capture ``model`` as it runs on ``model(*args, **kwargs)``.
 
-    Without example inputs only what needs no shapes is known. ``frontend="export"`` skips the
-    tracer; ``only="fx"`` does not turn to it where the tracer fails.
+    Without example inputs no shapes are known. ``frontend="export"`` uses torch.export without
+    trying the tracer; ``only="fx"`` raises where the tracer fails, without trying torch.export.
 
     Raises:
         CaptureError: the model cannot be captured, or does not run on the example inputs.
@@ -82,7 +82,7 @@ def capture(
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 _Attempt: TypeAlias = Callable[[nn.Module, Example | None, Sequence[Exception]], Program]
-"""Captures a model on its example, or raises. It is told why those before it failed."""
+"""Captures a model on its example, or raises. It gets the errors of the attempts before it."""
 
 
 def _captured(
@@ -120,11 +120,11 @@ def _captured(
 
 
 class _UntraceableError(Exception):
-    """Why a model is not traced, where that is known beforehand."""
+    """The reason not to trace a model, if it is known before a trace."""
 
 
 def _called_otherwise(model: nn.Module) -> str | None:
-    """Why a call of ``model`` is not a call of its class's forward."""
+    """Why calling ``model`` does not call the forward of its class; None if it does."""
     if "forward" in vars(model):
         return "the model's forward was replaced on the instance"
     if type(model).__call__ is not nn.Module.__call__:
@@ -133,25 +133,27 @@ def _called_otherwise(model: nn.Module) -> str | None:
 
 
 def _trace(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
-    """By the tracer, through what a library put under ``torch.fx.wrap``."""
+    """Capture by the tracer, which goes through functions that a library put under
+    ``torch.fx.wrap``.
+    """
     return _traced(model, example, wrapped=False)
 
 
 def _trace_wrapped(
     model: nn.Module, example: Example | None, failures: Sequence[Exception]
 ) -> Program:
-    """By the tracer, with one node for each call of a function under ``torch.fx.wrap``."""
+    """Capture by the tracer, with one node for each call of a function under ``torch.fx.wrap``."""
     return _traced(model, example, wrapped=True)
 
 
 def _worth_wrapping(failures: Sequence[Exception]) -> bool:
-    """Whether a trace may have failed within a function under ``torch.fx.wrap``."""
+    """Whether a trace may have failed inside a function under ``torch.fx.wrap``."""
     stateful = any(isinstance(error, StatefulError) for error in failures)
     return bool(symbolic_trace.wrapped_functions()) and not stateful
 
 
 def _export(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
-    """By torch.export, which gives the forward real Python numbers for sizes."""
+    """Capture by torch.export, which gives the forward real Python numbers for sizes."""
     *_, error = failures
     if isinstance(error, StatefulError) and (example is None or not error.exportable):
         raise CaptureError(
@@ -202,7 +204,7 @@ def _trace_of(model: nn.Module, other: StandIn, example: Example | None, wrapped
 
 
 def _use_originals(graph: fx.Graph, other: StandIn, root: nn.Module) -> None:
-    """Put what the model holds in place of the copies that ``graph`` was traced from."""
+    """Replace the stand-in's copies in ``graph`` by the model's own objects."""
     for name, value in vars(other.module).items():
         if name.startswith("_tensor_constant"):
             vars(root)[name] = other.original(value)
@@ -215,7 +217,7 @@ def _use_originals(graph: fx.Graph, other: StandIn, root: nn.Module) -> None:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    """Without what torch logs of fake tensors; what the user's code logs is passed on."""
+    """Silence torch's log about fake tensors; what the user's code logs is passed on."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
     try:

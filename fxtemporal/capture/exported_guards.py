@@ -1,13 +1,13 @@
-"""The guards of torch.export, as checks in the graph.
+"""The guards of torch.export, as nodes of the graph.
 
-Where a forward reads sizes, torch.export notes what it found, as text. The graph is right only
-where all of it holds, so a call anywhere else must be refused::
+Where a forward reads sizes, torch.export records as text what it assumed about them. The graph is
+right only where all of these guards hold, so any other call must be refused::
 
     (L['clip'].size()[1] // 2) == 2                                  in the program
     guard(clip.size(1) // 2, 2, "clip.size(1) // 2", None, "...")   in the graph
 
-torch makes a Python function of the text. In a file it may be any text; :func:`is_guard` says
-whether it is arithmetic on sizes and nothing else.
+torch compiles that text to a Python function. In a file it could be any code; :func:`is_guard`
+says whether it is arithmetic on sizes and nothing else.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 _GROWING = (ast.Pow, ast.LShift)
 _LARGEST_POWER = 8
-"""A file could hold 9**9**9, which nobody has the time to compute."""
+"""Largest exponent allowed: a file could hold 9**9**9, which takes too long to compute."""
 _NUMBERS = {"math.inf": math.inf, "math.pi": math.pi}
 _OF_TENSORS = ("size", "stride", "storage_offset")
 
 
 class _UnreadableError(Exception):
-    """A guard that is not made of these."""
+    """A guard that uses other operations than those above."""
 
 
 def is_guard(text: str) -> bool:
@@ -92,7 +92,7 @@ def is_guard(text: str) -> bool:
 
 
 def check_exported_sizes(program: Program, exported: ExportedProgram) -> None:
-    """Put a check of all that ``exported`` takes for granted behind the inputs of ``program``."""
+    """Insert guards on all that ``exported`` assumes, after the inputs of ``program``."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     if not placeholders:
         return
@@ -111,7 +111,7 @@ def check_exported_sizes(program: Program, exported: ExportedProgram) -> None:
 
 
 def holds_on_example(program: Program) -> bool:
-    """Whether the example inputs pass the checks of ``program``, as far as values are known."""
+    """Whether the example inputs pass the guards of ``program``, as far as values are known."""
     checks = [node for node in program.graph.nodes if node.target is guard]
     return all(
         needed_value(check.args[0]) == check.args[1] for check in checks if has_value(check.args[0])
@@ -119,7 +119,7 @@ def holds_on_example(program: Program) -> bool:
 
 
 def refuse_size(program: Program, exported: ExportedProgram, free: str, size: int) -> None:
-    """Refuse a call where the free size ``free`` of ``exported`` is ``size``."""
+    """Insert guards that refuse a call where the free size ``free`` of ``exported`` is ``size``."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     checks = _Checks(program, placeholders, _user_inputs(exported))
     for node, dim, found in checks.sizes():
@@ -128,7 +128,7 @@ def refuse_size(program: Program, exported: ExportedProgram, free: str, size: in
 
 
 def free_sizes(exported: ExportedProgram) -> dict[str, list[tuple[int, int]]]:
-    """For each free size of ``exported`` where it is one: number of the input, and dimension."""
+    """``{free size of exported: [(number of the input, dimension), ...]}``."""
     found: dict[str, list[tuple[int, int]]] = {}
     for number, value in enumerate(_user_inputs(exported).values()):
         for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
@@ -138,7 +138,7 @@ def free_sizes(exported: ExportedProgram) -> dict[str, list[tuple[int, int]]]:
 
 
 def _user_inputs(exported: ExportedProgram) -> dict[str, Any]:
-    """The values of the inputs that a caller gives, by the names of their nodes."""
+    """``{node name: value}`` of the inputs that a caller gives."""
     nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
     specs = exported.graph_signature.input_specs
     return {
@@ -149,14 +149,14 @@ def _user_inputs(exported: ExportedProgram) -> dict[str, Any]:
 
 
 def _fixed(size: Any) -> int | None:
-    """A size that torch.export holds to one number; None for a free one."""
+    """The number that torch.export fixed ``size`` to; None for a free size."""
     if isinstance(size, torch.SymInt):
         return None if size.node.expr.free_symbols else int(size)
     return int(size)
 
 
 class _Checks:
-    """Writes checks behind the inputs of a program."""
+    """Writes guards after the inputs of a program."""
 
     def __init__(
         self, program: Program, placeholders: list[fx.Node], exported: Mapping[str, Any]
@@ -168,7 +168,7 @@ class _Checks:
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
 
     def sizes(self) -> Iterator[tuple[fx.Node, int, Any]]:
-        """Each dimension of each input, and its size as torch.export has it."""
+        """Each input, each of its dimensions, and the size in the exported program."""
         for node in self._placeholders:
             value = self._exported.get(node.name)
             for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
@@ -180,7 +180,7 @@ class _Checks:
                 self._expect(self.size(node, dim), number, f"{node.target}.size({dim})", _FIXED)
 
     def equal_sizes(self) -> None:
-        """What is one size in the program must be one size in a call."""
+        """Guard that dimensions that share a free size are equal in a call."""
         first: dict[str, tuple[fx.Node, int]] = {}
         for node, dim, size in self.sizes():
             if _fixed(size) is not None:
@@ -190,7 +190,7 @@ class _Checks:
                 self.check(operator.eq, self.size(node, dim), self.size(*known), _FOUND)
 
     def all_sizes(self, why: str) -> None:
-        """Hold every size to that of the example."""
+        """Guard that every free size equals that of the example."""
         for node, dim, size in self.sizes():
             if _fixed(size) is None:
                 known = needed_value(node).shape[dim] if has_value(node) else int(size)
@@ -209,7 +209,7 @@ class _Checks:
                 self._expect(value, True, expression(value), _FOUND)
 
     def check(self, function: Callable[..., Any], left: Any, right: Any, why: str) -> None:
-        """Whether ``function(left, right)``: of an equation, what the left side is to be."""
+        """Guard that ``function(left, right)`` is true; for ``left == number``, guard ``left``."""
         if function is operator.eq and isinstance(left, fx.Node) and type(right) is int:
             self._expect(left, right, expression(left), why)
         elif isinstance(left, fx.Node) or isinstance(right, fx.Node):
@@ -276,7 +276,7 @@ class _Checks:
 def _paths(
     program: Program, exported: ExportedProgram, placeholders: list[fx.Node]
 ) -> dict[str, fx.Node]:
-    """The inputs by the names that guards have for them: ``L['clips'][0]``."""
+    """The inputs, by the names that guards use for them: ``L['clips'][0]``."""
     found = {f"{_ROOT}['flat_args'][{i}]": node for i, node in enumerate(placeholders)}
     spec = exported.call_spec.in_spec
     if spec is not None and spec.num_leaves == len(placeholders):
@@ -286,7 +286,7 @@ def _paths(
             found[_ROOT + pytree.keystr(path)] = node
             key = path[0].key if isinstance(path[0], pytree.MappingKey) else ""
             name, _, number = str(key).rpartition("_")
-            if number.isdigit():  # what the forward takes as *name
+            if number.isdigit():  # the forward takes it as *name
                 found.setdefault(f"{_ROOT}[{name!r}][{number}]{pytree.keystr(path[1:])}", node)
     return found
 

@@ -1,4 +1,4 @@
-"""Whose fault it is that a capture failed, and at which line."""
+"""Why a capture failed: the model fails on its inputs, or the tracer cannot follow it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ __all__ = ["raise_if_model_fails", "reason_of"]
 def raise_if_model_fails(
     model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], error: Exception
 ) -> None:
-    """Tell a wrong input from a forward that the tracer cannot follow."""
+    """Run ``model`` itself on the example inputs, and raise :class:`ForwardError` if it fails.
+
+    If it runs, the tracer is the one that cannot follow the forward.
+    """
     args, kwargs = own_inputs(example)
     try:
         with stand_in(model) as other, torch.no_grad(), quiet():
@@ -30,7 +33,7 @@ def raise_if_model_fails(
 
 
 def _forward_error(own: Exception, traced: Exception) -> ForwardError:
-    """Why the model fails on the example inputs, and where."""
+    """An error that says why and where the model fails on the example inputs."""
     message = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
     frames = [
         frame for frame in traceback.extract_tb(own.__traceback__) if is_user_file(frame.filename)

@@ -31,7 +31,7 @@ __all__ = ["from_export", "from_exported"]
 def from_export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], why: str
 ) -> Program:
-    """Capture with torch.export: every dimension free that the model leaves free."""
+    """Capture with torch.export, with every dimension free that the model allows to be free."""
     wide_args, wide_kwargs = pytree.tree_map_only(torch.Tensor, _two_samples, (args, kwargs))
     attempts = [
         (wide_args, wide_kwargs, _free(model, wide_args, wide_kwargs)),
@@ -58,7 +58,7 @@ def from_export(
             continue
         _refuse_frozen_parameters(exported, other.module)
         program = from_exported(exported, args, kwargs)
-        if not holds_on_example(program):  # of a batch of one, where two were shown
+        if not holds_on_example(program):  # a batch of one, and torch.export was shown two
             errors.append(CaptureError("a guard that does not hold on the example inputs"))
             continue
         program.frontend, program.note = "export", why
@@ -80,7 +80,10 @@ def from_export(
 
 
 def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> None:
-    """A forward that reaches the model by another way than self has its weights made constants."""
+    """Refuse constants that are weights, generators, or tensors without data.
+
+    torch.export makes weights constants if the forward does not reach them through ``self``.
+    """
     weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())} - {0}
     for name, value in exported.constants.items():
         if isinstance(value, torch.Generator):
@@ -104,14 +107,14 @@ def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> No
 
 
 def _two_samples(tensor: torch.Tensor) -> torch.Tensor:
-    """torch.export takes a size of 1 for a constant; a batch of one is shown to it as two."""
+    """``tensor`` with a batch of two if it has one: torch.export makes a size of 1 a constant."""
     if tensor.dim() == 0 or tensor.shape[0] != 1:
         return tensor
     return tensor.repeat(2, *[1] * (tensor.dim() - 1))
 
 
 def _free(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """``dynamic_shapes`` that let every dimension be free that torch.export can let be."""
+    """``dynamic_shapes`` that let torch.export leave every dimension free that it can."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     free: dict[str, Any] = pytree.tree_map(_free_dimensions, dict(bound))
     return free
@@ -130,7 +133,7 @@ def _set_training_as(gm: fx.GraphModule, model: nn.Module) -> None:
 
 
 def _share_tensors(gm: fx.GraphModule, model: nn.Module, other: StandIn) -> None:
-    """Put the model's own tensors in place of torch.export's, and of the stand-in's."""
+    """Replace the tensors of torch.export and of the stand-in by the model's own."""
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

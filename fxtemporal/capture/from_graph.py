@@ -1,4 +1,4 @@
-"""From a graph that was given to a program."""
+"""Captures a ``torch.fx.GraphModule`` that the user gave as a program."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ from fxtemporal.support.torch_private.operators import tree_flatten_spec
 __all__ = ["from_graph_module", "graph_module", "refuse_quotes"]
 
 _TAKEN = frozenset(dir(fx.GraphModule)) | {"_graph", "meta"}
-"""Attributes of every graph module, which a model's own cannot stand beside."""
+"""Attributes of every graph module: an attribute of a model cannot have the same name."""
 _NOT_IN_QUOTES = re.compile(r'["\\]|[^\x20-\U0010ffff]|[\x7f-\x9f\u2028\u2029\u202a-\u202e]')
-"""A name that is no identifier stands between quotes in generated code, as it is."""
+"""Characters refused in names: generated code puts a name between quotes without escaping it."""
 
 
 def refuse_quotes(model: nn.Module) -> None:
-    """Whatever captures the model: a name must not end its quotes, and go on as code."""
+    """Refuse names that would end their quotes in generated code, and continue as code.
+
+    Names of modules, parameters and buffers, for every way of capturing.
+    """
     for named in (model.named_modules(), model.named_parameters(), model.named_buffers()):
         for path, _ in named:
             if _NOT_IN_QUOTES.search(path):
@@ -53,7 +56,7 @@ def _no_name(name: str, path: str) -> CaptureError:
 
 
 def refuse_names(graph: fx.Graph) -> None:
-    """Generated code writes ``self.name``: not every name that a module takes can stand there."""
+    """Refuse names that generated code cannot write as ``self.name`` or ``name=value``."""
     for node in graph.nodes:
         for name in node.kwargs:
             if not name.isidentifier():
@@ -71,7 +74,7 @@ def refuse_names(graph: fx.Graph) -> None:
 
 
 def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> OptimizedModule:
-    graph._tracer_cls = RecordingTracer  # what unpickling will trace the generated code with
+    graph._tracer_cls = RecordingTracer  # unpickling traces the generated code with it
     gm = OptimizedModule(root, graph, name)
     gm.meta = {}
     return gm

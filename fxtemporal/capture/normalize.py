@@ -1,4 +1,4 @@
-"""One spelling for what a graph can say in several ways."""
+"""Rewrites of a captured graph that leave one spelling of each computation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["normalize"]
 
 
 def normalize(program: Program) -> None:
-    """Fewer spellings for every rule behind: see the functions."""
+    """Reduce the spellings that later rules must match, by the functions below."""
     _one_index_a_node(program)
     _reads_after_writes(program)
     _one_cat(program)
@@ -25,9 +25,9 @@ def normalize(program: Program) -> None:
 
 
 def _one_index_a_node(program: Program) -> None:
-    """``x[:, v, t]`` becomes ``x[:, v][:, t]``, so that each index is a loop's own.
+    """Rewrite ``x[:, v, t]`` as ``x[:, v][:, t]``, so that each index belongs to one loop.
 
-    So do the rows and columns of a tile, ``x[..., i:j, k:l]``.
+    Rows and columns of a tile, ``x[..., i:j, k:l]``, are separated in the same way.
     """
     for node in list(program.graph.nodes):
         op = program.op(node) if node.op == "call_function" else None
@@ -52,13 +52,13 @@ def _one_index_a_node(program: Program) -> None:
 
 
 def _is_window(part: Any) -> bool:
-    """Whether a described index is a slice between numbers."""
+    """Whether a described index is a slice with constant bounds."""
     sliced = isinstance(part, tuple) and part[:1] == ("slice",)
     return sliced and all(bound is None or type(bound) is int for bound in part[1:])
 
 
 def _reads_after_writes(program: Program) -> None:
-    """Let what reads a tensor after an in-place op read the op's result, which is that tensor."""
+    """Make later reads of a tensor written in place read the op's result, the same tensor."""
     for node in program.graph.nodes:
         op = program.op(node)
         if op is None or not op.inplace:
@@ -70,7 +70,7 @@ def _reads_after_writes(program: Program) -> None:
 
 
 def _one_cat(program: Program) -> None:
-    """``out = cat([out, y_t])``, once a frame, becomes one cat of all its parts."""
+    """Rewrite ``out = cat([out, y_t])``, once a frame, as one cat of all its parts."""
     absorbed: set[fx.Node] = set()
     for node in reversed(list(program.graph.nodes)):
         op = program.op(node)

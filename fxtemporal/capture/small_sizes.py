@@ -1,9 +1,9 @@
-"""Sizes of 1 and 0, which torch.export does not look at.
+"""Refuses sizes of 1 and 0 where an exported program differs from its model.
 
-It takes a free size for 2 or more, so that ``if clip.shape[1] == 1`` is false for good, without a
-guard. A batch of one is too common to be refused. So the model and the exported program both run
-with one entry, and with none, in each free dimension; where they differ, that size is
-refused.
+torch.export assumes that a free size is 2 or more: ``if clip.shape[1] == 1`` is always false in the
+graph, without a guard. A batch of one is too common to refuse without a reason. So the model and
+the exported program both run with one entry, and with none, in each free dimension; a size at which
+they differ is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from fxtemporal.support.torch_private import pytree
 __all__ = ["refuse_small_sizes"]
 
 _ROUNDING = 1e-3
-"""Relative to the largest value: the program holds the ops that the model ran."""
+"""Tolerance, relative to the largest value: both run the same ops, so only rounding differs."""
 
 
 def refuse_small_sizes(
     program: Program, exported: ExportedProgram, model: nn.Module, example: Any
 ) -> None:
-    """Refuse 1 or 0 entries where ``exported`` has a free size, and is not the model there."""
+    """Guard against a free size of 1 or 0 where ``program`` differs from ``model``."""
     free = free_sizes(exported)
     refused = [
         (name, size)
@@ -50,7 +50,7 @@ def refuse_small_sizes(
 
 
 def _cut(example: Any, sizes: dict[tuple[int, int], int]) -> Any:
-    """``example`` with less in some dimensions, ``(number of the input, dimension)``."""
+    """``example`` narrowed to ``sizes``: ``{(number of the input, dimension): size}``."""
     leaves, structure = pytree.tree_flatten(example)
     for (number, dim), size in sizes.items():
         leaves[number] = leaves[number].narrow(dim, 0, size)
@@ -58,7 +58,7 @@ def _cut(example: Any, sizes: dict[tuple[int, int], int]) -> Any:
 
 
 def _agree(model: nn.Module, program: nn.Module, example: Any) -> bool:
-    """Whether both give the same, if the model takes ``example``; a refusal is as good."""
+    """Whether both give the same on ``example``, or the model fails, or ``program`` refuses it."""
     try:
         expected = _outputs(model, example)
     except Exception:  # in any way that a model may

@@ -1,4 +1,4 @@
-"""What the command line may be told: its commands, their options, and what these mean."""
+"""The commands and options of the command line, and how to parse them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = {
     "sarif": (".sarif",),
     "html": (".html", ".htm"),
 }
-"""The formats of a report, and the suffixes of files of each."""
+"""``{format of a report: suffixes of its files}``."""
 
 EPILOG = """\
 MODEL is one of
@@ -214,7 +214,7 @@ def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
 
 
 def _choices(command: argparse.ArgumentParser) -> None:
-    """What a command that optimizes may be told."""
+    """Add the options of the commands that optimize."""
     command.add_argument(
         "--tune",
         choices=("measure", "static"),
@@ -270,7 +270,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _cut(text: str) -> dict[str, int | float | str]:
-    """What ``--factorize`` asks for, as an argument of Factorize."""
+    """The value of ``--factorize`` as an argument of Factorize."""
     kind, equals, value = text.partition("=")
     kind, value = (kind, value) if equals else ("rank", text)
     if kind in ("rank", "flops", "params", "latency", "energy", "error"):
@@ -286,7 +286,7 @@ def _cut(text: str) -> dict[str, int | float | str]:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """``batch=1,8``: a name, and a word, a number, true, false, or several with commas between."""
+    """``batch=1,8``: a name, and a word, number, true or false, or several with commas between."""
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")

@@ -1,4 +1,4 @@
-"""A model before and after ``optimize``, on every engine that is installed, in one run.
+"""Times a model before and after ``optimize``, on every installed engine, in one run.
 
 ::
 
@@ -7,7 +7,7 @@
     found.plot("bench.png")
 
 For each engine the model is optimized with that engine as the target. All are then timed in turn,
-with a pause between engines, whose threads may spin on for a while.
+with a pause between engines, since an engine's threads may spin for a while after a call.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = ["Bench", "EngineBench", "bench"]
 
 BEFORE, AFTER = "model", "optimized"
 _SETTLE = 0.02
-"""Seconds until no engine's threads spin any more."""
+"""Seconds after which no engine's threads spin any more."""
 
 
 @dataclass
 class EngineBench:
-    """One engine: milliseconds of the model and of the optimized one, and the error of each.
+    """One engine: milliseconds of the model before and after, and the error of each.
 
-    Errors are max|a−b| / max|b| against the model in float64, None where it does not run there.
+    Errors are max|a−b| / max|b| against the model in float64; None if it does not run in float64.
     ``note`` says why something was not measured.
     """
 
@@ -56,7 +56,7 @@ class EngineBench:
 
     @property
     def speedup(self) -> tuple[float, float, float] | None:
-        """How many times as fast: lower quartile, median, upper quartile over the rounds."""
+        """The speed-up: lower quartile, median, upper quartile over the rounds."""
         if self.before is None or self.after is None:
             return None
         return speedup(self.before, self.after)
@@ -76,7 +76,7 @@ class EngineBench:
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured on each engine, and where."""
+    """The measurements on each engine, and the environment."""
 
     engines: tuple[EngineBench, ...]
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Bench:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw milliseconds before and after, a pair of bars an engine.
+        """Draw milliseconds before and after, a pair of bars per engine.
 
         Args:
             path: a ``.png`` or ``.svg`` file.
@@ -147,13 +147,13 @@ def bench(
     """Time ``model`` and its optimized form on each engine, interleaved.
 
     Args:
-        inputs: tensors, the forward's positional arguments. engines: names in
-        :data:`fxtemporal.tuning.engines.ENGINES`; default: those that are installed. seconds: for
-        all the timing, at least 3 rounds; optimizing and compiling come on top. tick: is told what
-        is being done.
+        inputs: tensors, the forward's positional arguments.
+        engines: names in :data:`fxtemporal.tuning.engines.ENGINES`; default: all installed ones.
+        seconds: for all timing, but at least 3 rounds; optimizing and compiling are not counted.
+        tick: called with the name of each step.
 
     Raises:
-        PassError: an unknown engine, inputs that are no tensors, or a time that is not above 0.
+        PassError: an unknown engine, inputs that are not tensors, or a time that is not above 0.
     """
     if not all(isinstance(x, Tensor) for x in inputs):
         raise PassError("bench: engines take tensors alone, by position")
@@ -192,7 +192,7 @@ def _bench(
             entry.errors = (before, after)
         except FxTemporalError:
             raise
-        except Exception as error:  # an engine may raise anything on what it does not know
+        except Exception as error:  # an engine may raise anything on an unknown op
             entry.note = f"not measured: {type(error).__name__}: {' '.join(str(error).split())}"
             continue
         calls[f"settle {entry.engine}"] = partial(time.sleep, _SETTLE)
@@ -207,16 +207,16 @@ def _bench(
 
 
 def _installed() -> list[str]:
-    """The engines whose packages are there."""
+    """The engines whose packages are installed."""
     return [name for name in ENGINES if "not installed" not in versions([name]).values()]
 
 
 def _in_float64(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """What the model gives in float64; None where it does not run there."""
+    """The model's outputs in float64; None if it does not run in float64."""
     try:
         wide = (x.double() if x.is_floating_point() else x for x in inputs)
         return StandIn(model).module.double()(*own_inputs(tuple(wide)))
-    except Exception:  # whatever a forward says of a dtype that it does not know
+    except Exception:  # a forward may raise anything on an unknown dtype
         return None
 
 

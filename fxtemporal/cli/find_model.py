@@ -1,6 +1,6 @@
 """Finds the model that a command line names: ``path/to/file.py:build``, ``module:build``, a .pt2.
 
-What the user's own code raises on the way becomes an error that names its line.
+An exception in the user's own code becomes an error that names its line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
 
 class UsageError(FxTemporalError):
-    """The command line asks for what does not exist."""
+    """The command line asks for something that does not exist or does not work."""
 
 
 class ModelCodeError(FxTemporalError):
@@ -127,7 +127,7 @@ def _required(found: Callable[..., object]) -> list[str]:
     """The parameters of ``found`` that have no default."""
     try:
         parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # a builtin does not tell
+    except (TypeError, ValueError):  # a builtin may have no signature
         return []
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
@@ -143,7 +143,7 @@ def _model_code_error(what: str, error: BaseException) -> ModelCodeError:
 
 
 def line_of(error: BaseException, *, package: bool) -> str:
-    """``file:line`` of the deepest frame that is no library's, nor (``package`` False) ours."""
+    """``file:line`` of the deepest frame outside libraries and, if not ``package``, fxtemporal."""
     outside = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")] + ["<"]
     if not package:
         outside.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)

@@ -6,8 +6,8 @@
     $ fxtemporal optimize examples/cnn_lstm.py:build --input 2x10x3x32x32 -o model.pt2
     $ fxtemporal lower examples/cnn_lstm.py:build --input 2x10x3x32x32 --backend onnx -o model.onnx
 
-Nothing here imports torch before the arguments are known to be right. Reports go to stdout, all
-else to stderr: what the model itself prints, progress, and errors of one line each.
+Nothing here imports torch before the arguments are checked. Reports go to stdout, all else to
+stderr: output of the model itself, progress, and errors of one line each.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fxtemporal: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # each ends as one line; what is unexpected is a defect, and says so
+    except Exception as error:  # each is printed as one line; an unexpected one as a defect
         if "--traceback" in arguments:
             traceback.print_exc()
         text, status = _explain(error)
@@ -88,7 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _dumping(folder: Path | None) -> Iterator[None]:
-    """``--dump``: as if ``$FXTEMPORAL_DUMP`` named the folder."""
+    """Set ``$FXTEMPORAL_DUMP`` to the folder of ``--dump``."""
     before = os.environ.get("FXTEMPORAL_DUMP")
     if folder is not None:
         os.environ["FXTEMPORAL_DUMP"] = str(folder)
@@ -195,7 +195,7 @@ def _lower(options: argparse.Namespace) -> int:
         backend = BACKENDS[options.backend]
         _check_output(options.output, backend.suffix)
         _check_names(options)
-        try:  # what is not installed, or unknown, is said before minutes of work
+        try:  # refuse a missing package or an unknown option before minutes of work
             settings(backend, dict(options.option))
         except LoweringError as error:
             raise UsageError(str(error)) from error
@@ -222,7 +222,7 @@ def _lower(options: argparse.Namespace) -> int:
 def _optimized(
     options: argparse.Namespace, tune: Tune | Literal["measure", "static"] | None, freeze: bool
 ) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]], Any]:
-    """The model, its example inputs, and what optimize makes of it."""
+    """The model, its example inputs, and the optimized module."""
     from fxtemporal.api import optimize
     from fxtemporal.capture.arguments import example_of
 
@@ -253,7 +253,7 @@ def _wrote(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _about(model: str) -> Iterator[None]:
-    """Errors of the package, which do not know what the model is called here, name it."""
+    """Add the model's name on the command line to errors of the package."""
     try:
         yield
     except FxTemporalError as error:
@@ -299,7 +299,7 @@ def _percent(name: str) -> float | None:
 
 
 def _check_output(path: Path, *suffixes: str, option: str = "--output") -> None:
-    """What cannot be written, before minutes of work."""
+    """Refuse a path that cannot be written, before minutes of work."""
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"{option} {path}: name it {' or '.join(f'*{s}' for s in suffixes)}")
     if path.is_dir() or not path.parent.is_dir():
@@ -307,7 +307,7 @@ def _check_output(path: Path, *suffixes: str, option: str = "--output") -> None:
 
 
 def _format(options: argparse.Namespace) -> str:
-    """The format of the report: as asked for, or as the name of the file says."""
+    """The format of the report: as asked for, or by the suffix of the file."""
     asked = "json" if options.json else options.format
     if options.output is None:
         return str(asked or "table")
@@ -333,7 +333,7 @@ def _factorize(options: argparse.Namespace) -> Factorize | None:
 
 
 _CLIPS = 8
-"""Of a tensor of calibration data, as many run at a time."""
+"""How many clips of a tensor of calibration data run at a time."""
 
 
 def _calibration(options: argparse.Namespace) -> list[Any] | None:
@@ -371,7 +371,7 @@ def _tune(options: argparse.Namespace) -> Tune | Literal["measure", "static"] | 
 
 
 _TARGETS = {"onnx": "onnxruntime", "openvino": "openvino", "inductor": "inductor"}
-"""What choices are measured on; on the CPU nothing tells what TensorRT will like."""
+"""``{backend: engine to measure on}``; nothing on a CPU predicts TensorRT."""
 
 
 def _tune_for(backend: str, options: argparse.Namespace) -> Tune | Literal["static"]:
@@ -386,7 +386,7 @@ def _tune_for(backend: str, options: argparse.Namespace) -> Tune | Literal["stat
 
 
 def _found(report: Report, names: Sequence[str]) -> int:
-    """1 if the report has what ``names`` name, and what it was."""
+    """1 if the report has anything that ``names`` name, which is printed; else 0."""
     counts = dict.fromkeys(names, 0)
     named = [{r.status, *(str(why.code) for why in (*r.reasons, *r.left))} for r in report.remarks]
     for entry in (*named, *({str(finding.code)} for finding in report.findings)):
@@ -425,13 +425,13 @@ def _write(path: Path, text: str) -> None:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fitted(report: Report) -> str:
-    """On a terminal, as wide as that is."""
+    """The report as text; on a terminal, fitted to its width."""
     if not sys.stdout.isatty():
         return str(report)
     width = shutil.get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""The first state: the captured program, and what its result is compared with."""
+"""Makes the first state: the captured program, and the verifier that compares results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["begin", "check_capture"]
 
 
 def begin(request: Request) -> State:
-    """What is known before the first stage.
+    """Capture the model, and return the state before the first stage.
 
     Raises:
-        CaptureError: the model cannot be captured, or nothing can tell whether its graph is right.
-        VerificationError: a graph that was in doubt is not the model.
+        CaptureError: the model cannot be captured, or its doubtful graph cannot be checked.
+        VerificationError: a doubtful graph computes something else than the model.
     """
     promises = request.promises
     with telling_cure(request.model):
@@ -48,7 +48,7 @@ def begin(request: Request) -> State:
 
 
 def check_capture(state: State) -> State:
-    """The captured graph must be the model; where it is not, torch.export has its turn."""
+    """Compare the captured graph with the model; if it differs, capture with torch.export."""
     comparison = state.compared(state.captured.gm)
     if comparison is not None and not comparison.equal and state.captured.frontend == "fx":
         request = state.request
@@ -81,7 +81,10 @@ def _refuse_unless_equal(comparison: Comparison | None) -> None:
 
 
 def _refuse_other_numbers_with_gradients(state: State) -> None:
-    """A graph is either what the model computes for gradients, or what it computes without."""
+    """Refuse a graph that differs from the model on inputs for which gradients are asked.
+
+    A forward may compute something else with gradients than without; a graph holds only one.
+    """
     example, original = state.request.example, state.request.original
     assert example is not None
     for inputs in (example, pytree.tree_map_only(Tensor, _asking, example)):
@@ -98,5 +101,5 @@ def _refuse_other_numbers_with_gradients(state: State) -> None:
 
 
 def _asking(tensor: Tensor) -> Tensor:
-    """An input that gradients are asked of."""
+    """``tensor`` as an input that requires gradients, if its dtype is floating-point."""
     return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""Folded frames in as many chunks as the memory limit asks for, or as pays."""
+"""Splits folded frames into chunks, to meet a memory limit or to be faster."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["chunk"]
 
 _LEFT = Reason(Code.MEMORY_LIMIT, "left, to see what a call holds then")
 _SECONDS = 0.1
-"""For the race of the network in chunks against the original."""
+"""Seconds for timing the network in chunks against the original."""
 
 
 def chunk(state: State) -> State:
-    """Folded frames in chunks, and loops left as loops, where a call would hold too much.
+    """Split folded frames into chunks; leave loops unfolded if a call would hold too much memory.
 
-    Without a limit, chunks are what keeps eager mode's activations in the cache; another engine has
-    its own means.
+    Without a limit, chunks only serve to keep eager mode's activations in the cache; other engines
+    have their own means for that.
     """
     races = state.races
     if races is None or (races.tune.target != "eager" and races.tune.limit is None):
@@ -55,7 +55,7 @@ def chunk(state: State) -> State:
 
 
 def _loops(state: State) -> Mapping[str, list[Key]]:
-    """The loops that are folded, or would be if that had paid, as they were measured."""
+    """The loops that are folded, or were left only because folding is not faster, in groups."""
     folding = {rule.name for rule in state.rules if rule.folds_loops}
 
     def counts(key: Key, remark: Remark) -> bool:
@@ -68,7 +68,7 @@ def _loops(state: State) -> Mapping[str, list[Key]]:
 def _leaving(
     state: State, groups: Mapping[str, list[Key]], left: Mapping[str, Reason | None]
 ) -> dict[Key, Skip]:
-    """What to skip so that just these loops are left, and why: None where that is known."""
+    """The skips that leave exactly the loops ``left``; a reason of None keeps the one known."""
     skips = dict(state.skips)
     for name, keys in groups.items():
         for key in keys:
@@ -80,7 +80,7 @@ def _leaving(
 
 
 def _run_in(state: State, choice: Chunking, slow: frozenset[str]) -> State:
-    """The rewrites, and behind them the chunks of ``choice``."""
+    """Run the rewrites, then the chunks of ``choice``."""
     rule = choice.rule
     whole = {
         (rule.name, region): Skip("missed", choice.why[region])
@@ -94,13 +94,13 @@ def _run_in(state: State, choice: Chunking, slow: frozenset[str]) -> State:
 
 
 def _behind(state: State, outcome: Outcome) -> Outcome:
-    """``outcome``, and then the last rule alone, which is that of the chunks."""
+    """Run only the last rule, which makes the chunks, on ``outcome``."""
     chunks = run_rules(outcome.program, state.rules[-1:], state.skips)
     return Outcome(chunks.program, (*outcome.remarks, *chunks.remarks))
 
 
 def _verified(state: State, choice: Chunking) -> State:
-    """The same, compared with the original again; in one piece where chunks are wrong."""
+    """Compare with the original again; undo the chunks if the numbers are wrong."""
     comparison = state.compared(state.rewritten.program.gm)
     if comparison is None or comparison.equal:
         return state.but(comparison=comparison)
@@ -115,7 +115,7 @@ def _verified(state: State, choice: Chunking) -> State:
 def _measured(
     before: State, chunked: State, choice: Chunking, races: Races, slow: frozenset[str]
 ) -> State:
-    """``chunked``; what there was ``before`` where the network turns out slower in chunks."""
+    """``chunked``, timed; the state ``before`` it if the network is slower in chunks."""
     state = chunked
     state.request.tick("measuring the network")
     timing = races.race(state.captured.gm, state.rewritten.program.gm, _SECONDS)
@@ -127,7 +127,7 @@ def _measured(
 
 
 def _in_one_piece(choice: Chunking, slower: Timing) -> dict[Key, Skip]:
-    """What to say of regions in which the network turned out slower in chunks."""
+    """Skips for the regions in chunks, with the timing that was slower."""
     text = f"the network takes {slower.before:.3g} ms without it, {slower.after:.3g} ms with it"
     skip = Skip("missed", Reason(Code.NOT_FASTER, text))
     regions = (region for region, count in choice.chunks.items() if count > 1)
@@ -135,7 +135,7 @@ def _in_one_piece(choice: Chunking, slower: Timing) -> dict[Key, Skip]:
 
 
 def _above_limit(state: State, choice: Chunking, limit: int | None) -> State:
-    """The same, with a remark where a call of the result holds more than the limit."""
+    """``state``, with a remark if a call of the result holds more than the limit."""
     outcome = state.rewritten
     if limit is None or (held := peak(outcome.program).bytes) <= limit:
         return state

@@ -1,4 +1,4 @@
-"""The last stage: a module that holds what it relies on, and its report."""
+"""The last stage: the resulting module, with the modes it is limited to, and its report."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fxtemporal.verification.verifier import Verifier
 __all__ = ["META", "finish"]
 
 META = "fxtemporal"
-"""Where a result keeps its report."""
+"""Key of a result's report in its ``meta``."""
 
 
 def finish(state: State) -> State:
-    """The module, with the modes it holds, the gradients it refuses, and its report."""
+    """Make the module, with the modes it must keep, the gradients it refuses, and its report."""
     request, program = state.request, state.rewritten.program
     gm, original = program.gm, request.original
     assert isinstance(gm, OptimizedModule)
@@ -70,7 +70,7 @@ def finish(state: State) -> State:
 
 
 def _dump(state: State) -> None:
-    """Every pass once more, with what was decided of its sites, for those who want to see."""
+    """Run every pass once more, with the final decisions, to dump the graph after each."""
     if (dump := Dump(state.request.original)).wanted:
         dump("captured", state.captured)
         run_rules(state.captured, state.rules, state.skips, dump=dump)
@@ -78,7 +78,7 @@ def _dump(state: State) -> None:
 
 
 def _remarks(state: State) -> Iterator[Remark]:
-    """What each site costs, and what it was measured to gain."""
+    """The remarks, each with the cost of its site and its measured gain."""
     for key, remark in state.rewritten.remarks:
         detail = dict(remark.detail)
         if remark.status == "applied" and (timing := state.gains.get(key)) is not None:
@@ -88,7 +88,7 @@ def _remarks(state: State) -> Iterator[Remark]:
 
 
 def _modes_held_before(model: nn.Module, result: nn.Module) -> dict[str, Specialization]:
-    """What holds for ``model``, or a part of it, because that is a result of optimize itself."""
+    """Modes that ``model`` must keep since it, or a part of it, is a result of optimize itself."""
     there = {path for path, _ in result.named_modules()}
     held = {}
     for path, module in model.named_modules():
@@ -101,7 +101,7 @@ def _modes_held_before(model: nn.Module, result: nn.Module) -> dict[str, Special
 def _modes_of_rules(
     state: State, gm: nn.Module, remarks: Sequence[Remark]
 ) -> dict[str, Specialization]:
-    """What has to hold for what each rule applied."""
+    """Modes that the module must keep for the rewrites that each rule applied."""
     applied: dict[str, list[Remark]] = {}
     for remark in remarks:
         if remark.status == "applied":
@@ -114,7 +114,7 @@ def _modes_of_rules(
 
 
 def _refuse_other_gradients(state: State, gm: OptimizedModule) -> str | None:
-    """Have ``gm`` refuse to train where its gradients are not the model's; the reason."""
+    """Make ``gm`` refuse a backward if its gradients differ from the model's; return the reason."""
     example, original = state.request.example, state.request.original
     why = state.captured.gradients
     if state.verifier is not None and example is not None:

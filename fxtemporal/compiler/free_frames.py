@@ -1,14 +1,13 @@
-"""Let the number of frames go free again.
+"""Makes the number of frames T free again.
 
-A Python loop over ``range(x.size(1))`` fixed T while it was traced. Once it is re-rolled, what is
-left of T are numbers in the graph: ``unflatten(0, (-1, 16))``. The model is traced and rewritten
-again with other numbers of frames. Where the graphs are the same but for such numbers, and each of
-them is a size of a tensor that stands before it, or a multiple of T and a constant, it is computed
-from the input's shape instead.
+Tracing a Python loop over ``range(x.size(1))`` fixes T. Once the loop is re-rolled, T is left only
+as numbers in the graph: ``unflatten(0, (-1, 16))``. The model is traced and rewritten again with
+other numbers of frames. If the graphs differ only in such numbers, and each number is a size of an
+earlier tensor, or a multiple of T plus a constant, it is computed from the input's shape instead.
 
-Graphs that are the same at a few T say nothing of the rest: the forward may do something else from
-40 frames on. So the check of T gives way to one that admits those that were tried, and tries others
-when they come: :class:`fxtemporal.ir.admitted.AdmittedFrames`.
+Equal graphs at a few T prove nothing about other T: the forward may do something else from 40
+frames on. So the guard on T is replaced by one that admits the T that were tried, and tries others
+at their first call: :class:`fxtemporal.ir.admitted.AdmittedFrames`.
 """
 
 from __future__ import annotations
@@ -41,20 +40,19 @@ from fxtemporal.verification.verifier import Verifier
 __all__ = ["free_frames", "freed", "trip_counts"]
 
 _OTHERS = (2, 3, 8, 15, 26, 43, 70)
-"""Numbers of frames to trace again with, even and odd, until two of them give the same graph."""
+"""Numbers of frames to trace with, until an even and an odd one give the same graph."""
 
 _STRANGE = 3
-"""After so many that do not, it is given up."""
+"""Give up after this many numbers of frames that give another graph."""
 
 _RESIZING = frozenset(("conv3d", "max_pool3d", "avg_pool3d", "interpolate"))
 """Ops whose result may be shorter or longer, along the same dimension."""
 
 
 def free_frames(state: State) -> State:
-    """The same, without the checks of a number of frames that nothing depends on any more.
+    """Drop the guards on T that the graph no longer needs.
 
-    What a lossy rule left runs at one number of frames alone: there is no telling what it would
-    have computed at another.
+    After a lossy rule T stays fixed: there is no reference for its numbers at another T.
     """
     request, verifier = state.request, state.verifier
     request.tick("freeing the number of frames")
@@ -84,8 +82,8 @@ def free_frames(state: State) -> State:
 class _Retrace:
     """Traces the model, and rewrites it in the same way, with other sizes of its inputs.
 
-    A number of frames may be tried at a call, long after the example inputs are gone: they are kept
-    as shapes alone.
+    A number of frames may be tried at a call, long after ``optimize``: so only the shapes of the
+    example inputs are kept.
     """
 
     def __init__(
@@ -98,12 +96,12 @@ class _Retrace:
         self.rules, self.skips = rules, skips
         self.model = StandIn(original, share_parameters=True).module
         given = behind_pre_hooks(self.model, *own_inputs(example))
-        # The result runs them before its graph, as the model does.
+        # The result runs these hooks before its graph, as the model does.
         self.model._forward_pre_hooks.clear()
         self.shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), given)
 
     def __call__(self, dim: int, frames: int, other: int) -> Program:
-        """The rewritten program with ``other`` entries where there were ``frames``."""
+        """The rewritten program with ``other`` entries in dimension ``dim``, not ``frames``."""
         with quiet():
             try:
                 program = capture(self.model, *self._empty(dim, frames, other, 3), only="fx")
@@ -112,7 +110,7 @@ class _Retrace:
             return run_rules(program, self.rules, self.skips).program
 
     def _empty(self, dim: int, old: int, new: int, least_rank: int) -> Any:
-        """Inputs without values, where dimension ``dim`` is ``new`` instead of ``old``."""
+        """Inputs of zeros whose dimension ``dim`` is ``new`` instead of ``old``."""
 
         def empty(like: Tensor) -> Tensor:
             sizes = list(like.shape)
@@ -124,7 +122,7 @@ class _Retrace:
 
 
 class _Trial:
-    """Compares a program with the model at other numbers of frames; ``samples`` is what it saw."""
+    """Compares a program with the model at other numbers of frames; ``samples`` has the results."""
 
     def __init__(self, verifier: Verifier, example: Example, dim: int, frames: int) -> None:
         self.verifier, self.example, self.dim, self.frames = verifier, example, dim, frames
@@ -146,7 +144,7 @@ class _Trial:
         return True
 
     def accepted(self, loose: Program) -> bool:
-        """Whether ``loose`` gives them for the example."""
+        """Whether ``loose`` gives the model's numbers for the example."""
         compared = self.verifier.compare(loose.gm)
         self.samples[:] = compared.samples
         return compared.equal
@@ -167,7 +165,7 @@ def trip_counts(program: Program) -> Iterator[tuple[int, int]]:
 
 
 def _origin(program: Program, tensor: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
-    """The dimension of an input that ``dim`` of ``tensor`` was, as far as one can guess."""
+    """The input, and its dimension, that ``dim`` of ``tensor`` was; a guess, None if unknown."""
     while not is_input(tensor):
         op = program.op(tensor) if tensor.op.startswith("call") else None
         source = None if op is None else op.args.get("input")
@@ -200,16 +198,14 @@ def freed(
     accepted: Callable[[Program], bool],
     wanted: Iterable[int] = (),
 ) -> Program | None:
-    """A copy of ``program`` that is right for every number of frames that it admits.
-
-    None where there is none.
+    """A copy of ``program`` that is right for every T it admits; None if there is none.
 
     Args:
         program: rewritten, with ``frames`` frames in dimension ``dim`` of its inputs.
         again: gives the program, rewritten in the same way, for another number of frames.
-        agrees: whether a program gives the numbers of the model with so many frames.
-        accepted: whether a program gives them for the example. It admits no other numbers yet.
-        wanted: numbers of frames to try beside those that are needed.
+        agrees: whether a program gives the model's numbers with that number of frames.
+        accepted: whether a program gives them for the example. It admits no other T yet.
+        wanted: more numbers of frames to try.
     """
     alike, strange = [(frames, program)], []
     for other in _OTHERS:
@@ -250,7 +246,7 @@ def freed(
         return None
     checks._same_graph = same_graph
     for other in sorted({1, *strange, *wanted} - checks.counts):
-        # A loop of one trip is no loop to re-roll: there, the numbers are compared.
+        # With one frame there is no loop to re-roll: compare the numbers instead.
         if same_graph(other) or (
             other in (1, *strange) and _is_right(loose, checks, other, agrees)
         ):

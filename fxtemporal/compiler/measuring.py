@@ -1,4 +1,4 @@
-"""What is measured: which form of each Conv3d is the fastest, and which rewrites pay."""
+"""The stages that measure: the fastest form of each Conv3d, and the rewrites that pay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Rules = tuple[Rule[Any], ...]
 
 
 def choose_forms(state: State) -> State:
-    """Measure which form of each Conv3d is the fastest, and have the rule use it."""
+    """Measure which form of each Conv3d is the fastest, and make the rule use it."""
     races = state.races
     if races is None:
         return state
@@ -54,7 +54,7 @@ def _with_fastest_forms(state: State, races: Races, place: int) -> State:
 
 
 def drop_slower(state: State) -> State:
-    """Only the rewrites that pay on this device."""
+    """Drop the rewrites that do not pay on this device."""
     races, applied = state.races, state.rewritten.applied
     if races is None or not applied:
         return state
@@ -71,7 +71,7 @@ def drop_slower(state: State) -> State:
         only = frozenset(key for name in names for key in groups[name])
         return state.rewrite(only=only).program.gm
 
-    compiled = races.tune.target != "eager"  # for each race anew, which takes long
+    compiled = races.tune.target != "eager"  # compiled again for each race, which takes long
     sure = frozenset(groups) if compiled else measured
     verdict = worth_keeping(list(groups), build, races, state.request.tick, sure)
     races.cache.save()
@@ -89,13 +89,13 @@ def drop_slower(state: State) -> State:
     state = state.but(outcome=state.rewrite())
     if state.verifier is not None:
         first = state.verifier.compare(state.rewritten.program.gm, example_only=True)
-        if not first.equal:  # fewer rewrites may round otherwise than all of them
+        if not first.equal:  # fewer rewrites may round differently than all of them
             state = rewrite(state)
     return state
 
 
 def groups_of(state: State, keys: Sequence[Key]) -> Mapping[str, list[Key]]:
-    """Sites that are measured together, as their rules say."""
+    """``{group: its sites}``: a group is measured as one, as its rule says."""
     rules = {rule.name: rule for rule in state.rules}
     groups: dict[str, list[Key]] = {}
     for key in keys:
@@ -105,5 +105,5 @@ def groups_of(state: State, keys: Sequence[Key]) -> Mapping[str, list[Key]]:
 
 
 def _milliseconds(state: State, key: Key) -> bool:
-    """Whether a site was measured before, by itself."""
+    """Whether a site was measured before, on its own."""
     return "milliseconds" in state.rewritten.remark(key).detail

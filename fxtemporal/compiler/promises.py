@@ -1,4 +1,4 @@
-"""What a result promises besides the numbers, where the caller asks for more, or for less."""
+"""Promises of a result besides its numbers: rounding, NaN and memory layout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Layout = Literal["same", "any"]
 
 @dataclass(frozen=True)
 class Promises:
-    """How alike the result and the model are; the defaults are what costs no speed.
+    """How closely the result follows the model; the defaults cost no speed.
 
-    ``exact``: ``"rounding"``, or ``"bitwise"``: every bit of what was compared on this machine.
-    ``nan``: ``"confined"``: what the model computes as a finite number is one, also of a clip with
-    NaN or infinite frames. ``layout``: ``"any"``: outputs lie in memory as the last op leaves them.
+    ``exact``: ``"rounding"``; or ``"bitwise"``: equal bits in all that was compared on this
+    machine. ``nan``: ``"confined"``: where the model gives a finite number, the result does too,
+    even for a clip with NaN or infinite frames. ``layout``: ``"any"``: outputs keep the memory
+    layout that the last op gave them.
     """
 
     exact: Exact = "rounding"
@@ -41,9 +42,9 @@ class Promises:
 
     @property
     def confined(self) -> bool:
-        """Bit for bit leaves no room for a NaN where the model has a number."""
+        """Whether NaN is confined; ``"bitwise"`` implies it."""
         return self.nan == "confined" or self.bitwise
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not as by default."""
+        """The settings that differ from their defaults."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}

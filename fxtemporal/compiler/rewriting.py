@@ -1,4 +1,4 @@
-"""The lossy rewrites, and then the exact ones, without those that change the numbers."""
+"""The stages that rewrite: lossy rules, then exact ones, without rewrites found to be wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["lossy", "rewrite", "undone"]
 
 
 def lossy(state: State) -> State:
-    """What changes the numbers, because it was asked for; the rest is compared with what it left.
+    """Run the lossy rules that were asked for; later stages compare with their result.
 
     Raises:
         PassError: ``exact="bitwise"`` was asked for too.
@@ -45,7 +45,7 @@ def lossy(state: State) -> State:
 
 
 def rewrite(state: State) -> State:
-    """All exact rewrites, without those that change the numbers.
+    """Run all exact rewrites, and drop those that change the numbers.
 
     Raises:
         VerificationError: the captured graph is not the model.
@@ -65,7 +65,7 @@ def rewrite(state: State) -> State:
 
 
 def _without_culprits(state: State, bad: Sample) -> State:
-    """The rewrites but for those that change the numbers, as they did on ``bad``."""
+    """Drop the rewrites that change the numbers, as they did on ``bad``."""
     tick, verifier = state.request.tick, state.verifier
     assert verifier is not None
     if not state.lossy.changed:
@@ -91,7 +91,7 @@ def _without_culprits(state: State, bad: Sample) -> State:
 
 
 def undone(bad: Sample, text: str) -> Skip:
-    """What to say of a rewrite that gave another result than the promised."""
+    """The skip for a rewrite that broke a promise on ``bad``, with ``text`` as its reason."""
     match bad.asked:
         case "bits":
             return Skip("missed", Reason(Code.NOT_BITWISE, text))

@@ -5,8 +5,8 @@
     capture → lossy rules (if asked) → forms → exact rules, verified → only what pays →
     in chunks → the number of frames free → modes, gradients, report
 
-Each takes a :class:`~fxtemporal.compiler.state.State` and gives another; nothing is undone in
-place. What a stage needs to know of a pass, its :class:`~fxtemporal.passes.rule.Rule` says.
+Each stage takes a :class:`~fxtemporal.compiler.state.State` and returns another; nothing is undone
+in place. A stage asks each pass for facts by the interface :class:`~fxtemporal.passes.rule.Rule`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ STAGES: tuple[Callable[[State], State], ...] = (
 
 
 def run(request: Request) -> fx.GraphModule:
-    """What all stages make of a model.
+    """Run all stages on a model, and return the optimized module.
 
     Raises:
         CaptureError: the model cannot be captured, or fails on the example inputs.
-        PassError: settings that contradict each other.
-        VerificationError: the model, captured and otherwise untouched, gives other numbers.
+        PassError: the settings contradict each other.
+        VerificationError: the captured graph, before any rewrite, gives other numbers.
     """
     request.tick("capturing")
     state = begin(request)

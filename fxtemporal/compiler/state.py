@@ -1,9 +1,9 @@
-"""What a call of optimize was asked for, and what it has found out so far.
+"""The request of one call of optimize, and its state between stages.
 
-A :class:`State` never changes: each stage (:mod:`fxtemporal.compiler.stages`) makes another. All of
-them hold the captured program, and what was found out of its sites: which to skip, and why; which
-form each Conv3d gets; in how many chunks folded frames run. A rewrite starts from that program
-again, so that nothing is ever undone in place.
+A :class:`State` never changes: each stage (:mod:`fxtemporal.compiler.stages`) makes another. Each
+one holds the captured program, and the decisions on its sites: which to skip, and why; the form of
+each Conv3d; the number of chunks of folded frames. A rewrite always starts from the captured
+program, so that nothing is ever undone in place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """What one call of optimize was asked for; ``tune`` is None where nothing is measured."""
+    """The arguments of one call of optimize; ``tune`` is None if nothing is measured."""
 
     model: Model
     example: Example | None = None
@@ -60,7 +60,7 @@ class Request:
         return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
 
     def settings(self) -> dict[str, Any]:
-        """What a report says of it: all that is not as by default, and how it was measured."""
+        """The settings for the report: all that differ from a default, and how to measure."""
         settings: dict[str, Any] = {"tune": "static" if self.tune is None else vars(self.tune)}
         if self.factorize is not None:
             settings["factorize"] = self.factorize.to_dict()
@@ -69,13 +69,13 @@ class Request:
         return settings | self.promises.to_dict()
 
     def verifier(self, original: nn.Module) -> Verifier:
-        """Compares with ``original``, as strictly as was promised."""
+        """A verifier that compares with ``original``, as strictly as was promised."""
         assert self.example is not None
         bitwise, confined = self.promises.bitwise, self.promises.confined
         return Verifier(original, self.example, bitwise=bitwise, confined=confined)
 
     def races(self) -> Races | None:
-        """Measuring on the device of the inputs, or of the model, with what is known of it."""
+        """The timing on the device of the model or its inputs; None if nothing is measured."""
         if self.tune is None or self.example is None:
             return None
         given = [*self.original.parameters(), *pytree.tree_leaves(self.example)]
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Lossy:
-    """What the lossy rules did, before all others: what follows is compared with what they left."""
+    """The result of the lossy rules, which run first; later stages are compared with it."""
 
     remarks: tuple[tuple[Key, Remark], ...] = ()
     curve: tuple[tuple[float, float], ...] = ()
@@ -96,12 +96,11 @@ class Lossy:
 
 @dataclass(frozen=True)
 class State:
-    """``rules`` are those still to run, ``outcome`` what they made of ``captured``, without the
-    sites in ``skips``.
+    """All that a stage knows and decides. ``outcome`` is the result of ``rules`` on ``captured``,
+    without the sites in ``skips``.
 
-    ``blocks`` are the costs of the captured program, ``prices`` those of each site, ``gains`` what
-    a site was measured to gain. ``deadline`` ends all measuring.
-    ``result`` is there after the last stage.
+    ``blocks`` are the costs of the captured program, ``prices`` the cost of each site, ``gains``
+    its measured timing. ``deadline`` ends all measuring. ``result`` is set by the last stage.
     """
 
     request: Request
@@ -122,7 +121,7 @@ class State:
     result: fx.GraphModule | None = None
 
     def but(self, **changes: Any) -> State:
-        """The same with some of it changed."""
+        """A copy with some fields changed."""
         return replace(self, **changes)
 
     @property
@@ -138,18 +137,18 @@ class State:
         only: frozenset[Key] | None = None,
         costs: Costs | None = None,
     ) -> Outcome:
-        """What the rules make of the captured program."""
+        """Run the rules on the captured program; this state does not change."""
         rules = self.rules if rules is None else rules
         skips = self.skips if skips is None else skips
         return run_rules(self.captured, rules, skips, only, costs)
 
     def with_captured(self, captured: Program) -> State:
-        """The same with another program, whose outputs are to lie as the model's do."""
+        """A copy with another program, whose outputs must have the model's memory layout."""
         captured.keeps_layouts = self.request.promises.layout == "same"
         if self.verifier is not None:
             captured.output_layouts = tuple(map(layout_of, self.verifier.outputs))
         return self.but(captured=captured)
 
     def compared(self, module: nn.Module) -> Comparison | None:
-        """``module`` beside the original; None where nothing is verified."""
+        """Compare ``module`` with the original; None if nothing is verified."""
         return None if self.verifier is None else self.verifier.compare(module)

@@ -1,4 +1,4 @@
-"""One graph for several numbers of frames, from one graph for each."""
+"""Unifies graphs, one for each number of frames T, to one graph for all T."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["Unifier", "code", "counts_laps", "skeleton"]
 
 
 def counts_laps(check: fx.Node) -> bool:
-    """Whether nothing but loops read the size that a guard holds."""
+    """Whether only loops read the size that the guard ``check`` holds."""
     return set(readers_of(check)) == {TRIP_COUNT}
 
 
 def code(program: Program) -> list[tuple[Any, ...]]:
-    """The graph, node by node, without the texts of its checks."""
+    """A key of the graph, node by node, without the texts of its guards."""
     position = {node: index for index, node in enumerate(program.graph.nodes)}
     return [
         (node.op, node.target, repr(fx.node.map_arg((args, node.kwargs), position.__getitem__)))
@@ -40,16 +40,16 @@ def _sizes(column: Sequence[fx.Node], dim: int) -> tuple[int, ...] | None:
 
 
 def skeleton(program: Program) -> list[tuple[str, Any]]:
-    """What is called, in order."""
+    """The kinds and targets of all nodes, in order."""
     return [(node.op, node.target) for node in program.graph.nodes]
 
 
 class _DifferError(Exception):
-    """Two graphs differ in more than in what follows from the number of frames."""
+    """Two graphs differ in more than numbers that follow from T."""
 
 
 class Unifier:
-    """Unifies programs that are alike but for numbers that follow from the number of frames."""
+    """Unifies programs that differ only in numbers that follow from the number of frames."""
 
     def __init__(self, alike: Sequence[tuple[int, Program]]) -> None:
         self.frames = tuple(frames for frames, _ in alike)
@@ -66,7 +66,7 @@ class Unifier:
         self.read: dict[tuple[int, ...], fx.Node] = {}
 
     def run(self) -> Program | None:
-        """The one graph; None where the graphs differ in more."""
+        """The unified program; None if the graphs differ in more than such numbers."""
         try:
             for node, column in zip(self.nodes, self.columns, strict=True):
                 self._unify(node, column)
@@ -77,9 +77,9 @@ class Unifier:
         return self.program
 
     def check_frames(self, dim: int) -> AdmittedFrames | None:
-        """Check the number of frames, and that all inputs that had it have one.
+        """Insert a guard on T: it is admitted, and the same for all inputs that have T entries.
 
-        None where no input has it.
+        None if no input has T entries in dimension ``dim``.
         """
         sizes = [
             (node, f"{node.target if node.op == 'placeholder' else node.name}.size({dim})")
@@ -111,7 +111,7 @@ class Unifier:
                 raise _DifferError
             self.graph.erase_node(node)
             return
-        if node.target is not guard:  # its text differs, and where it stands
+        if node.target is not guard:  # the text and location of guards differ
             args = self._merged([n.args for n in column], node, node.args)
             kwargs = self._merged([n.kwargs for n in column], node, node.kwargs)
             if (args, kwargs) != (node.args, node.kwargs):
@@ -120,7 +120,7 @@ class Unifier:
         self._learn(node, column)
 
     def _same_tensor(self, column: tuple[fx.Node, ...]) -> None:
-        """A tensor that was computed while tracing may depend on the number of frames."""
+        """Require equal tensors: one computed during the trace may depend on T."""
         found = [
             attribute(program.gm, str(node.target))
             for program, node in zip(self.programs, column, strict=True)
@@ -133,7 +133,7 @@ class Unifier:
                 raise _DifferError
 
     def _merged(self, values: Sequence[Any], node: fx.Node, mine: Any) -> Any:
-        """What all of ``values`` are, with nodes in place of the numbers in which they differ."""
+        """The value that all ``values`` share, with nodes for the numbers in which they differ."""
         first = values[0]
         if isinstance(first, fx.Node):
             if len({self.position[value] for value in values}) > 1:
@@ -165,7 +165,7 @@ class Unifier:
         return self._number(tuple(values), node)
 
     def _number(self, values: tuple[int, ...], node: fx.Node) -> fx.Node:
-        """A node that gives ``values`` at those numbers of frames."""
+        """A node that computes ``values[i]`` at the i-th number of frames."""
         if values in self.sizes:
             if values not in self.read:
                 source, dim = self.sizes[values]
@@ -185,7 +185,7 @@ class Unifier:
             return self.graph.call_function(operator.add, (number, offset))
 
     def _learn(self, node: fx.Node, column: tuple[fx.Node, ...]) -> None:
-        """The sizes of ``node`` that follow the number of frames."""
+        """Record the sizes of ``node`` that differ between the numbers of frames."""
         shapes = [shape(n) or () for n in column]
         for dim, sizes in enumerate(zip(*shapes, strict=False)):
             if len(set(sizes)) > 1:

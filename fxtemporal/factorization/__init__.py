@@ -1,6 +1,6 @@
-"""(2+1)D factorization: how far to cut each Conv3d, and what its two factors are.
+"""(2+1)D factorization: chooses the rank of each Conv3d, and computes its two factors.
 
-:mod:`settings` is what the user asks for, :mod:`layers` what there is in a program and what it
-costs, :mod:`factors` the algebra, :mod:`moments` what is learnt from data, :mod:`ranks` the
-decision, and :mod:`planning` puts them in order.
+:mod:`settings` has the user's settings, :mod:`layers` the layers of a program and their costs,
+:mod:`fxtemporal.functional.factors` the algebra, :mod:`moments` the statistics of data, and
+:mod:`ranks` the choice of ranks. :mod:`planning` runs all of them.
 """

@@ -1,4 +1,4 @@
-"""Running a program on data, to see what its layers are given and what they give."""
+"""Runs a program on data, and records the inputs and outputs of its layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Data:
     """Calibration data, as arguments of the model, checked against the example.
 
     Raises:
-        PassError: an entry is no input of the model, or holds a NaN or an infinity; there is none.
+        PassError: an entry does not fit the model, or has NaN or infinite values; or there is none.
     """
 
     def __init__(self, entries: Iterable[Any], example: Arguments) -> None:
@@ -41,7 +41,7 @@ class Data:
             raise PassError("Factorize: calibration is empty; give it example inputs")
 
     def counted(self) -> Iterator[tuple[str, Arguments]]:
-        """Each with which it is, ``"3 of 10"`` where their number is known."""
+        """Each entry with its number, ``"3 of 10"`` if the total is known."""
         try:
             of = f" of {len(self._entries)}"  # type: ignore[arg-type]
         except TypeError:
@@ -85,7 +85,7 @@ class Data:
 
 
 class _SeenError(Exception):
-    """All that was asked for has been seen."""
+    """All watched nodes have run."""
 
 
 class _Recorder(fx.Interpreter):
@@ -112,7 +112,7 @@ def _batched(x: Tensor) -> Tensor:
 
 
 def record(program: Program, arguments: Arguments, watched: Mapping[fx.Node, Seen]) -> None:
-    """Run ``program`` up to the last of ``watched``, and hand over what each is given and gives.
+    """Run ``program`` up to the last of ``watched``, and pass each one's input and output on.
 
     Raises:
         PassError: the program refuses the arguments.
@@ -132,7 +132,7 @@ def record(program: Program, arguments: Arguments, watched: Mapping[fx.Node, See
 
 
 def run(program: Program, arguments: Arguments) -> Any:
-    """What ``program`` gives for ``arguments``; it is left as it is."""
+    """The outputs of ``program`` for ``arguments``; its state does not change."""
     args, kwargs = own_inputs(arguments)
     with torch.no_grad(), torch.random.fork_rng(), stand_in(program.gm) as own:
         return own.module(*args, **kwargs)

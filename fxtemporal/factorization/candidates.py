@@ -1,4 +1,4 @@
-"""What a layer can be cut to: ranks and orders, what each costs, and what is lost by each."""
+"""The candidates for a layer: ranks and orders, with the cost and the error of each."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Points"]
 Decompositions = Mapping[Order, Decomposition]
 
 _STEPS = 64
-"""Ranks that are considered for a layer and an order, at most."""
+"""The most ranks to consider for a layer and an order."""
 
 _WIDTHS = (8, 16)
-"""Channels that convolutions compute together: 17 of them take nearly as long as 32. Narrow layers
-get multiples of the first, which costs them less of their accuracy."""
+"""Channels that convolutions compute together: 17 channels take nearly as long as 32. Narrow layers
+get multiples of the first number, which costs them less accuracy."""
 
 _NARROW = 64
 """Ranks below this are narrow."""
@@ -35,9 +35,9 @@ _TIMED = (0.08, 0.15, 0.25, 0.4, 0.6)
 
 
 class Points:
-    """The points of each layer, for one :class:`Factorize`.
+    """The candidate points of each layer, for one :class:`Factorize`.
 
-    ``times`` says whether there are example inputs, whose sizes layers can be timed at.
+    ``times``: there are example inputs, so that layers can be timed at their sizes.
     """
 
     def __init__(self, settings: Factorize, times: bool, tick: Callable[[str], None]) -> None:
@@ -46,7 +46,7 @@ class Points:
         self._tick = tick
 
     def check(self, layers: Sequence[Layer]) -> None:
-        """Refuse what none of ``layers``, all that can be factorized, can have.
+        """Refuse settings that fit none of ``layers``, the layers that can be factorized.
 
         Raises:
             PassError: a rank that is out of range for all of them, or for one that has a name;
@@ -69,7 +69,7 @@ class Points:
             raise PassError(f"Factorize: {layer.path or layer.name}: {reason.text}")
 
     def refusal(self, layer: Layer) -> Reason | None:
-        """Why the layer cannot have the rank that was asked for."""
+        """Why the layer cannot have the rank that was asked for; None if it can."""
         if self._settings.rank is None:
             return None
         asked = self._asked(layer)
@@ -89,12 +89,12 @@ class Points:
         return None
 
     def orders(self, layer: Layer) -> Sequence[Order]:
-        """Those that may be chosen."""
+        """The orders that may be chosen for the layer."""
         asked = self._asked(layer)
         return ORDERS if asked is None else (asked.order,)
 
     def bias(self, layer: Layer) -> bool:
-        """Whether the factors get a bias even where the layer has none."""
+        """Whether the factors get a bias even if the layer has none."""
         asked = self._asked(layer)
         return asked is not None and asked.bias
 
@@ -107,7 +107,7 @@ class Points:
         return None if asked is None else Cut(asked)
 
     def one(self, layer: Layer, found: Decompositions) -> Point | Reason:
-        """Without a budget: that of the rank asked for, or the cheapest within the bound."""
+        """The point without a budget: the rank asked for, or the cheapest within the bound."""
         asked, g = self._asked(layer), layer.geometry
         assert g is not None
         if asked is not None:
@@ -137,9 +137,9 @@ class Points:
         weight: Tensor | None = None,
         step: int | None = None,
     ) -> list[Point]:
-        """Squared relative errors, and costs, of every ``step``-th rank in each order.
+        """Costs and squared relative errors of every ``step``-th rank in each order.
 
-        ``weight`` is that of the layer: what a budget of time needs.
+        ``weight`` is the layer's; only a budget of time needs it.
         """
         g = layer.geometry
         assert g is not None
@@ -182,7 +182,7 @@ class Points:
 
 
 def _kept(full: int, groups: int) -> list[int]:
-    """The ranks a group that are considered: whole vectors, where there are several."""
+    """The ranks per group to consider: multiples of a vector's width, if there are several."""
     narrow, wide = (width // math.gcd(width, groups) for width in _WIDTHS)
     if full < 4 * narrow:
         return [*range(1, full + 1)]

@@ -1,14 +1,14 @@
-"""Replace a Conv3d by a spatial and a temporal convolution of lower rank: (2+1)D. Lossy.
+"""Replaces a Conv3d by a spatial and a temporal convolution of lower rank: (2+1)D. Lossy.
 
-The R(2+1)D paper (Tran et al., arXiv 1711.11248) puts a (1, d, d) convolution into M_i channels
-and a (t, 1, 1) convolution out of them in place of each t×d×d convolution. Here the two factors
-come from the trained kernel, by a singular value decomposition that data may weight::
+The R(2+1)D paper (Tran et al., arXiv 1711.11248) replaces each t×d×d convolution by a (1, d, d)
+convolution into M_i channels and a (t, 1, 1) convolution out of them. Here the two factors come
+from the trained kernel, by a singular value decomposition that may be weighted by data::
 
     before   conv   N_in → N_out, (3, 3, 3)
     after    conv.spatial   N_in → M_i,  (1, 3, 3)
              conv.temporal  M_i → N_out, (3, 1, 1)
 
-or the other way round, where that costs less for the same error. It is off unless
+or in the other order, if that costs less for the same error. It is off unless
 ``optimize(..., factorize=Factorize(...))`` asks for it, and its error is reported.
 """
 

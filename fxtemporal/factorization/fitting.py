@@ -1,4 +1,4 @@
-"""The factors of a layer, from its weight, or from what the network is seen to do with data."""
+"""Computes the factors of a layer from its weight, or from the network's activations on data."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Fitter:
     def moments(
         self, wanted: Sequence[tuple[Layer, Order]], program: Program | None = None
     ) -> dict[tuple[str, Order], Tensor]:
-        """The second moments of what layers see in ``program``, by name and order; {} without data.
+        """The second moments of the layers' inputs in ``program``, by name and order.
 
-        All in one pass over the data.
+        All in one pass over the data; {} without data.
         """
         if self._data is None:
             return {}
@@ -48,9 +48,9 @@ class Fitter:
     def cut(
         self, layer: Layer, decomposition: Decomposition, kept: int, biased: bool = False
     ) -> Conv2Plus1d:
-        """The first ``kept`` channels a group of a decomposition, and the layer's bias.
+        """Factors from the first ``kept`` channels per group of a decomposition, and the bias.
 
-        With ``biased``, one of zeros where the layer has none.
+        With ``biased``, a layer without a bias gets one of zeros.
         """
         assert layer.op is not None
         bias = layer.op.args["bias"]
@@ -65,11 +65,11 @@ class Fitter:
     def regressed(
         self, layer: Layer, order: Order, rank: int, working: Program
     ) -> tuple[Conv2Plus1d, float]:
-        """Factors for what the layer is given in ``working``, and how far their result is off.
+        """Factors for the layer's inputs in ``working``, and the relative error of their output.
 
-        The first factor is that of the weighted decomposition; the second, with a bias, is
-        regressed on what the layer gives in the original. So the mean of what comes out is right
-        too, and the statistics of a BatchNorm behind it stay so.
+        The first factor is that of the weighted decomposition. The second, with a bias, is
+        regressed on the layer's output in the original. So the mean of the output is right too, and
+        the statistics of a later BatchNorm stay right.
         """
         assert self._data is not None
         geometry = layer.geometry
@@ -87,7 +87,7 @@ class Fitter:
             wanted: list[Tensor] = []
 
             def keep(_: Tensor, y: Tensor, wanted: list[Tensor] = wanted) -> None:
-                wanted.append(y.clone())  # what reads it next may write into it
+                wanted.append(y.clone())  # the next op may write into it
 
             def add(x: Tensor, _: Tensor, wanted: list[Tensor] = wanted) -> None:
                 regression.add(first(x), wanted.pop(0))

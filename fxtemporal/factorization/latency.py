@@ -1,4 +1,4 @@
-"""What a layer, and its factors at some ranks, take here: milliseconds in eager mode."""
+"""Times a layer, and its factors at some ranks, on this machine: milliseconds in eager mode."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fxtemporal.tuning.timing import interleaved
 __all__ = ["milliseconds"]
 
 _WHOLE = ("conv3d", "conv3d_channels_last_3d", "conv3d_taps", "conv3d_winograd_4")
-"""Forms that a dense layer is likely to get; the fastest of them counts."""
+"""Forms that a dense layer is likely to get; its time is that of the fastest."""
 
 
 def milliseconds(
     layer: Layer, weight: Tensor, ranks: Sequence[tuple[Decomposition, int]]
 ) -> dict[tuple[Order, int] | None, float]:
-    """Of the layer itself under None, and of its factors by order and rank; all interleaved."""
+    """The time of the layer, key None, and of its factors, key (order, rank); interleaved."""
     g = layer.geometry
     assert g is not None
     value = value_of(layer.nodes[0])

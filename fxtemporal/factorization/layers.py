@@ -1,4 +1,4 @@
-"""The Conv3d layers of a program that may be factorized, and what they cost."""
+"""The Conv3d layers of a program that may be factorized, and their costs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Layer:
     """One weight of a Conv3d, and every call that convolves with it.
 
     ``path`` names the module that holds the weight, ``name`` the weight itself; ``geometry`` is
-    None where a call is not understood.
+    None if a call is not understood.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Layer:
     elsewhere: bool
     """Whether anything else reads the weight."""
     whole: bool
-    """Whether the module at ``path`` is these calls and nothing else."""
+    """Whether the module at ``path`` holds only this layer, and nothing else reads it."""
 
     @property
     def kernel(self) -> str:
@@ -48,7 +48,7 @@ class Layer:
         return program.tensor(self.name).detach()
 
     def blockers(self, program: Program) -> Iterator[Reason]:
-        """Why it cannot be factorized."""
+        """The reasons why the layer cannot be factorized."""
         geometry = self.geometry
         if self.op is None or geometry is None:
             reason = blocked_module(program, self.nodes[0])
@@ -78,7 +78,7 @@ class Layer:
         )
 
     def full_rank(self, order: Order) -> int:
-        """Channels between the factors from which on nothing is lost, of all groups together."""
+        """The least channels between the factors that lose nothing, for all groups together."""
         g = self.geometry
         assert g is not None
         time, space = g.kernel[0], g.kernel[1] * g.kernel[2]
@@ -88,7 +88,7 @@ class Layer:
         return g.groups * min(inputs * time, outputs * space)
 
     def parameters(self, rank: int | None, order: Order = "spatial-temporal") -> int:
-        """Weights of the factors; of the layer itself with ``rank`` None."""
+        """Number of weights of the factors; of the layer itself if ``rank`` is None."""
         first, second = self._weights(rank, order)
         return first + second
 
@@ -152,14 +152,14 @@ def layers_of(program: Program) -> tuple[Layer, ...]:
 
 
 def _reads_parameters(op: Op | None) -> bool:
-    """Whether the weight is a parameter, and the bias one or none."""
+    """Whether the weight is a parameter, and the bias is a parameter or None."""
     if op is None or not isinstance(op.args["weight"], Attr):
         return False
     return op.args["bias"] is None or isinstance(op.args["bias"], Attr)
 
 
 def _is_whole(program: Program, path: str, op: Op, readers: Mapping[str, int], calls: int) -> bool:
-    """Whether the module holds what ``op`` reads and nothing else, and nobody else reads it."""
+    """Whether the module holds only tensors that ``op`` reads, and only its calls read them."""
     if not path:
         return False
     module = program.gm.get_submodule(path)
@@ -170,13 +170,13 @@ def _is_whole(program: Program, path: str, op: Op, readers: Mapping[str, int], c
 
 
 def _how(op: Op | None) -> tuple[object, ...]:
-    """All that an op convolves with, but its input."""
+    """All arguments of a convolution except its input."""
     args = op.args if op is not None else {}
     return tuple((name, value) for name, value in args.items() if name != "input")
 
 
 def put_in(program: Program, layer: Layer, factors: nn.Module) -> None:
-    """Two calls of nn.Conv3d in place of each call, so that what comes after sees what it knows."""
+    """Replace each call by two calls of nn.Conv3d, so that later passes see known layers."""
     module = program.gm.get_submodule(layer.path)
     attribute = layer.name.rpartition(".")[2]
     name = f"{attribute}_factors"
@@ -222,7 +222,7 @@ def _is_conv3d(program: Program, node: fx.Node) -> bool:
 
 
 def _homes(program: Program, name: str) -> int:
-    """Under how many names of the model the weight stands."""
+    """The number of names that the model has for the weight."""
     weight = program.tensor(name)
     named = program.gm.named_parameters(remove_duplicate=False)
     homes = sum(isinstance(p, torch.Tensor) and p is weight for _, p in named)

@@ -1,8 +1,8 @@
-"""What is learnt from data: how often each patch is seen, and what the layer makes of it.
+"""Statistics of data: second moments of patches, and a regression on a layer's output.
 
-Sums alone are kept, whose size the data does not change: the second moment of the patches that the
-first factor sees, (D, D) a group; and, once that factor is chosen, the moments that the second one
-is regressed from.
+Only sums are kept, whose size does not depend on the amount of data: the second moment of the
+patches that the first factor reads, (D, D) per group; and, once that factor is chosen, the moments
+from which the second factor is regressed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fxtemporal.functional.geometry import Triple, pad
 __all__ = ["Regression", "SecondMoment"]
 
 _ENTRIES = 2**25
-"""Of patches that are laid out at a time."""
+"""The most entries of patches in memory at a time."""
 
 _RIDGE = 1e-6
-"""Of the mean moment, added to each: what the data does not decide stays small."""
+"""Share of the mean moment added to each one: directions that data does not show stay small."""
 
 
 class SecondMoment:
-    """Σ p·pᵀ of the patches p that the first factor of a layer sees: (groups, D, D)."""
+    """Σ p·pᵀ over the patches p that the first factor of a layer reads: (groups, D, D)."""
 
     def __init__(self, geometry: ConvGeometry, order: Order) -> None:
         self._geometry = geometry
@@ -35,7 +35,7 @@ class SecondMoment:
         self.sum: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        """The input of the layer, (B, C, T, H, W)."""
+        """Add the patches of an input of the layer, (B, C, T, H, W)."""
         g, spatial = self._geometry, self._order == "spatial-temporal"
         own = (False, True, True) if spatial else (True, False, False)
         x = _padded(x, g, own)
@@ -49,9 +49,9 @@ class SecondMoment:
 
 
 class Regression:
-    """The second factor, and the bias, that come nearest to what the layer gave.
+    """The second factor and the bias that fit the layer's output best.
 
-    ``y ≈ left · z + bias``, where z are the patches of what the first factor gives now.
+    ``y ≈ left · z + bias``, where z are the patches of the first factor's output.
     """
 
     def __init__(self, geometry: ConvGeometry, order: Order) -> None:
@@ -62,7 +62,7 @@ class Regression:
         self._yy: Tensor | None = None
 
     def add(self, z: Tensor, y: Tensor) -> None:
-        """``z`` (B, m, T, H, W) of the first factor, ``y`` (B, C_out, T', H', W') of the layer."""
+        """Add outputs: ``z`` (B, m, T, H, W) of the first factor, ``y`` (B, C_out, T', H', W')."""
         g, spatial = self._geometry, self._order == "spatial-temporal"
         own = (True, False, False) if spatial else (False, True, True)
         kernel, stride, dilation = (_only(v, own) for v in (g.kernel, g.stride, g.dilation))
@@ -82,9 +82,9 @@ class Regression:
                 self._yy += yy
 
     def solve(self) -> tuple[Tensor, Tensor, float]:
-        """``(left, bias, error)``: (groups, C_out/groups·taps, m), (C_out,), and how far y is off.
+        """``(left, bias, error)``: (groups, C_out/groups·taps, m), (C_out,), and the error of y.
 
-        The error is relative to the norm of y without its mean, which the bias takes.
+        The error is relative to the norm of y without its mean, which the bias represents.
         """
         assert self._zz is not None
         assert self._yz is not None
@@ -115,7 +115,7 @@ def _only(values: Sequence[int], own: Sequence[bool]) -> Triple:
 
 
 def _padded(x: Tensor, geometry: ConvGeometry, own: Sequence[bool]) -> Tensor:
-    """Padded along the axes that a factor works on, as its layer pads there."""
+    """``x`` padded along the axes that a factor works on, as the layer pads them."""
     whole, _ = pad(x, geometry, (False, False, False))
     crop = [
         slice(None) if mine else slice(before, before + size)
@@ -125,7 +125,7 @@ def _padded(x: Tensor, geometry: ConvGeometry, own: Sequence[bool]) -> Tensor:
 
 
 def _pieces(x: Tensor, geometry: ConvGeometry, axis: int, own: Sequence[bool]) -> Iterator[Tensor]:
-    """``x`` in parts along an axis that the factor does not work on, small enough to lay out."""
+    """Parts of ``x``, along an axis that the factor does not work on, with few enough patches."""
     taps = 1
     for kernel, mine in zip(geometry.kernel, own, strict=True):
         taps *= kernel if mine else 1
@@ -135,7 +135,7 @@ def _pieces(x: Tensor, geometry: ConvGeometry, axis: int, own: Sequence[bool]) -
 
 
 def _patches(x: Tensor, kernel: Triple, stride: Triple, dilation: Triple) -> Tensor:
-    """(B, C, T, H, W) -> (C·taps, positions): what each position of the result sees."""
+    """(B, C, T, H, W) -> (C·taps, positions): the patch that each position of the result reads."""
     count = [
         (size - d * (k - 1) - 1) // s + 1
         for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)

@@ -1,9 +1,9 @@
-"""From what was asked for to the factors of each layer.
+"""Plans a factorization: from the user's settings to the factors of each layer.
 
 ::
 
     curves of all layers  →  a rank and an order for each  →  factors, one layer after the other,
-    each fitted to what it will really be given, and to what the layer gave in the original network
+    each fitted to its inputs in the factorized network, and to the layer's output in the original
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["FactorizationPlan", "LayerPlan", "plan"]
 Tick = Callable[[str], None]
 
 _BYTES = 2**30
-"""Of second moments that are summed up in one pass over the data."""
+"""Most bytes of second moments that are summed in one pass over the data."""
 
 _PROBE = 0.3
 """The error of a layer at which its influence on the output is measured."""
@@ -42,7 +42,7 @@ _PROBE = 0.3
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer: its factors, or why it is left."""
+    """The plan for one layer: its factors, or the reasons why it is left."""
 
     factors: Conv2Plus1d | None
     reasons: tuple[Reason, ...] = ()
@@ -52,9 +52,9 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class FactorizationPlan:
-    """Every layer by the name of its weight; and what every other budget would have cost.
+    """The plan of every layer, by the name of its weight, and the errors of other budgets.
 
-    ``curve`` has pairs (what is left of the budgeted quantity, predicted error of the output).
+    ``curve`` has pairs (share of the budgeted quantity that is left, predicted output error).
     """
 
     layers: Mapping[str, LayerPlan]
@@ -67,7 +67,7 @@ def plan(
     """Choose, and compute, the factors of every Conv3d of ``program``.
 
     Raises:
-        PassError: the budget cannot be met, or the calibration data is no input of the model.
+        PassError: the budget cannot be met, or the calibration data does not fit the model.
     """
     return _Planner(program, settings, example, tick).plan()
 
@@ -119,10 +119,10 @@ class _Planner:
             return {}
         return {"kernel": layer.kernel, "full_rank": layer.full_rank(ORDERS[0])}
 
-    # what each layer loses
+    # the error of each layer
 
     def _decompositions(self) -> dict[str, dict[Order, Decomposition]]:
-        """Of each layer, in the orders that it may get; weighted by what it sees, given data."""
+        """Decompositions of each layer, by order; weighted by its inputs if there is data."""
         found: dict[str, dict[Order, Decomposition]] = {layer.name: {} for layer in self.open}
         wanted = [(layer, order) for layer in self.open for order in self.points.orders(layer)]
         while wanted:
@@ -144,13 +144,13 @@ class _Planner:
         return layer.weight(self.program)
 
     def _unusable(self, layer: Layer) -> str | None:
-        """Why there are no numbers to factorize."""
+        """Why the layer's weight cannot be factorized; None if it can."""
         weight = self._weight(layer)
         if weight.is_meta:
             return f"{layer.name} is on the meta device and has no values"
         return None if bool(torch.isfinite(weight).all()) else f"{layer.name} is not finite"
 
-    # how far to cut
+    # the choice of ranks
 
     def _each_by_itself(
         self, decompositions: Mapping[str, Mapping[Order, Decomposition]]
@@ -199,8 +199,8 @@ class _Planner:
         return kept, tuple(steps)
 
     def _total(self, kind: str) -> float:
-        """What the whole model has of it."""
-        if kind == "latency":  # that of the layers
+        """The whole model's amount of the budgeted quantity ``kind``."""
+        if kind == "latency":  # only the layers' times count
             return 0.0
         if kind == "params":
             return float(sum(p.numel() for p in self.program.gm.parameters()))
@@ -213,10 +213,10 @@ class _Planner:
     def _influences(
         self, decompositions: Mapping[str, Mapping[Order, Decomposition]]
     ) -> dict[str, float]:
-        """What the output's squared error is, for a squared error of one of each layer's own.
+        """The squared error of the network's output for a squared error of 1 in each layer.
 
-        Each layer by itself is cut so far that it is off by about ``_PROBE``, and the network run
-        on the first batch of data.
+        Measured for one layer at a time: it is cut until its error is about ``_PROBE``, and the
+        network runs on the first batch of data.
         """
         if self.data is None:
             return {}
@@ -251,7 +251,7 @@ class _Planner:
         chosen: Mapping[str, Point],
         decompositions: Mapping[str, Mapping[Order, Decomposition]],
     ) -> dict[str, LayerPlan]:
-        """The factors of each layer, in order, each for what those before it give now."""
+        """The factors of each layer, in order, each fitted to inputs from the layers cut before."""
         working = self.program.copy()
         found = {}
         for layer in self.open:

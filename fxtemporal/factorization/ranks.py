@@ -1,10 +1,10 @@
-"""How much of each layer is kept, so that the output is off least for what may be left.
+"""Allocates ranks to layers: the least predicted output error for a budget.
 
-Each layer has a curve: what so many channels cost, and how far its output is off by prediction.
-Costs add up, and so, by prediction, do squared errors, each weighted by what the output of the
-network makes of it. From nothing lost on, the cheapest step down is taken again and again: the
-least that is lost for what is saved. On convex curves that is the best there is, but for what is
-left over in the end, which goes where it gains most.
+Each layer has a curve of points: the cost of a number of channels, and the predicted error of its
+output. Costs add up. Squared errors are assumed to add up too, weighted by their influence on the
+network's output. Starting from no loss, the step with the least loss per cost saved is taken, again
+and again. For convex curves that is optimal, except for the rest of the budget, which is then spent
+where it reduces the error most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Curve", "Point", "allocate", "frontier"]
 
 @dataclass(frozen=True)
 class Point:
-    """So many channels in that order; the layer as it is with ``rank`` None."""
+    """A choice for one layer: ``rank`` channels in ``order``; None: the unchanged layer."""
 
     cost: float
     loss: float
@@ -30,9 +30,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points of one layer, the most expensive first: what is saved costs ever more.
+    """The points of one layer, the most expensive first.
 
-    ``points`` are those of the lower convex hull, ``all`` all that there are.
+    ``points`` are those on the lower convex hull, on which each further saving costs more; ``all``
+    are all points.
     """
 
     path: str
@@ -56,12 +57,12 @@ class Curve:
 
 
 def _slope(one: Point, other: Point) -> float:
-    """What is lost for each unit that is saved."""
+    """The loss per unit of cost saved from ``one`` to ``other``."""
     return (other.loss - one.loss) / max(one.cost - other.cost, 1e-30)
 
 
 def allocate(curves: Sequence[Curve], budget: float) -> dict[str, Point] | None:
-    """The point of each layer, with costs of ``budget`` at most; None where that cannot be."""
+    """The point of each layer, with a total cost of at most ``budget``; None if impossible."""
     for _, points, cost in _steps(curves):
         if cost <= budget:
             return _filled(curves, points, budget - cost)
@@ -69,7 +70,7 @@ def allocate(curves: Sequence[Curve], budget: float) -> dict[str, Point] | None:
 
 
 def _filled(curves: Sequence[Curve], chosen: dict[str, Point], left: float) -> dict[str, Point]:
-    """The same with what is ``left`` spent, each time where the least is lost then."""
+    """``chosen`` with the rest of the budget, ``left``, spent where it reduces the loss most."""
     chosen = dict(chosen)
     while True:
         better = [
@@ -86,7 +87,7 @@ def _filled(curves: Sequence[Curve], chosen: dict[str, Point], left: float) -> d
 
 
 def frontier(curves: Sequence[Curve]) -> list[tuple[float, float]]:
-    """(cost, loss) of all layers together, from nothing lost to the least that is possible."""
+    """(cost, loss) of all layers together, from no loss to the least possible cost."""
     return [(cost, loss) for loss, _, cost in _steps(curves)]
 
 

@@ -1,4 +1,4 @@
-"""What the user asks for: how far to cut, and with which data."""
+"""The user's settings of a factorization: ranks or a budget, and calibration data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rank: TypeAlias = int | float | Literal["paper"]
 
 @dataclass(frozen=True)
 class Cut:
-    """What is asked of one layer: ``bias``, whether its factors have one in any case."""
+    """The setting for one layer. ``bias``: its factors get a bias even if the layer has none."""
 
     rank: Rank
     order: Order = ORDERS[0]
@@ -30,29 +30,29 @@ _SHARES = ("flops", "params", "latency", "energy")
 
 @dataclass(frozen=True)
 class Factorize:
-    """How far to cut each Conv3d: exactly one of the first six.
+    """Settings of the (2+1)D factorization of Conv3d layers: give exactly one of the first six.
 
     Args:
         rank: channels between the factors: ``"paper"`` (M_i of arXiv 1711.11248, which keeps the
-            number of parameters and so saves nothing by itself), an int, or a fraction of the full
-            rank in (0, 1]. Or a dict of them by the names of layers, the rest of which are left:
-            each a rank, or a dict with ``rank``, ``order`` and ``bias`` (whether the factors get
-            one where the layer has none). ``report(result).ranks`` is one, with which a checkpoint
-            of ``result`` gets the module that it loads into.
-        flops: what may be left of the model's floating-point operations, as a share in (0, 1). It
-            is divided between the layers so that the error of the output is least by prediction.
+            number of parameters, and so saves none), an int, or a fraction of the full rank in
+            (0, 1]. Or a dict by layer name; other layers are left. Each value is a rank, or a dict
+            with ``rank``, ``order`` and ``bias`` (the factors get a bias even if the layer has
+            none). ``report(result).ranks`` is such a dict: it makes the module into which a
+            checkpoint of ``result`` can be loaded.
+        flops: the share in (0, 1) of the model's floating-point operations to keep. It is divided
+            between the layers so that the predicted error of the output is least.
         params: the same for the number of parameters.
-        latency: the same for the time that the layers take here, by measurement.
-        energy: the share of the squared norm that each layer has to keep, in (0, 1).
-        error: the most that the output of each layer may be off, relative to its norm, above 0.
-        calibration: an iterable of example inputs, gone through several times: a list, or a
-            DataLoader. Each entry is a tensor, a tuple or list of arguments (of which as many are
-            taken as the model was given: labels are left aside), or a dict of keyword arguments.
-            The factors then minimise the error of what the layer gives on that data; without it,
-            that of the weight.
+        latency: the same for the time of the layers, measured on this machine.
+        energy: the share in (0, 1) of the squared norm that each layer must keep.
+        error: the largest allowed error of each layer's output, relative to its norm, above 0.
+        calibration: an iterable of example inputs that can be iterated several times: a list, or a
+            DataLoader. Each entry is a tensor, a tuple or list of arguments (cut to the number of
+            the model's arguments: labels are ignored), or a dict of keyword arguments. The factors
+            then minimise the error of the layer's output on that data; without it, the error of the
+            weight.
 
     Raises:
-        PassError: none or several of them are given, or one is out of range.
+        PassError: none or several of the six are given, or one is out of range.
     """
 
     rank: Rank | Ranks | None = None
@@ -102,12 +102,12 @@ class Factorize:
 
     @property
     def budget(self) -> tuple[str, float] | None:
-        """What is shared out between the layers, and how much of it may be left."""
+        """The quantity that is divided between the layers, and the share of it to keep, if any."""
         name, value = next(self._asked())
         return (name, value) if name in ("flops", "params", "latency") else None
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for, as plain values."""
+        """The settings as plain values."""
         asked = dict(self._asked())
         if isinstance(self.rank, Mapping):
             asked["rank"] = {name: vars(cut) for name, cut in self.rank.items()}
@@ -133,7 +133,7 @@ def _check(rank: Any, name: str | None = None) -> None:
 
 
 def _checked(asked: Any, name: str) -> Cut:
-    """What is asked of one layer; a dict where it is more than a rank."""
+    """The checked setting of one layer, given as a rank or as a dict."""
     given = asked if isinstance(asked, Mapping) else {"rank": asked}
     if "rank" not in given or not set(given) <= {"rank", "order", "bias"}:
         raise PassError(

@@ -1,7 +1,7 @@
-"""The exact forms of conv3d: cheaper ways to compute the very same numbers.
+"""The exact forms of conv3d: cheaper ways to compute the same numbers.
 
-A 3-D convolution is a sum of 2-D ones, and often is a 2-D one in disguise; 2-D convolutions are
-what every engine is best at. A stem that looks at one frame at a time, say::
+A 3-D convolution is a sum of 2-D convolutions, and often equals a single one; 2-D convolutions are
+what every engine does best. For example, a stem that reads one frame at a time::
 
     F.conv3d(x, weight)                # x (B, 3, T, 112, 112), weight (45, 3, 1, 7, 7)
     conv3d_spatial(x, weight)          # F.conv2d over (B·T, 3, 112, 112), weight (45, 3, 7, 7)
@@ -29,24 +29,24 @@ reach the same parameter), and equals it within rounding on the form's domain::
     conv3d_low_rank          the kT taps are combinations of    filters over time, and conv2d on
                              r < kT kernels                     (B·T', r·C, H, W)
 
-:data:`FORMS` is that table. What it says of a :class:`ConvGeometry` is all that decides: a pass
-asks ``FORMS[name].blockers(geometry)``, and so does the form itself, which raises ``ValueError``
-outside its domain. Padding, in all its modes, never blocks a form that could do without: what
-the lower-dimensional convolution cannot pad itself is padded first, as ``nn.Conv3d`` would.
+:data:`FORMS` is that table. It alone decides where a form is exact: a pass asks
+``FORMS[name].blockers(geometry)``, and so does the form itself, which raises ``ValueError`` outside
+its domain. Padding, in all modes, never blocks a form whose domain does not mention it: padding
+that the lower-dimensional convolution cannot do is applied first, as in ``nn.Conv3d``.
 
-A form that lays the weight out anew, or transforms it, can do so once for many calls: see
-:class:`Form`. :func:`conv3d_in_form` is for a graph that is called with more than it was looked at
-with: a prepared weight or not, and conv3d itself outside the domain.
+A form that transforms the weight, or changes its layout, can do so once for many calls: see
+:class:`Form`. :func:`conv3d_in_form` is for a graph that is called with other inputs than those it
+was built for: it takes a prepared weight or none, and uses conv3d outside the domain.
 
-Where a clip holds NaN or infinite values, conv3d_toeplitz and conv3d_winograd_3 and 4 spread them
-to frames that conv3d computes without them: :attr:`Form.confined` is False of these. In half
-precision on a CPU conv2d itself (oneDNN in torch 2.13) carries NaN to the next pixel.
+If a clip has NaN or infinite values, conv3d_toeplitz and conv3d_winograd_3 and 4 spread them to
+frames that conv3d computes without them: their :attr:`Form.confined` is False. In half precision on
+a CPU conv2d itself (oneDNN in torch 2.13) spreads NaN to the next pixel.
 
 No form branches on the batch size, and only conv3d_full_extent and conv3d_toeplitz on T, so that
-``torch.export`` and ``torch.compile`` keep sizes free; that the input is no smaller than the
-kernel is asked, as conv3d itself asks it. The tiles of conv3d_winograd take any T, but an export
-whose T is free cannot prove it, and refuses. Which form is the faster depends on the machine and
-on the layout of the input: nothing here decides that.
+``torch.export`` and ``torch.compile`` keep sizes free; all require an input at least as large as
+the kernel, as conv3d does. The tiles of conv3d_winograd take any T, but an export with a free T
+cannot prove it, and refuses. Which form is faster depends on the machine and on the layout of the
+input: nothing here decides that.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeomet
         bias: (C_out,), or None.
         stride: three integers, for T, H and W; likewise ``dilation``.
         padding: three integers, ``"same"`` (stride 1 only) or ``"valid"``.
-        groups: how many groups the channels are split into.
+        groups: number of groups that the channels are split into.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        time_padding: frames of zeros put (before, after) the clip first, as
-            ``F.pad(input, (0, 0, 0, 0, before, after))`` does; causal networks have them.
+        time_padding: frames of zeros added first, (before, after) the clip, as by
+            ``F.pad(input, (0, 0, 0, 0, before, after))``; causal networks have them.
 
     Returns:
         (B, C_out, T', H', W'), or the same without B, where
@@ -120,7 +120,7 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeomet
     Raises:
         ValueError: no convolution has this geometry, or (the other forms) it is outside the
             form's domain.
-        RuntimeError: as torch: the input is smaller than the kernel, channels do not match.
+        RuntimeError: as in torch: the input is smaller than the kernel, channels do not match.
     """
     x, inside = pad(x, geometry, (True, True, True))
     return F.conv3d(x, weight, bias, geometry.stride, inside, geometry.dilation, geometry.groups)
@@ -133,11 +133,11 @@ def _last(weight: Tensor, geometry: ConvGeometry) -> Tensor:
 def _channels_last_3d(
     x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
-    """The same convolution, with its input and its weight brought to channels_last_3d.
+    """The same convolution, with its input and its weight in channels_last_3d.
 
     Domain: everything. Arguments, result and errors as for :func:`conv3d`. Engines that compute in
-    this layout otherwise convert to it and back at each layer; a chain of these converts once. The
-    result is in channels_last_3d. Prepared: the weight in that layout.
+    this layout otherwise convert to it and back at each layer; a chain of these forms converts
+    once. The result is in channels_last_3d. Prepared: the weight in that layout.
     """
     return _direct(channels_last(x), prepared, bias, geometry)
 
@@ -206,7 +206,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         )
     }
 )
-"""Every form by name, the reference first: the one place that says where each is exact."""
+"""Every form by name, the reference first: the only place that says where each is exact."""
 
 conv3d = FORMS["conv3d"].function
 conv3d_spatial = FORMS["conv3d_spatial"].function
@@ -239,15 +239,15 @@ def conv3d_in_form(
     time_padding: Sequence[int] = (0, 0),
     prepared: Weights | None = None,
 ) -> Tensor:
-    """The form of that name where its domain holds this call, else :func:`conv3d`.
+    """The form of that name if this call is in its domain, else :func:`conv3d`.
 
-    Domain: everything. For a graph that was looked at with one T and one dtype, and is called with
+    Domain: everything. For a graph that was built for one T and one dtype, and is called with
     others. The remaining arguments, result and errors as for :func:`conv3d`.
 
     Args:
         form: a name in :data:`FORMS`.
-        prepared: what the form prepared from ``weight`` as it is now (:func:`conv3d_weight`), or
-            None. One that was prepared for another T is left aside.
+        prepared: the value that :func:`conv3d_weight` made from the present ``weight``, or None. A
+            value prepared for another T is ignored.
 
     Raises:
         ValueError: no convolution has this geometry.
@@ -277,10 +277,10 @@ def conv3d_weight(
     frames: int,
     size: Sequence[int],
 ) -> Tensor | None:
-    """What the form of that name makes of ``weight`` for clips of that many frames and that size.
+    """The prepared weight of a form, for clips of ``frames`` frames of ``size`` (H, W).
 
-    None where the form holds for some weights only, and this is none of them, or its numbers are
-    not to be had: while it is traced, or trained. :func:`conv3d_in_form` then is conv3d.
+    None if the form is exact for some weights only, and not for this one, or if its numbers cannot
+    be read: while it is traced or trained. :func:`conv3d_in_form` then uses conv3d.
     """
     chosen = FORMS[form]
     geometry = ConvGeometry.of_weight(
@@ -297,7 +297,7 @@ def conv3d_weight(
 def conv3d_packed(
     prepared: Tensor | None, form: str, groups: int, **options: Any
 ) -> Weights | None:
-    """What :func:`conv3d_weight` gave, laid out for this machine: to be kept, not to be traced."""
+    """A weight of :func:`conv3d_weight` in this machine's layout: to be kept, not to be traced."""
     pack = FORMS[form].pack
     return prepared if prepared is None or pack is None else pack(prepared, groups)
 
@@ -314,10 +314,10 @@ def conv3d_spanning(
     padding_mode: str = "zeros",
     time_padding: Sequence[int] = (0, 0),
 ) -> Tensor:
-    """:func:`conv3d_full_extent` where the kernel spans all T frames, else :func:`conv3d`.
+    """:func:`conv3d_full_extent` if the kernel spans all T frames, else :func:`conv3d`.
 
     Domain: everything. Arguments, result and errors as for :func:`conv3d`. For a network that was
-    looked at with as many frames as the kernel has, and is called with any number of them.
+    captured with as many frames as the kernel has, and is called with any number.
     """
     rest = (stride, padding, dilation, groups, padding_mode, time_padding)
     return conv3d_in_form("conv3d_full_extent", input, weight, bias, *rest)

@@ -1,14 +1,14 @@
 """The algebra of a (2+1)D factorization.
 
-The weight of a Conv3d is a matrix: a row for each channel of the result and tap of the second
-factor, a column for each number that the first factor sees. For the order spatial, then temporal::
+The weight of a Conv3d is a matrix: a row for each output channel and tap of the second factor, a
+column for each number that the first factor reads. For the order spatial, then temporal::
 
     W (C_out, C, kT, kH, kW)  ->  M (C_out·kT, C·kH·kW)  ≈  left (C_out·kT, m) · right (m, C·kH·kW)
 
 ``right`` is a (1, kH, kW) convolution into m channels, ``left`` a (kT, 1, 1) convolution out of
-them. The truncated SVD of M is nearest to the weight; that of M·L, where L·Lᵀ is the second moment
-of the patches that the first factor sees, is nearest to what the layer gives (but for what frames
-have in common, which :mod:`moments` sees to).
+them. The truncated SVD of M is nearest to the weight. The truncated SVD of M·L, where L·Lᵀ is the
+second moment of the patches that the first factor reads, is nearest to the layer's output (except
+for what frames have in common, which :mod:`fxtemporal.factorization.moments` handles).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Order: TypeAlias = Literal["spatial-temporal", "temporal-spatial"]
 ORDERS: tuple[Order, ...] = ("spatial-temporal", "temporal-spatial")
 
 _FLOOR = 1e-6
-"""Of the mean moment: what the data has not shown counts so much, and is kept at full rank."""
+"""Share of the mean moment that directions absent from the data count, so that full rank keeps
+them."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
     """``left · right`` at full rank, (groups, R, K) and (groups, K, D), the most important first.
 
-    ``energy`` (K,) is what each of the K adds to the squared norm, of all groups together.
+    ``energy`` (K,) is what each of the K components adds to the squared norm, over all groups.
     """
 
     order: Order
@@ -45,13 +46,13 @@ class Decomposition:
         return int(self.left.shape[0])
 
     def error(self, rank: int) -> float:
-        """The relative error of the norm, where ``rank`` channels are left of all groups."""
+        """The relative error in the norm if ``rank`` channels, of all groups together, are kept."""
         kept = rank // self.groups
         total = float(self.energy.sum())
         return (float(self.energy[kept:].sum()) / total) ** 0.5 if total else 0.0
 
     def errors(self) -> list[float]:
-        """:meth:`error` of 0, 1, 2, ... channels a group."""
+        """:meth:`error` for 0, 1, 2, ... channels per group."""
         total = self.energy.sum()
         if not total:
             return [0.0] * (len(self.energy) + 1)
@@ -60,7 +61,7 @@ class Decomposition:
 
     @property
     def rank(self) -> int:
-        """Of the matrix, in numbers: with so many channels nothing is lost."""
+        """The numerical rank: the number of channels with which nothing is lost."""
         least = float(self.energy[0]) * len(self.energy) * torch.finfo(torch.float32).eps ** 2
         return self.groups * max(1, int((self.energy > least).sum()))
 
@@ -76,7 +77,7 @@ def matrix(weight: Tensor, groups: int, order: Order) -> Tensor:
 def decomposed(
     weight: Tensor, groups: int, order: Order, moment: Tensor | None = None
 ) -> Decomposition:
-    """The SVD of the weight, weighted by the (groups, D, D) second moment of what it sees."""
+    """The SVD of the weight, weighted by the (groups, D, D) second moment of its inputs."""
     rows = matrix(weight.cpu(), groups, order)
     if moment is None:
         u, s, right = torch.linalg.svd(rows, full_matrices=False)
@@ -93,9 +94,9 @@ def decomposed(
 def weights(
     right: Tensor, left: Tensor, kernel: tuple[int, int, int], order: Order
 ) -> tuple[Tensor, Tensor]:
-    """The weights of the two convolutions that (groups, m, D) and (groups, R, m) are.
+    """The factors (groups, m, D) and (groups, R, m) as weights of two convolutions.
 
-    (groups·m, C/groups, ...) of the one that comes first, and (C_out, m, ...) of the other.
+    (groups·m, C/groups, ...) for the first convolution, and (C_out, m, ...) for the second.
     """
     (kt, kh, kw), groups = kernel, right.shape[0]
     space, time = (1, kh, kw), (kt, 1, 1)

@@ -1,7 +1,7 @@
-"""Kernels that are flat along some axis: 2-D convolutions in disguise.
+"""Forms for kernels that are flat along some axis, which equal 2-D convolutions.
 
-The axis that the kernel does not reach along joins the batch or another axis, so that what is left
-is a conv2d on a view. Nothing is prepared: each takes a view of the 5-D weight.
+An axis along which the kernel has size 1 joins the batch or another axis, so that a conv2d on a
+view remains. Nothing is prepared: each form takes a view of the 5-D weight.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def kernel_is_stride(geometry: ConvGeometry) -> Iterator[str]:
 
 
 def spatial(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """A kernel that sees one frame at a time: the frames join the batch.
+    """A kernel that reads one frame at a time: the frames join the batch.
 
     Domain: kernel (1, kH, kW). Arguments, result and errors as for :func:`conv3d`.
 
     ``(B, C, T, H, W) -> (B·T', C, H, W) -> conv2d -> (B·T', C_out, H', W') -> back``, where a
-    temporal stride takes every n-th frame. The input is brought to channels_last_3d, in which
-    both folds are views, and the result is in it too (C > 1), so that a chain copies once.
+    temporal stride takes every n-th frame. The input is converted to channels_last_3d, in which
+    both folds are views. The result has that layout too (C > 1), so that a chain copies only once.
     """
     x, (_, *inside) = pad(x, geometry, (False, True, True))
     x = channels_last(x[:, :, :: geometry.stride[0]])
@@ -93,13 +93,13 @@ def spatial(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeomet
 
 
 def temporal(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """A kernel that sees one pixel through time: the pixels join one axis.
+    """A kernel that reads one pixel through time: the pixels join one axis.
 
     Domain: kernel (kT, 1, 1). Arguments, result and errors as for :func:`conv3d`.
 
     ``(B, C, T, H, W) -> (B, C, T, H·W) -> conv2d, kernel (kT, 1) -> (B, C_out, T', H·W) ->
-    back``, where spatial strides take every n-th row and column. Both folds are views in the
-    contiguous and in the channels_last_3d format alike, and the result keeps the input's format.
+    back``, where spatial strides take every n-th row and column. Both folds are views, in the
+    contiguous and in the channels_last_3d format, and the result keeps the input's format.
     """
     x, inside = pad(x, geometry, (True, False, False))
     x = every(x, (1, *geometry.stride[1:]))
@@ -122,8 +122,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeom
     Domain: kernel (1, 1, 1). Arguments, result and errors as for :func:`conv3d`.
 
     ``(B, C, T, H, W) -> (B, C, T', H'·W') -> conv2d, kernel (1, 1) -> back``, where strides take
-    every n-th frame, row and column. A view, and the format of the input is kept, as in
-    :func:`conv3d_temporal`. The convolution engine was measured ahead of a matrix product here.
+    every n-th frame, row and column. The folds are views, and the format of the input is kept, as
+    in :func:`conv3d_temporal`. A convolution was measured to be faster than a matrix product here.
     """
     x, _ = pad(x, geometry, (False, False, False))
     x = every(x, geometry.stride)
@@ -136,7 +136,7 @@ def full_extent(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGe
     """A kernel that spans all the frames: they become channels.
 
     Domain: time is not padded, and T = dilation·(kT - 1) + 1, so that T' = 1. Arguments, result
-    and errors as for :func:`conv3d`; the temporal stride has nothing left to decide.
+    and errors as for :func:`conv3d`; the temporal stride has no effect.
 
     ``(B, C, kT, H, W) -> (B, C·kT, H, W) -> conv2d, weight (C_out, C/groups·kT, kH, kW) -> (B,
     C_out, 1, H', W')``. A group's channels stay together because kT is the faster of the two
@@ -159,14 +159,14 @@ def patchify(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeome
     """Patches that touch and do not overlap: each becomes one row of a matrix.
 
     Domain: stride = kernel, no padding, no dilation. Arguments, result and errors as for
-    :func:`conv3d`. What does not fill a whole patch at the end of an axis is cropped.
+    :func:`conv3d`. An incomplete patch at the end of an axis is cropped.
 
     ``(B, C, T, H, W) -> (B·T'·H'·W', C·kT·kH·kW) -> linear -> (B, C_out, T', H', W')``, in
-    channels_last_3d; with groups > 1 a 1×1 conv2d stands for the linear. Where the input already
-    is one patch a row, (B, C, kT, kH, kW), as vision-language models hand it over, the rows are a
-    view, and this is several times as fast as conv3d. Of a whole clip they are a copy, which large
-    patches repay on some machines; folding only the time axis into channels, or one conv2d a tap,
-    was tried instead and gained nothing over conv3d.
+    channels_last_3d; with groups > 1 a 1×1 conv2d replaces the linear. If the input already is one
+    patch a row, (B, C, kT, kH, kW), as in vision-language models, the rows are a view, and this is
+    several times as fast as conv3d. For a whole clip they are a copy, which on some machines pays
+    for large patches. Two alternatives, folding only time into channels, or one conv2d a tap, were
+    tried and gained nothing over conv3d.
     """
     for axis, reach in zip((2, 3, 4), geometry.kernel, strict=True):
         x = x.unfold(axis, reach, reach)

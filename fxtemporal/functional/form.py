@@ -1,8 +1,8 @@
-"""What a form is: where it is exact, what it makes of the weight, and how it runs.
+"""A form: its domain, the weight that it prepares, and the computation.
 
 A form computes in two steps, so that the first can be done once for many calls::
 
-    prepared = form.prepare(weight, geometry)            # laid out anew, transformed, or as it is
+    prepared = form.prepare(weight, geometry)            # in another layout, transformed, or as is
     form.run(x, prepared, bias, geometry)                # == form.function(x, weight, bias, ...)
 
 Both steps can be differentiated, so that gradients reach the 5-D weight through either path.
@@ -47,16 +47,16 @@ class ConvFunction(Protocol):
 
 Blockers: TypeAlias = Callable[[ConvGeometry], Iterator[str]]
 Compute: TypeAlias = Callable[[Tensor, Any, Tensor | None, ConvGeometry], Tensor]
-"""Given what the form's own ``prepare``, or ``pack``, made of the weight."""
+"""Computes the convolution. The weight is the result of the form's ``prepare`` or ``pack``."""
 
 
 def anywhere(geometry: ConvGeometry) -> Iterator[str]:
-    """The domain of a form that has no bounds."""
+    """The domain of a form that is exact everywhere."""
     yield from ()
 
 
 def as_it_is(weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """What a form prepares that takes views of the original weight."""
+    """``prepare`` of a form that takes views of the original weight."""
     return weight
 
 
@@ -72,23 +72,23 @@ def _any_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
 class Form:
     """One exact way to compute a conv3d.
 
-    ``blockers(geometry)`` yields a sentence for each precondition that fails; nothing yielded
-    means that ``function`` equals :func:`conv3d` there. A form that is exact for some weights only
-    is asked about the numbers as well: ``weight_blockers(weight, geometry)`` reads them, which
-    costs time and cannot be traced, so it is asked when a form is chosen. ``prepare`` asks it too,
-    and raises ValueError; so whoever prepares the weight anew because it has changed is safe.
+    ``blockers(geometry)`` yields a sentence for each precondition that fails; if it yields nothing,
+    ``function`` equals :func:`conv3d` there. A form that is exact for some weights only also has
+    ``weight_blockers(weight, geometry)``. It reads the weight's numbers, which costs time and
+    cannot be traced, so it is called when a form is chosen. ``prepare`` calls it too, and raises
+    ValueError; so it is safe to prepare a changed weight again.
 
-    ``pack(prepared, groups)`` brings a prepared weight to the layout in which this machine
-    computes. It is for a weight that is kept, and not for one in a graph.
+    ``pack(prepared, groups)`` converts a prepared weight to the layout in which this machine
+    computes. It is for a weight that is kept, not for one in a graph.
 
-    ``fits(prepared, geometry)`` is False where ``prepared`` was made for another T.
+    ``fits(prepared, geometry)`` is False if ``prepared`` was made for another T.
 
-    ``confined``: what conv3d computes as a finite number is one here, also of a clip that holds NaN
-    or infinite values. A form that is not confined multiplies them by zeros, or adds them and takes
-    them away again, and so spreads them to entries that conv3d computes without them.
+    ``confined``: where conv3d gives a finite number, the form does too, even for a clip with NaN or
+    infinite values. A form that is not confined multiplies these by zeros, or adds and subtracts
+    them again, and so spreads them to entries that conv3d computes without them.
 
-    ``compute`` is given a batched input, a prepared weight and a geometry that knows T, (H, W) and
-    the dtype; :meth:`run` is what others call.
+    ``compute`` takes a batched input, a prepared weight and a geometry that knows T, (H, W) and the
+    dtype; other code calls :meth:`run`.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Form:
 
     @property
     def prepares(self) -> bool:
-        """Whether :attr:`prepare` makes a tensor of its own, which is worth keeping."""
+        """Whether :attr:`prepare` makes a new tensor, which is worth keeping."""
         return self.prepare is not as_it_is
 
     @property
@@ -111,9 +111,9 @@ class Form:
         return self.weight_blockers is not _any_numbers
 
     def require(self, geometry: ConvGeometry) -> None:
-        """Raise ValueError, with every blocker, where ``geometry`` is outside the domain.
+        """Raise ValueError, with every blocker, if ``geometry`` is outside the domain.
 
-        Raises RuntimeError, as torch does, where the input is smaller than the kernel.
+        Raises RuntimeError, as torch does, if the input is smaller than the kernel.
         """
         blockers = list(self.blockers(geometry))
         if blockers:
@@ -124,13 +124,13 @@ class Form:
     def run(
         self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
-        """The convolution of ``input``, (B, C, T, H, W) or (C, T, H, W), by a prepared weight.
+        """The convolution of ``input``, (B, C, T, H, W) or (C, T, H, W), with a prepared weight.
 
-        ``geometry`` is that of the original weight; its T, (H, W) and dtype are read off ``input``.
+        ``geometry`` is that of the original weight; T, (H, W) and dtype are taken from ``input``.
 
         Raises:
             ValueError: the input is outside the domain, or ``prepared`` was made for another T.
-            RuntimeError: as torch: the input is smaller than the kernel, channels do not match.
+            RuntimeError: as in torch: the input is smaller than the kernel, channels do not match.
         """
         geometry = geometry.at(input)
         self.require(geometry)
@@ -140,7 +140,7 @@ class Form:
         self, input: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
     ) -> Tensor:
         clip = plain_strides(input if input.dim() == 5 else input.unsqueeze(0))
-        if clip.shape[2] == 0 and geometry.time_padding != (0, 0):  # conv3d takes no such clip
+        if clip.shape[2] == 0 and geometry.time_padding != (0, 0):  # conv3d refuses such a clip
             clip = F.pad(clip, (0, 0, 0, 0, *geometry.time_padding))
             geometry = replace(geometry, time_padding=(0, 0), frames=clip.shape[2])
         if isinstance(prepared, Tensor):
@@ -150,7 +150,7 @@ class Form:
 
     @cached_property
     def function(self) -> ConvFunction:
-        """The form as a function of the original weight, which a traced graph calls as it is."""
+        """The form as a function of the original weight: a leaf function, one node in a graph."""
         form = self
 
         def function(

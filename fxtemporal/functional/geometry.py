@@ -1,8 +1,8 @@
-"""What a 3-D convolution is, its numbers apart: kernel, strides, padding, and sizes of its input.
+"""The geometry of a 3-D convolution: kernel, strides, padding, and sizes of its input.
 
-Every form is given a :class:`ConvGeometry`, and every domain is a question asked of one. Padding
-is worked out here, once: a form says what its lower-dimensional convolution can pad by itself, and
-what is left is padded before.
+Every form takes a :class:`ConvGeometry`, and every domain is a condition on one. Only this module
+computes padding: a form says which axes its lower-dimensional convolution can pad, and the rest is
+padded before it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """All that decides which forms a 3-D convolution has: everything about it but the numbers.
+    """All facts about a 3-D convolution that decide its forms: everything but the numbers.
 
     Triples are in the order (T, H, W). ``padding`` is a triple, ``"same"`` or ``"valid"``, and
-    ``padding_mode`` one of ``nn.Conv3d``'s. ``time_padding`` is how many frames of zeros are put
-    before and after the clip first: the convolution is that of ``F.pad(x, (0, 0, 0, 0, before,
-    after))``, as causal networks write it. ``frames`` and ``size`` are the T and the (H, W) of the
-    input, and ``dtype`` is what its products are computed in; None where unknown.
+    ``padding_mode`` one of ``nn.Conv3d``'s. ``time_padding`` is the number of frames of zeros
+    added first, before and after the clip: the input is ``F.pad(x, (0, 0, 0, 0, before, after))``,
+    as causal networks write it. ``frames`` and ``size`` are T and (H, W) of the input, ``dtype`` is
+    that of its products; None if unknown.
 
     Raises:
         ValueError: no convolution has this geometry.
@@ -67,8 +67,8 @@ class ConvGeometry:
             raise ValueError(f"padding {self.padding} is negative")
         if min(self.time_padding) < 0:
             raise ValueError(f"time_padding {self.time_padding} is negative")
-        # A kernel of 1 cannot be dilated. torch 2.13 reads beyond its memory where a grouped 1×1
-        # conv2d in channels_last is said to be.
+        # A kernel of 1 cannot be dilated. With a dilation, torch 2.13 reads beyond its memory in a
+        # grouped 1×1 conv2d in channels_last.
         pairs = zip(self.kernel, self.dilation, strict=True)
         dilation = tuple(1 if kernel == 1 else given for kernel, given in pairs)
         object.__setattr__(self, "dilation", dilation)
@@ -85,7 +85,7 @@ class ConvGeometry:
         padding_mode: str,
         time_padding: Sequence[int],
     ) -> ConvGeometry:
-        """The geometry of a call. Raises ValueError where there is none."""
+        """The geometry of a call. Raises ValueError if no convolution has it."""
         rest = (stride, padding, dilation, groups, padding_mode, time_padding)
         return cls.of_weight(weight, *rest).at(input)
 
@@ -100,7 +100,7 @@ class ConvGeometry:
         padding_mode: str,
         time_padding: Sequence[int],
     ) -> ConvGeometry:
-        """The same before there is an input."""
+        """The geometry without an input: T, (H, W) and dtype are unknown."""
         if weight.dim() != 5:
             shape = tuple(weight.shape)
             raise ValueError(
@@ -136,9 +136,9 @@ class ConvGeometry:
 
     @property
     def layer_pads(self) -> tuple[Pair, Pair, Pair]:
-        """What ``padding`` alone adds to each axis, (before, after).
+        """The amounts that ``padding`` alone adds to each axis, (before, after).
 
-        ``"same"`` adds dilation·(kernel − 1) in all, the odd one after, as ``nn.Conv3d`` does.
+        ``"same"`` adds dilation·(kernel − 1) in total; if odd, one more after, as ``nn.Conv3d``.
         """
         if self.padding == "valid":
             return ((0, 0), (0, 0), (0, 0))
@@ -150,24 +150,24 @@ class ConvGeometry:
 
     @property
     def pads(self) -> tuple[Pair, Pair, Pair]:
-        """What each axis is padded by in all, (before, after)."""
+        """The total padding of each axis, (before, after)."""
         (before, after), height, width = self.layer_pads
         return ((before + self.time_padding[0], after + self.time_padding[1]), height, width)
 
     @property
     def reach(self) -> Triple:
-        """How many frames, rows and columns the kernel stretches over: dilation·(k − 1) + 1."""
+        """The frames, rows and columns that the kernel spans: dilation·(k − 1) + 1."""
         t, h, w = (d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
         return (t, h, w)
 
     @property
     def out_frames(self) -> int:
-        """T', of an input whose T is known."""
+        """T', the number of frames of the result; T must be known."""
         assert self.frames is not None
         return (self.frames + sum(self.pads[0]) - self.reach[0]) // self.stride[0] + 1
 
     def require_room(self) -> None:
-        """Raise RuntimeError, as torch does, where an axis is shorter than the kernel."""
+        """Raise RuntimeError, as torch does, if an axis is shorter than the kernel."""
         assert self.frames is not None
         assert self.size is not None
         given = (self.frames + sum(self.time_padding), *self.size)
@@ -191,11 +191,11 @@ def every(x: Tensor, steps: Triple) -> Tensor:
 def pad(
     x: Tensor, geometry: ConvGeometry, by_convolution: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Triple]:
-    """Pad what the convolution cannot; return the rest as the triple of what it shall pad.
+    """Apply the padding that the convolution cannot do; return ``x`` and the padding left to it.
 
-    A convolution pads zeros, as many before as after, along the axes that ``by_convolution`` says
-    it has. Everything else is padded here: in modes other than zeros all axes at once, as
-    ``nn.Conv3d`` does.
+    A convolution pads zeros, as many before as after, along the axes in ``by_convolution``. All
+    other padding is applied here: in modes other than zeros to all axes at once, as ``nn.Conv3d``
+    does.
     """
     if geometry.padding_mode == "zeros":
         inside, outside = _share(geometry.pads, by_convolution)
@@ -206,11 +206,11 @@ def pad(
 
 
 def pad_space(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, Pair, Pair]:
-    """Pad what a conv2d over (H, W) cannot, but no frames of zeros.
+    """Apply the spatial padding that a conv2d over (H, W) cannot do, but add no frames of zeros.
 
-    Returns ``x``, how many frames of zeros are still missing before and after it, and what the
-    conv2d shall pad. In modes other than zeros the frames that padding adds are no zeros, so they
-    are put there, and none is missing.
+    Returns ``x``, the number of frames of zeros still missing before and after it, and the padding
+    left to the conv2d. In modes other than zeros the added frames are not zeros, so they are added
+    here, and none is missing.
     """
     if geometry.padding_mode != "zeros":
         x, _ = pad(x, geometry, (False, False, False))
@@ -221,13 +221,13 @@ def pad_space(x: Tensor, geometry: ConvGeometry) -> tuple[Tensor, Pair, Pair]:
 
 def pad_time(x: Tensor, before: int, after: int) -> Tensor:
     """Frames of zeros before and after (B, C, T, H, W); a negative number of them crops."""
-    if type(after) is int and before == after == 0:  # not asked of a T that is free
+    if type(after) is int and before == after == 0:  # a free T must not be compared
         return x
     return F.pad(x, (0, 0, 0, 0, before, after))
 
 
 def _share(pads: Sequence[Pair], by_convolution: Sequence[bool]) -> tuple[list[int], list[int]]:
-    """What a convolution pads, an entry an axis, and the rest as F.pad takes it."""
+    """The padding that a convolution does, one number an axis, and the rest in F.pad's order."""
     inside: list[int] = []
     outside: list[int] = []
     for (before, after), able in zip(pads, by_convolution, strict=True):
@@ -248,7 +248,7 @@ def _triple(name: str, values: Sequence[int]) -> Triple:
 
 
 def _product_dtype(input: Tensor) -> torch.dtype:
-    """What a convolution of ``input`` multiplies in: autocast lowers all but float64."""
+    """The dtype in which a convolution of ``input`` multiplies: autocast lowers all but float64."""
     device = input.device.type
     if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return input.dtype

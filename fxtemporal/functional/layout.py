@@ -1,4 +1,4 @@
-"""How maps lie in memory: channels last, and as is plain where a size of 1 leaves a choice."""
+"""Memory layouts of maps: channels last, and plain strides if a size of 1 leaves a choice."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func is at work, such as ``torch.vmap``."""
+    """Whether a transform of torch.func, such as ``torch.vmap``, is active."""
     return not torch.compiler.is_compiling() and in_transform()
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """``maps``, (B, C, H, W) or (B, C, T, H, W), in channels_last; a copy where they are not.
+    """``maps``, (B, C, H, W) or (B, C, T, H, W), in channels_last; a copy if they are not.
 
-    ``torch.vmap`` takes no format but the contiguous one: there the same is spelled by permuting.
+    ``torch.vmap`` supports only the contiguous format: there the layout is made by permuting.
     """
     if not transformed():
         return maps.contiguous(memory_format=_FORMATS[maps.dim()])
@@ -28,12 +28,12 @@ def channels_last(maps: Tensor) -> Tensor:
 
 
 def plain_strides(maps: Tensor) -> Tensor:
-    """``maps``, (B, C, T, H, W), with the strides of its format where a size of 1 leaves a choice.
+    """``maps``, (B, C, T, H, W), with the usual strides of its format for dimensions of size 1.
 
-    The backward of a BatchNorm in eval mode takes maps of T = 1 with other strides for another
-    format, and gives wrong gradients (torch 2.13, on a CPU); so does one whose gradient comes
-    back with such strides. So where gradients are asked for, maps that are plain already go through
-    the same views. Nothing is copied.
+    With other strides, the backward of a BatchNorm in eval mode takes maps of T = 1 for another
+    format, and gives wrong gradients (torch 2.13, on a CPU). The same happens if the gradient has
+    such strides. So if gradients are asked for, maps with plain strides go through the same views.
+    Nothing is copied.
     """
     if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
         return maps
@@ -46,10 +46,10 @@ def plain_strides(maps: Tensor) -> Tensor:
 
 
 def plain_weight(weight: Tensor) -> Tensor:
-    """``weight`` with the strides of the contiguous format, where a size of 1 leaves a choice.
+    """``weight`` with the usual contiguous strides for dimensions of size 1.
 
-    The gradient of the weight of a grouped 1×1 conv2d with other strides is a wrong one (torch
-    2.13, on one thread of a CPU). Nothing is copied.
+    With other strides, a grouped 1×1 conv2d gives a wrong gradient of its weight (torch 2.13, on
+    one thread of a CPU). Nothing is copied.
     """
     if torch.compiler.is_compiling() or 1 not in weight.shape or not weight.is_contiguous():
         return weight
@@ -57,7 +57,7 @@ def plain_weight(weight: Tensor) -> Tensor:
 
 
 def _settled(maps: Tensor) -> bool:
-    """Whether contiguous ``maps``, and their gradient, have the strides of that in any case."""
+    """Whether contiguous ``maps`` have plain strides, and no gradient that might not."""
     return not maps.requires_grad and _has_plain_strides(maps)
 
 

@@ -1,15 +1,15 @@
-"""A kernel whose taps are few 2-D kernels, each filtered over time: 2-D convolutions again.
+"""A form for kernels whose kT taps are combinations of fewer 2-D kernels.
 
 Networks that were inflated from images (I3D) start from one 2-D kernel, repeated over time and
-divided by kT, or alone in the middle among zeros. More generally the kT taps may be combinations
-of r < kT kernels, the same combinations for all channels::
+divided by kT, or in the middle tap with zeros around it. In general the kT taps may be combinations
+of r < kT kernels, with the same coefficients for all channels::
 
     W[o, c, t] = Σ_i f[i, t] · K[i, o, c]        constant: f = (1, 1, 1), K = W[:, :, 0]
     conv3d(x, W) = Σ_i conv2d(f[i] * x, K[i])    centred:  f = (0, 1, 0), K = W[:, :, 1]
 
-which costs r conv2d a frame instead of kT, and adds. The rank is that of the kT × (C_out·C·kH·kW)
-matrix of the taps, and a matter of the weight's numbers: the form is exact for the weight it was
-prepared from, and wrong for the next step of the optimizer.
+which costs r conv2d a frame instead of kT, and some additions. The rank is that of the
+kT × (C_out·C·kH·kW) matrix of the taps. It depends on the weight's numbers: the form is exact for
+the weight it was prepared from, and wrong after the next step of the optimizer.
 
 J. Carreira and A. Zisserman, Quo Vadis, Action Recognition?, CVPR 2017 (arXiv:1705.07750).
 """
@@ -28,7 +28,7 @@ __all__ = ["low_rank", "low_rank_numbers", "low_rank_weight", "several_taps", "t
 
 _ROUNDING = torch.finfo(torch.float32).eps  # the coarsest that counts as rounding
 _CLEARLY = 1e-10
-"""A squared singular value above this share of the largest is no rounding, of either matrix."""
+"""A squared singular value above this share of the largest cannot come from rounding."""
 
 
 def several_taps(geometry: ConvGeometry) -> Iterator[str]:
@@ -37,7 +37,7 @@ def several_taps(geometry: ConvGeometry) -> Iterator[str]:
 
 
 def low_rank_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
-    """What in the weight's numbers stands against the form; reads all of them."""
+    """Reasons in the weight's numbers against the form; reads all of them."""
     taps = geometry.kernel[0]
     if weight.requires_grad and torch.is_grad_enabled():
         yield "the weight is being trained, and its rank may change"
@@ -53,14 +53,14 @@ def low_rank_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
 
 
 def temporal_rank(weight: Tensor) -> int:
-    """How many 2-D kernels the taps of (C_out, C/groups, kT, kH, kW) are combinations of.
+    """The number of 2-D kernels that span the taps of (C_out, C/groups, kT, kH, kW).
 
-    Counted in float64: the singular values of the kT × rest matrix that are above the rounding of
-    the weight's own dtype (of float32 for a shorter one), relative to the largest. 0 of zeros.
+    Counted in float64: the singular values of the kT × rest matrix above the rounding of the
+    weight's dtype (at most that of float32), relative to the largest. 0 for a weight of zeros.
     """
     rows = _rows(weight)
     squares = torch.linalg.eigvalsh(rows @ rows.T)
-    if squares[0] > _CLEARLY * squares[-1]:  # as of nearly every weight, without decomposing it
+    if squares[0] > _CLEARLY * squares[-1]:  # nearly every weight: no SVD is needed
         return len(rows)
     values = torch.linalg.svdvals(rows)
     tolerance = min(torch.finfo(weight.dtype).eps * len(values), _ROUNDING)
@@ -71,9 +71,9 @@ def low_rank_weight(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The factors of the weight, (rank, kT + C_out·C/groups·kH·kW): a filter and its kernel a row.
 
     The largest entry of a filter is 1, so that the factors of a constant or a centred kernel are
-    exact. They are computed in float64 from the numbers as they are, and no gradient goes through
-    them. Whoever keeps them has to prepare them again when the weight changes, which ``_version``
-    of the weight and its identity tell, and to ask :func:`low_rank_numbers` again then.
+    exact. They are computed in float64, and no gradient goes through them. A caller that keeps them
+    must prepare them again when the weight changes, which its ``_version`` and identity show, and
+    call :func:`low_rank_numbers` again then.
 
     Raises:
         ValueError: the numbers of the weight are outside the domain.
@@ -103,12 +103,12 @@ def low_rank(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
     """Taps that are combinations of r < kT kernels: r filters over time, and r conv2d a frame.
 
     Domain: kT > 1, and a weight of :func:`temporal_rank` r < kT that is not being trained; in
-    float16 and bfloat16 only such factors as have no rounding, like those of a constant kernel.
+    float16 and bfloat16 only if the factors have no rounding, like those of a constant kernel.
     Arguments, result and errors as for :func:`conv3d`, and ValueError for the weight's numbers,
     which are read at each call unless they are prepared.
 
-    The frames are filtered and stacked as r·C channels of one conv2d; or, where C_out < C and the
-    temporal stride is 1, one conv2d with r·C_out outputs comes first and its results are filtered.
+    The frames are filtered and stacked as r·C channels of one conv2d. If C_out < C and the temporal
+    stride is 1, one conv2d with r·C_out outputs comes first, and its results are filtered.
     The result is in channels_last_3d. Prepared: :func:`low_rank_weight`.
     """
     taps = geometry.kernel[0]
@@ -134,7 +134,7 @@ def low_rank(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
 
 
 def _filtered(frames: Tensor, coefficients: Tensor, parts: list[Tap]) -> Tensor:
-    """Σ coefficient·frame over the taps, of (B, T, ...), in float32 at least."""
+    """Σ coefficient·frame over the taps of (B, T, ...), in float32 or wider."""
     wide = torch.promote_types(frames.dtype, torch.float32)
     base, *others = parts
     total = frames[:, base.source].to(wide) * coefficients[base.index]

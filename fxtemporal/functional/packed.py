@@ -1,9 +1,9 @@
-"""Weights of conv2d in the layout that oneDNN computes in.
+"""Packed weights: weights of conv2d in the layout in which oneDNN computes.
 
-On a CPU every conv2d brings its weight to a blocked layout of oneDNN's first. Where the weight is
+On a CPU every conv2d first converts its weight to a blocked layout of oneDNN. If the weight is
 large and the frames are few, as in the last layers of a network, that takes as long as the
-convolution. A prepared weight can be brought there once: it then is an opaque tensor
-(``weight.is_mkldnn``), which only :func:`conv2d` here can read.
+convolution. A prepared weight can be converted once. It is then an opaque tensor
+(``weight.is_mkldnn``), which only :func:`conv2d` of this module can read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fxtemporal.support.torch_private.transforms import in_forward_mode
 __all__ = ["Weights", "conv2d", "pack_each", "pack_one"]
 
 Weights: TypeAlias = Tensor | Sequence[Tensor]
-"""A prepared weight: of one conv2d, or of several, along dimension 0 or in a tuple."""
+"""A prepared weight of one conv2d, or those of several, along dimension 0 or in a tuple."""
 
 _LEAST = 2**18
-"""Entries from which bringing a weight to its layout takes a time that counts."""
+"""The least number of entries for which converting a weight takes a relevant time."""
 
 
 def pack_each(weights: Tensor, groups: int) -> Weights:
@@ -46,10 +46,10 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """``F.conv2d``, whose weight may be packed.
+    """``F.conv2d`` for a weight that may be packed.
 
-    A packed weight is unpacked where a derivative is wanted, backward or forward, and where the
-    input is not what the weight was packed for: autocast, another dtype, an empty batch.
+    A packed weight is unpacked if a derivative is asked for, backward or forward, and if the input
+    differs from what the weight was packed for: autocast, another dtype, an empty batch.
     """
     if not weight.is_mkldnn:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -1,11 +1,11 @@
-"""The exact forms of 3-D pooling: cheaper ways to compute the very same numbers.
+"""The exact forms of 3-D pooling: cheaper ways to compute the same numbers.
 
-A 3-D pooling whose window is flat along some axis is a 2-D pooling in disguise::
+A 3-D pooling whose window is flat along some axis equals a 2-D pooling::
 
     F.max_pool3d(x, (1, 3, 3), (1, 2, 2))        # x (B, C, T, H, W)
     max_pool3d_spatial(x, (1, 3, 3), (1, 2, 2))  # F.max_pool2d over (B, C·T, H, W)
 
-Every form takes the arguments of the function it stands for, and equals it on the form's domain::
+Every form takes the arguments of the function it replaces, and equals it on the form's domain::
 
     form                          domain                          computed as
     ----------------------------  ------------------------------  ----------------------------------
@@ -17,13 +17,13 @@ Every form takes the arguments of the function it stands for, and equals it on t
     adaptive_avg_pool3d_spatial   size (None or 1, h, w)          adaptive_avg_pool2d on each frame
     adaptive_avg_pool3d_temporal  size (t, None, None), (t, 1, 1) adaptive_avg_pool2d over T
 
-:data:`POOL_FORMS` is that table, and what it says of a :class:`PoolWindow` is all that decides: a
-pass asks ``POOL_FORMS[name].blockers(window)``, and so does the form itself, which raises
-``ValueError`` outside its domain. The maximum is exact to the bit, averages are within rounding.
+:data:`POOL_FORMS` is that table. It alone decides where a form is exact: a pass asks
+``POOL_FORMS[name].blockers(window)``, and so does the form itself, which raises ``ValueError``
+outside its domain. The maximum is exact to the bit, averages are exact within rounding.
 
-The folds are views both of contiguous tensors and of channels_last_3d ones, and the result of a
-pooling by windows is in the format of the input (``F.avg_pool3d`` gives a contiguous one on a CPU).
-No form branches on a size, so that ``torch.export`` keeps sizes free.
+The folds are views of contiguous and of channels_last_3d tensors. The result of a pooling by
+windows has the format of the input (``F.avg_pool3d`` gives a contiguous one on a CPU). No form
+branches on a size, so that ``torch.export`` keeps sizes free.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ Sizes: TypeAlias = Sequence[int | None]
 
 @dataclass(frozen=True)
 class PoolWindow:
-    """All that decides which forms a 3-D pooling has. Triples are in the order (T, H, W).
+    """All facts about a 3-D pooling that decide its forms. Triples are in the order (T, H, W).
 
-    ``sizes`` are the output sizes of an adaptive pooling, None where an axis keeps its own.
+    ``sizes`` are the output sizes of an adaptive pooling; None for an axis that keeps its size.
     """
 
     kernel: Triple = (1, 1, 1)
@@ -232,7 +232,7 @@ def adaptive_avg_pool3d_mean(input: Tensor, output_size: Sizes) -> Tensor:
 
     Raises:
         ValueError: outside its domain.
-        RuntimeError: an axis is empty, as torch.
+        RuntimeError: an axis is empty, as in torch.
     """
     _require("adaptive_avg_pool3d_mean", PoolWindow(sizes=_sizes(output_size)))
     return _averaged(input, output_size)
@@ -275,10 +275,10 @@ POOL_FORMS: Mapping[str, PoolForm] = MappingProxyType(
         )
     }
 )
-"""Every form by name, in the order of preference: the one place that says where each is exact."""
+"""Every form by name, in order of preference: the only place that says where each is exact."""
 
 
-# ------------------------------------------------------------------------- what they share
+# ------------------------------------------------------------------------- shared by the forms
 
 
 def _triple(values: Sequence[int]) -> Triple:
@@ -311,15 +311,14 @@ def _like(input: Tensor, output: Tensor) -> Tensor:
 
 
 def _on_frames(input: Tensor, step: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """``pool`` on each ``step``-th frame, a frame a sample or, where that is the view, a channel.
+    """``pool`` on each ``step``-th frame. Frames join the batch in channels_last_3d, else channels.
 
-    A window of one frame makes no difference between ``ceil_mode`` and not: neither takes a frame
-    that is not there.
+    For a window of one frame ``ceil_mode`` makes no difference: it adds no frame.
     """
     whole = _batched(input)
     x = whole[:, :, ::step]
     batch, channels, frames = x.shape[:3]
-    if frames == 0:  # which a 2-D pooling would take for an empty batch
+    if frames == 0:  # a 2-D pooling would accept this as an empty batch
         raise RuntimeError(f"the input {tuple(input.shape)} has no frames")
     if _is_channels_last(whole):
         out = pool(x.transpose(1, 2).flatten(0, 1))
@@ -346,5 +345,5 @@ def _averaged(input: Tensor, sizes: Sizes) -> Tensor:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a pixel lie together, in a slice of such a tensor too."""
+    """Whether the channels of a pixel are adjacent in memory; true for slices of such tensors."""
     return x.stride(1) < x.stride(4)

@@ -1,7 +1,7 @@
-"""A kernel that reaches over time, as the conv2d of each of its taps.
+"""Forms that split a kernel into its taps, with a conv2d for each tap, or one for all.
 
-A tap is one temporal slice of the kernel. With zeros for padding, a frame of the result is the sum
-of what those taps give that meet a real frame; a tap that meets padding adds nothing::
+A tap is one temporal slice of the kernel. With padding of zeros, a frame of the result is the sum
+over those taps that meet a real frame; a tap that meets padding adds nothing::
 
     T = 3, kT = 3, one frame of zeros before and after          source      target
     y[0] =                  w[1]·x[0] + w[2]·x[1]      tap 0    x[0:2]  ->  y[1:3]
@@ -9,8 +9,8 @@ of what those taps give that meet a real frame; a tap that meets padding adds no
     y[2] = w[0]·x[1]      + w[1]·x[2]                  tap 2    x[1:3]  ->  y[0:2]
 
 So no padded copy of the clip is made. A tap that meets a real frame at every t' (tap 1 above) is
-the base that the others are added to. There is one wherever padding is no more than "same" or
-causal padding, at any T; where it is more, as many frames are padded as make one.
+the base to which the others are added. At any T there is one if padding is at most "same" or causal
+padding; if it is more, just enough frames are padded to have one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Tap:
-    """Tap ``index`` of a kernel: the frames of the clip it meets, and those of the result."""
+    """Tap ``index`` of a kernel, the frames of the clip it meets, and those of the result."""
 
     index: int
     source: slice
@@ -54,8 +54,8 @@ class Tap:
 def with_base(x: Tensor, geometry: ConvGeometry, missing: Pair) -> tuple[Tensor, list[Tap]]:
     """The taps, the base first, and the frames of (B, C, T, H, W) that they slice: (B, T, C, H, W).
 
-    ``missing`` is how many frames of zeros the clip still lacks before and after. At a temporal
-    stride they are all put there, so that each tap gives something to each frame of the result.
+    ``missing`` is the number of frames of zeros that the clip still lacks before and after. At a
+    temporal stride above 1 all are added, so that each tap adds to each frame of the result.
     """
     count, (stride, dilation) = geometry.out_frames, (geometry.stride[0], geometry.dilation[0])
     last = geometry.kernel[0] - 1
@@ -82,7 +82,7 @@ def with_base(x: Tensor, geometry: ConvGeometry, missing: Pair) -> tuple[Tensor,
 
 
 def _tap(index: int, frames: int, geometry: ConvGeometry, missing: Pair) -> Tap:
-    """At stride 1, where y[t'] reads x[t' + offset]."""
+    """The tap at stride 1, where y[t'] reads x[t' + offset]."""
     offset = geometry.dilation[0] * index - missing[0]
     beyond = max(0, missing[1] - geometry.dilation[0] * (geometry.kernel[0] - 1 - index))
     first = max(0, -offset)
@@ -94,7 +94,7 @@ def _tap(index: int, frames: int, geometry: ConvGeometry, missing: Pair) -> Tap:
 
 
 def tap_weights(weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """(C_out, C/groups, kT, kH, kW) -> (kT, C_out, C/groups, kH, kW), the taps laid out anew."""
+    """(C_out, C/groups, kT, kH, kW) -> (kT, C_out, C/groups, kH, kW), in conv2d's layout."""
     return lay_out(weight.permute(2, 0, 1, 3, 4), geometry.groups)
 
 
@@ -103,10 +103,10 @@ def taps(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeomet
 
     Domain: everything. Arguments, result and errors as for :func:`conv3d`.
 
-    ``y[t'] = Σ_i conv2d(x[stride·t' + dilation·i - before], weight[:, :, i])``, over the frames
-    that are real: those of padding cost nothing. The input is brought to channels_last_3d, in
-    which the frames of one clip fold into the batch as a view, and the result is in it too. With
-    groups = C each conv2d is a depthwise one. Prepared: the taps, one after the other.
+    ``y[t'] = Σ_i conv2d(x[stride·t' + dilation·i - before], weight[:, :, i])``, over real frames
+    only: padding costs nothing. The input is converted to channels_last_3d, in which the frames of
+    one clip fold into the batch as a view; the result has that layout too. With groups = C each
+    conv2d is depthwise. Prepared: the taps, along dimension 0.
 
     In float16 and bfloat16 each tap's result is rounded before it is added, so that the error is
     larger than that of conv3d: less than twice for up to 5 taps. conv3d_spread has the same error.
@@ -129,14 +129,14 @@ def stack_weight(weight: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def stacked(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """The frames that the taps meet, stacked as channels: one conv2d with kT times as many.
+    """One conv2d on kT times as many channels: the frames that the taps meet, stacked.
 
     Domain: everything. Arguments, result and errors as for :func:`conv3d`.
 
     ``(B, C, T, H, W) -> (B·T', kT·C, H, W) -> conv2d, weight (C_out, kT·C/groups, kH, kW) ->
     (B·T', C_out, H', W') -> back``; a group's channels of all taps stay together. The input is
-    copied kT times, which pays where C is small, as in the stem of a network. The result is in
-    channels_last_3d. Prepared: the weight, laid out as its conv2d takes it.
+    copied kT times, which pays if C is small, as in the stem of a network. The result is in
+    channels_last_3d. Prepared: the weight in the layout of its conv2d.
     """
     x, (before, _), inside = pad_space(frames_last(x), geometry)
     stride, dilation = geometry.stride[0], geometry.dilation[0]
@@ -169,20 +169,20 @@ def unstrided(geometry: ConvGeometry) -> Iterator[str]:
 
 
 def spread(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """What each frame gives to each tap, as channels: one conv2d with kT times as many outputs.
+    """One conv2d with kT times as many outputs: the contribution of each frame to each tap.
 
     Domain: temporal stride 1. Arguments, result and errors as for :func:`conv3d`.
 
     ``(B, C, T, H, W) -> (B·T, C, H, W) -> conv2d, weight (kT·C_out, C/groups, kH, kW) ->
-    (B, T, kT, C_out, H', W')``, of which the taps are added up, each shifted by its own offset.
-    The mirror image of :func:`conv3d_stacked`: the result is copied kT times, and not the input,
-    which pays where C_out is small. The result is in channels_last_3d. Prepared: the weight, laid
-    out as its conv2d takes it.
+    (B, T, kT, C_out, H', W')``, then the taps are added, each shifted by its own offset. The mirror
+    image of :func:`conv3d_stacked`: the result, not the input, is copied kT times, which pays if
+    C_out is small. The result is in channels_last_3d. Prepared: the weight in the layout of its
+    conv2d.
     """
     x, missing, inside = pad_space(frames_last(x), geometry)
     frames, (base, *others) = with_base(x, geometry, missing)
     groups, kernel = geometry.groups, geometry.kernel[0]
-    if bias is not None:  # which the base alone adds
+    if bias is not None:  # only the base adds it
         rows = torch.unflatten(bias, 0, (groups, 1, -1))
         bias = F.pad(rows, (0, 0, base.index, kernel - 1 - base.index)).flatten()
     out = conv_frames(frames, prepared, bias, geometry, inside).permute(0, 1, 3, 4, 2)
@@ -197,7 +197,7 @@ def spread(x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeom
 
 
 def frames_last(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) in channels_last_3d, in which each frame is one piece of memory."""
+    """(B, C, T, H, W) in channels_last_3d, in which each frame is contiguous in memory."""
     return channels_last(x)
 
 
@@ -206,7 +206,7 @@ def conv_frames(
 ) -> Tensor:
     """One conv2d on each frame: (B, T, C, H, W) -> (B, T, C_out, H', W'), padded by ``inside``."""
     assert isinstance(weight, Tensor)
-    pixels = frames.permute(0, 1, 3, 4, 2).contiguous()  # or a copy would not be channels_last
+    pixels = frames.permute(0, 1, 3, 4, 2).contiguous()  # so that a copy is channels_last
     out = conv2d(
         pixels.flatten(0, 1).permute(0, 3, 1, 2),
         weight,
@@ -220,10 +220,10 @@ def conv_frames(
 
 
 def lay_out(weight: Tensor, groups: int) -> Tensor:
-    """(..., C_out, C/groups, kH, kW), dense in the layout that its conv2d computes in.
+    """(..., C_out, C/groups, kH, kW), dense in the layout in which its conv2d computes.
 
-    That is channels_last, but of a grouped one: of a batch of one frame, sliced from a clip, conv2d
-    gave wrong gradients of a grouped channels_last weight in float64 (torch 2.13, on a CPU).
+    That is channels_last, but contiguous for a grouped conv2d: with a grouped channels_last weight
+    in float64 and one frame sliced from a clip, its gradients were wrong (torch 2.13, on a CPU).
     """
     if groups > 1:
         return weight.contiguous()

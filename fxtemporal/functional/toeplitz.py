@@ -1,14 +1,14 @@
-"""A clip that is no longer than the kernel: all its frames are channels of one conv2d.
+"""A form for a clip no longer than the kernel: all its frames are channels of one conv2d.
 
-Which tap of the kernel meets which frame is known once T is known, so the whole convolution over
-time is one matrix of taps: row t', column t, the tap that meets frame t at t', or none. Matrices
-that are constant along their diagonals are called Toeplitz. Of two frames, kernel 3, one frame of
-zeros before and after::
+Once T is known, it is known which tap of the kernel meets which frame. So the whole convolution
+over time is one matrix of taps: row t', column t, the tap that meets frame t at t', or none.
+Matrices that are constant along their diagonals are called Toeplitz. For two frames, kernel 3, one
+frame of zeros before and after::
 
     y[0]   | w[1] w[2] |  x[0]
     y[1] = | w[0] w[1] |  x[1]           4 conv2d of C to C_out channels, of the 6 of conv3d
 
-A single frame meets the middle tap alone: conv2d with ``weight[:, :, 1]``, a third of the work.
+A single frame meets only the middle tap: conv2d with ``weight[:, :, 1]``, a third of the work.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def clip_within_reach(geometry: ConvGeometry) -> Iterator[str]:
 
 
 def _table(geometry: ConvGeometry) -> list[list[int]]:
-    """For each t' and each t, the tap that meets frame t at t'; kT where none does.
+    """For each t' and each t, the tap that meets frame t at t'; kT if none does.
 
-    In modes other than zeros the frames that padding adds are real ones.
+    In modes other than zeros the frames that padding adds count as real frames.
     """
     assert geometry.frames is not None
     before, after = geometry.pads[0]
@@ -78,10 +78,10 @@ def toeplitz(x: Tensor, prepared: Tensor, bias: Tensor | None, geometry: ConvGeo
 
     ``(B, C, T, H, W) -> (B, C·T, H, W) -> conv2d, weight (C_out·T', C/groups·T, kH, kW) -> (B,
     C_out·T', H', W') -> back``, where the weight holds the tap that meets frame t at t', or zeros.
-    Of one frame under "same" padding that is the middle tap. A group's channels stay together, as
+    For one frame under "same" padding that is the middle tap. A group's channels stay together, as
     in :func:`conv3d_full_extent`, which is the case T' = 1 without padding. Prepared: that weight,
-    for one T; with a clip of another T it raises ValueError. The zeros meet real frames, so that a
-    NaN or infinite value spreads to the frames of the result that conv3d computes without it.
+    for one T; a clip of another T raises ValueError. The zeros are multiplied with real frames, so
+    a NaN or infinite value spreads to frames of the result that conv3d computes without it.
     """
     x, _, inside = pad_space(x, geometry)
     if not made_for(prepared, geometry):

@@ -8,14 +8,14 @@ F(m, r) computes m outputs of a filter of r taps in m + r - 1 products instead o
               u = w0,  (w0 + w1 + w2)/2,  (w0 - w1 + w2)/2,  w2
               y = u0·v0 + u1·v1 + u2·v2,  u1·v1 - u2·v2 + u3·v3       4 conv2d instead of 6
 
-The matrices are those of Toom and Cook: the two polynomials are multiplied by way of their values
-at the points 0, 1, -1, 2, -2 and infinity, which is why a wider tile is less accurate.
+The matrices are those of Toom and Cook: two polynomials are multiplied through their values at the
+points 0, 1, -1, 2, -2 and infinity. A wider tile needs more points, and is less accurate.
 
-What a result has of the frames of its tile that its kernel does not reach cancels only within
-rounding: with m > 2, a frame of large numbers adds its rounding to the other results of its tile,
-and one NaN or infinite value makes all of them NaN. With m = 2 no product of a result holds such a
-frame: the first result leaves out the point at infinity, the only one that has the last frame, and
-the second the point 0, the only one that has the first.
+A product may include frames of the tile that the kernel of a result does not reach. Their terms
+cancel only within rounding: with m > 2, a frame of large numbers adds its rounding to the other
+results of its tile, and one NaN or infinite value makes all of them NaN. With m = 2 no product of a
+result includes such a frame: the first result does not use the point at infinity, the only one with
+the last frame, and the second not the point 0, the only one with the first.
 
 A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016
 (arXiv:1509.09308); S. Winograd, Arithmetic Complexity of Computations, 1980.
@@ -48,9 +48,9 @@ _PRECISE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 @dataclass(frozen=True)
 class Sums:
-    """The rows of a matrix, in pairs where two differ in signs alone, as those of p and -p do.
+    """The rows of a matrix; two rows that differ only in signs, as for p and -p, form a pair.
 
-    A pair (i, j, same, opposite) shares its halves: row i is same + opposite, and row j is
+    A pair (i, j, same, opposite) shares its halves: row i is same + opposite, row j is
     same - opposite.
     """
 
@@ -100,13 +100,13 @@ class Sums:
 
 
 def _terms(row: Sequence[Fraction]) -> Terms:
-    """(index, coefficient) of what is not zero in a row; one with coefficient 1 first, if any."""
+    """(index, coefficient) of the non-zero entries of a row; one of coefficient 1 first, if any."""
     terms = [(i, float(entry)) for i, entry in enumerate(row) if entry]
     return tuple(sorted(terms, key=lambda term: term[1] != 1.0))
 
 
 def _sum(terms: Terms, tensors: Sequence[Tensor]) -> Tensor:
-    """Σ coefficient·tensor, in which a coefficient of ±1 costs no product."""
+    """Σ coefficient·tensor; a coefficient of ±1 costs no product."""
     (index, coefficient), *rest = terms
     total = tensors[index]
     if coefficient != 1.0:
@@ -121,7 +121,7 @@ class Transform:
     """The matrices of F(m, r): the frames of a tile, (m+r-1, m+r-1), Bᵀ; the taps, (m+r-1, r), G;
     and the products, (m+r-1, m), A, which is applied transposed.
 
-    Row 1 of A, that of the point 1, is all ones: what product 1 has more, all results have more.
+    Row 1 of A, for the point 1, is all ones: a term added to product 1 is added to all results.
     """
 
     frames: Sums
@@ -184,7 +184,7 @@ def winograd_domain(m: int) -> Callable[[ConvGeometry], Iterator[str]]:
 
 
 def _phase_taps(geometry: ConvGeometry) -> list[int]:
-    """How many taps meet frames 0, s, 2s, ..., frames 1, s + 1, ..., and so on, s the stride."""
+    """The numbers of taps that meet frames 0, s, 2s, ..., frames 1, s + 1, ..., for stride s."""
     stride, taps = geometry.stride[0], geometry.kernel[0]
     return [-(-(taps - phase) // stride) for phase in range(min(stride, taps))]
 
@@ -193,14 +193,14 @@ def _phase_taps(geometry: ConvGeometry) -> list[int]:
 
 
 def winograd_weight(weight: Tensor, m: int, stride: int = 1, groups: int = 1) -> Tensor:
-    """The transformed taps, which are what conv2d is given.
+    """The transformed taps, the weights of the conv2d calls.
 
     Args:
         weight: (C_out, C/groups, kT, kH, kW).
-        m: how many frames of the result a tile has.
-        stride: of the convolution, in time. Its phases are transformed one by one: phase p has the
-            taps p, p + stride, ...; one tap alone stays as it is.
-        groups: of the convolution, which decide the layout.
+        m: number of frames of the result in a tile.
+        stride: temporal stride. Each phase is transformed separately: phase p has the taps p,
+            p + stride, ...; a phase of one tap is not transformed.
+        groups: groups of the convolution, which decide the layout.
 
     Returns:
         (N, C_out, C/groups, kH, kW), where N is m + kT - 1 at stride 1; for kT = 3 at stride 2 it
@@ -217,7 +217,7 @@ def winograd_weight(weight: Tensor, m: int, stride: int = 1, groups: int = 1) ->
 
 
 def winograd_taps(m: int) -> Callable[[Tensor, ConvGeometry], Tensor]:
-    """What F(m, kT) prepares: :func:`winograd_weight`."""
+    """``prepare`` of F(m, kT): :func:`winograd_weight`."""
 
     def prepare(weight: Tensor, geometry: ConvGeometry) -> Tensor:
         return winograd_weight(weight, m, geometry.stride[0], geometry.groups)
@@ -229,7 +229,7 @@ def winograd_taps(m: int) -> Callable[[Tensor, ConvGeometry], Tensor]:
 
 
 def winograd(m: int) -> Callable[[Tensor, Weights, Tensor | None, ConvGeometry], Tensor]:
-    """F(m, kT) as what a :class:`Form` computes."""
+    """``compute`` of the :class:`Form` of F(m, kT)."""
 
     def compute(
         x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
@@ -271,7 +271,9 @@ def _spreading(m: int) -> str:
 def _winograd(
     m: int, x: Tensor, prepared: Weights, bias: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
-    """The clip as (tile, frame of a tile, lane): one of n interleaved clips, or one phase."""
+    """Compute F(m, kT). The clip becomes (tile, frame of a tile, lane); a lane is one of the clips
+    that a dilation interleaves, or one phase of a stride.
+    """
     x, (before, _), inside = pad_space(frames_last(x), geometry)
     stride, dilation = geometry.stride[0], geometry.dilation[0]
     phases, lanes = _phase_taps(geometry), stride * dilation
@@ -301,7 +303,7 @@ def _tiled(
     geometry: ConvGeometry,
     inside: Pair,
 ) -> Tensor:
-    """(B, length, lanes, C, H, W) -> (B, tiles·m·lanes, H', W', C_out), by r taps at stride 1."""
+    """(B, length, lanes, C, H, W) -> (B, tiles·m·lanes, H', W', C_out), with r taps at stride 1."""
 
     def conv(frames: Tensor, tap: Tensor, bias: Tensor | None) -> Tensor:
         lanes = frames.shape[1:3]

@@ -1,1 +1,1 @@
-"""The program that passes rewrite, and what stands in its graph."""
+"""The program that passes rewrite, and the functions and modules that its graph calls."""

@@ -1,4 +1,4 @@
-"""The numbers of frames that a result is right for: see :class:`AdmittedFrames`."""
+"""A guard that admits several numbers of frames: see :class:`AdmittedFrames`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["AdmittedFrames"]
 
 
 class AdmittedFrames(nn.Module):
-    """A check, at every call, that the forward was traced at this number of frames.
+    """A guard on the number of frames T: the forward was traced at it, and gave the same graph.
 
-    A re-rolled loop runs for any T, but the forward may do something else at another one: ``if
+    A re-rolled loop runs for any T, but the forward may do something else at another T: ``if
     t >= 40``, a table by t, ``mem[-40:]``. So a T is admitted once the forward was traced at it and
-    gave the same graph: at a few when the model is optimized, at others at their first call, which
-    takes as long as a trace. In a graph it stands behind the inputs::
+    gave the same graph: at a few T when the model is optimized, at others at their first call,
+    which then takes as long as a trace. In a graph it stands after the inputs::
 
         size = x.size(1)
-        _frames_0 = self._frames_0(size)      T, and the sizes of other inputs that follow it
+        _frames_0 = self._frames_0(size)      T, and sizes of other inputs that must equal it
 
     Args:
-        expression: the size in the user's words, ``"x.size(1)"``.
-        counts: the numbers that are admitted.
-        same_graph: traces the forward at another number, and tells whether its graph is the same.
-            It is not pickled: a result that was loaded runs at ``counts`` alone.
+        expression: the size as the user writes it, ``"x.size(1)"``.
+        counts: the admitted numbers.
+        same_graph: traces the forward at another number, and returns whether the graph is the same.
+            It is not pickled: a loaded result runs at ``counts`` only.
     """
 
     _is_impure = True  # dead-code elimination must not drop it
@@ -53,8 +53,8 @@ class AdmittedFrames(nn.Module):
         """Raise :class:`SpecializationError` unless ``frames`` is admitted, and ``others`` equal.
 
         Raises:
-            SpecializationError: the forward does something else at so many frames, or inputs that
-                had one number of frames when it was traced have several.
+            SpecializationError: the forward does something else at this T, or the inputs that had
+                the same T in the trace have different ones.
         """
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return  # sizes are tensors there, and a check cannot be recorded
@@ -77,7 +77,7 @@ class AdmittedFrames(nn.Module):
             )
 
     def admit(self, frames: int) -> bool:
-        """Whether the module is right at so many frames; tried once, and remembered."""
+        """Whether the module is right at this number of frames; a success is remembered."""
         if frames in self.counts:
             return True
         if self._same_graph is None or torch.compiler.is_compiling() or not _may_trace():
@@ -88,19 +88,19 @@ class AdmittedFrames(nn.Module):
         return False
 
     def admit_around(self) -> None:
-        """Try every number up to twice the example's: what an artifact is to be free within."""
+        """Try every number up to twice the example's: the range that an artifact leaves free."""
         for frames in range(1, 2 * self.example + 1):
             self.admit(frames)
 
     def _bound(self, frames: Any) -> None:
-        """Keep a symbolic size, of an export, within the admitted numbers around its example."""
+        """Limit an export's symbolic size to the admitted numbers around its example value."""
         low = high = int(frames.node.hint)
         while low - 1 in self.counts:
             low -= 1
         while high + 1 in self.counts:
             high += 1
         if low == high:
-            int(frames)  # fixes it
+            int(frames)  # fixes the size to this number
         else:
             check(frames >= low)
             check(frames <= high)

@@ -1,8 +1,8 @@
-"""What prepared weights cost in memory, and how to deploy without the weights they came from.
+"""The memory that prepared weights take, and freezing: deploying without their sources.
 
 A folded convolution keeps the model's own weight, for the state dict and for training, and the
-folded one beside it. :func:`freeze` is for a model that will only ever be run: what was prepared
-becomes a buffer, and the parameters that nothing reads any more are dropped::
+folded weight as well. :func:`freeze` is for a model that will only be run: prepared values become
+buffers, and parameters that nothing reads any more are dropped::
 
     before   self.conv.weight, self.norm.*  →  self._prepared_0(...)  →  F.conv3d
     after    self.frozen_0, self.frozen_1                             →  F.conv3d
@@ -31,9 +31,9 @@ __all__ = ["Memory", "freeze", "memory"]
 class Memory:
     """Bytes of parameters and buffers.
 
-    ``original``: of the model. ``result``: of what ``optimize`` returned, with the same ones.
-    ``prepared``: what it keeps beside them, from the first call without gradients on. ``frozen``:
-    the parameters and buffers that are left, or would be, with ``freeze=True``.
+    ``original``: those of the model. ``result``: those of the optimized module, the same tensors
+    among them. ``prepared``: values that it keeps in addition, from the first call without
+    gradients on. ``frozen``: parameters and buffers left with ``freeze=True``.
     """
 
     original: int
@@ -56,7 +56,7 @@ class Memory:
 
 
 def memory(original: nn.Module, result: fx.GraphModule) -> Memory:
-    """What ``result`` takes, beside what ``original`` takes."""
+    """The memory of ``original`` and of ``result``."""
     kept = [value for value in _read_beside_prepared(result) if isinstance(value, Tensor)]
     derived = [value_of(node) for node in _prepared_tensors(result)]
     needed = [value_of(node) for node in _prepared_tensors(result) if _read(result, node)]
@@ -69,10 +69,10 @@ def memory(original: nn.Module, result: fx.GraphModule) -> Memory:
 
 
 def freeze(gm: fx.GraphModule) -> None:
-    """Put what is prepared in ``gm`` into buffers, and drop what nothing reads any more.
+    """Store the prepared values of ``gm`` as buffers, and drop tensors that nothing reads any more.
 
-    The state dict is another one after that, and no gradient reaches the weights that were
-    prepared. The numbers are the same.
+    This changes the state dict, and no gradient reaches the sources of prepared weights. The
+    numbers are the same.
     """
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
@@ -112,7 +112,7 @@ def freeze(gm: fx.GraphModule) -> None:
 
 
 def _kept_as(gm: fx.GraphModule, frozen: fx.Node, value: Any, module: Prepared | None) -> fx.Node:
-    """The frozen value, brought to this machine's layout where the prepared one was."""
+    """The frozen value, in this machine's faster layout if ``module`` kept it so."""
     if module is None or module.keep is None:
         return frozen
     if module.keep(value, **module.options) is value:
@@ -124,7 +124,7 @@ def _kept_as(gm: fx.GraphModule, frozen: fx.Node, value: Any, module: Prepared |
 
 @leaf_function
 def as_it_is(value: Tensor, **options: Any) -> Tensor:
-    """What was frozen."""
+    """``value``, the function of a module that only changes the layout."""
     return value
 
 
@@ -138,7 +138,7 @@ def _drop_unread(gm: fx.GraphModule) -> None:
 
 
 def _read_beside_prepared(gm: fx.GraphModule) -> Iterator[Tensor]:
-    """Every parameter and buffer that the graph reads, other than to prepare something from it."""
+    """Every parameter and buffer that the graph reads other than as a source of prepared values."""
     for node in gm.graph.nodes:
         if node.op == "get_attr" and _read(gm, node):
             yield attribute(gm, str(node.target))
@@ -158,7 +158,7 @@ def _prepared_tensors(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def _read(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether anything reads ``node``, other than to prepare something else from it."""
+    """Whether anything reads ``node`` other than as a source of a prepared value."""
     modules = [_prepared(gm, user) for user in node.users]
     return any(module is None or module.function is as_it_is for module in modules)
 
@@ -182,7 +182,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _bytes(values: Any) -> int:
-    """Of all tensors among ``values``, each counted once."""
+    """The bytes of all tensors among ``values``, each counted once."""
     leaves = pytree.tree_leaves(list(values))
     tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,13 +1,13 @@
-"""What a trace fixed, and the check of it on every call.
+"""Guards: checks, on every call, of what the trace took for granted.
 
 A Python ``range(x.size(1))`` reads a number while the model is traced, so the graph is right for
-that number alone. Each such reading leaves a node in the graph::
+that number only. Each such read leaves a guard node in the graph::
 
     size = x.size(1)
     guard(size, 10, "x.size(1)", "model.py:12", "range() or int() read it")
 
 and a call at another size raises :class:`SpecializationError` before anything is computed from it.
-The nodes are the only record: :func:`specializations` reads them back for the report.
+The nodes are the only record; :func:`specializations` reads them for the report.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = [
 
 
 TRIP_COUNT = "range() or an index"
-"""Who read a size that only says how often a loop runs."""
+"""Marks a read of a size that only gives the number of trips of a loop."""
 
 
 @dataclass(frozen=True)
 class Specialization:
     """``expression`` must have ``value``, because the code at ``location`` read it (``why``).
 
-    ``sets``: it always has, as the forward itself gives it that value first.
+    ``sets``: it always has it, since the forward itself sets the value before any read.
     """
 
     expression: str
@@ -71,8 +71,8 @@ class Specialization:
 
 @leaf_function
 def guard(actual: Any, value: Any, expression: str, location: str | None, why: str) -> None:
-    """Raise :class:`SpecializationError` unless ``actual == value``; NaN is as good as NaN."""
-    # In torch.jit.trace sizes are tensors, and a check cannot be recorded.
+    """Raise :class:`SpecializationError` unless ``actual == value``; NaN equals NaN."""
+    # In torch.jit.trace sizes are tensors, and a guard cannot be recorded.
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return
     if actual != value and not (value != value and actual != actual):
@@ -85,19 +85,19 @@ def guard(actual: Any, value: Any, expression: str, location: str | None, why: s
 
 @leaf_function
 def structure(value: Any) -> str:
-    """How lists, tuples and dicts are nested in ``value``, tensors and numbers left out."""
+    """The nesting of lists, tuples and dicts in ``value``, as text."""
     return str(pytree.tree_structure(value))
 
 
 @leaf_function
 def dimensions(value: Any) -> int | None:
-    """``value.dim()``, None for what is no tensor."""
+    """``value.dim()``; None if ``value`` is not a tensor."""
     return value.dim() if isinstance(value, torch.Tensor) else None
 
 
 @leaf_function
 def given(value: Any) -> bool:
-    """Whether an argument is there."""
+    """Whether an argument is not None."""
     return value is not None
 
 
@@ -117,11 +117,11 @@ has_side_effect(guard)  # dead-code elimination must not drop a check
 
 
 QUESTIONS = frozenset((guard, dimensions, given, length, one_shape, structure))
-"""What a graph asks of its values, without changing any."""
+"""Functions that only ask a graph's values for facts, and change none."""
 
 
 def specializations(graph: fx.Graph) -> tuple[Specialization, ...]:
-    """Every check that stands in ``graph``, in order, without repeats."""
+    """Every guard in ``graph``, in order, without repeats."""
     found: dict[Specialization, None] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node.target is guard:

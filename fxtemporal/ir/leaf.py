@@ -1,7 +1,7 @@
-"""Functions that a graph calls as they are, whoever traces it.
+"""Leaf functions: functions that any fx trace records as one call.
 
 Tracing a graph module again (unpickling does, and so do fx's own quantization passes) runs its code
-on proxies, and a function that looks at a size would stop there. A leaf function puts a call of
+on proxies, and a function that reads a size would raise an error. A leaf function puts a call of
 itself into the new graph instead.
 """
 
@@ -20,10 +20,10 @@ R = TypeVar("R")
 
 
 def leaf_function(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which torch.fx records as one node.
+    """Make ``function`` a leaf function: torch.fx records a call of it as one node.
 
-    ``torch.fx.wrap`` does the same at a price: it keeps the namespace of every graph module that
-    was ever compiled, and goes through all of them at every trace.
+    ``torch.fx.wrap`` does the same, but it keeps the namespace of every graph module that was ever
+    compiled, and goes through all of them at every trace.
     """
 
     @wraps(function)

@@ -1,8 +1,8 @@
 """The graph module that ``optimize`` returns.
 
-A :class:`torch.fx.GraphModule` forgets, when it is copied or pickled, its ``meta`` and every
-parameter that its graph does not use. An optimized model must keep both: its report lives in
-``meta``, and its state dict must go on loading into the original model.
+When a :class:`torch.fx.GraphModule` is copied or pickled, it loses its ``meta`` and every parameter
+that its graph does not use. An optimized model must keep both: its report is in ``meta``, and its
+state dict must still load into the original model.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class _Refused(torch.autograd.Function):
 
 
 class OptimizedModule(fx.GraphModule):
-    """A graph module that holds all of ``root``, and keeps it through copies and pickles."""
+    """A graph module with all tensors of ``root``, which it keeps when it is copied or pickled."""
 
-    _derived = ("_watch",)  # a stand-in needs none
+    _derived = ("_watch",)  # a stand-in does not copy it
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
@@ -74,13 +74,13 @@ class OptimizedModule(fx.GraphModule):
         self._watch_modes()
 
     def hold_modes(self, modes: Mapping[str, Specialization]) -> None:
-        """Run only while the modules at these paths are in the mode, training or not, given."""
+        """Refuse a call unless the modules at these paths are in the given training mode."""
         self.meta[_MODES] = dict(modes)
         self._watch_modes()
 
     @property
     def held_modes(self) -> Mapping[str, Specialization]:
-        """By path, the modes in which alone it runs."""
+        """``{module path: the training mode that it must have}``."""
         held: Mapping[str, Specialization] = self.meta.get(_MODES, {})
         return held
 
@@ -90,22 +90,22 @@ class OptimizedModule(fx.GraphModule):
         vars(self)["_held_modes"] = watched
 
     def watch(self, model: nn.Module, captured: fx.Graph) -> None:
-        """Follow the tensors of ``model``, and warn of hooks that would not be called.
+        """Take over tensors that ``model`` replaces, and warn of hooks that would not be called.
 
-        ``captured`` is the graph before it was rewritten. A copy, or a pickle, follows no model.
+        ``captured`` is the graph before the rewrites. A copied or pickled module does not watch.
         """
         vars(self)["_watch"] = Watch(model, self, captured)
         warn_of_late_hooks(self, captured)
 
     def refuse_gradients(self, why: str, outputs: Collection[int] = ()) -> None:
-        """Let no gradient flow back: those of this graph are not the model's.
+        """Make every backward raise: the gradients of this graph are not the model's.
 
-        ``outputs`` are those, by number, that gradients of the model's parameters come from.
+        ``outputs`` are the numbers of the outputs that depend on the model's parameters.
         """
         self.meta[_GRADIENTS] = why, frozenset(outputs)
 
     def refuse_gradients_when_off(self, outputs: Collection[int]) -> None:
-        """Let no gradient flow back from these, by number, to where the model switches them on."""
+        """Make a backward from these outputs raise: the model switches gradients on for them."""
         why = "the forward switches gradients on (torch.enable_grad), which a graph does not hold"
         self.meta[_SWITCHED] = why, frozenset(outputs)
 
@@ -129,7 +129,7 @@ class OptimizedModule(fx.GraphModule):
     def _without_gradients(
         self, outputs: Any, inputs: Any, why: str, of_parameters: Collection[int]
     ) -> Any:
-        """``outputs`` through which a backward raises, where the model's would have gradients."""
+        """``outputs``; a backward raises through those that would have gradients in the model."""
         given = next(filter(_requires_grad, pytree.tree_leaves(inputs)), None)
         source = (
             given if given is not None else next(filter(_requires_grad, self.parameters()), None)
@@ -144,10 +144,10 @@ class OptimizedModule(fx.GraphModule):
         return pytree.tree_unflatten(leaves, structure)
 
     def train(self, mode: bool = True) -> OptimizedModule:
-        """Switch modes as ``nn.Module.train`` does, where the result is right in both.
+        """Switch the mode as ``nn.Module.train`` does, if the result is right in that mode.
 
         Raises:
-            SpecializationError: it is right in one mode alone: the forward read
+            SpecializationError: the result is right in one mode only: the forward read
                 ``self.training``, or a loop whose body holds BatchNorm or dropout was re-rolled.
         """
         for _, fixed in vars(self).get("_held_modes", ()):
@@ -169,7 +169,7 @@ class OptimizedModule(fx.GraphModule):
                     f"this graph calls {node.target}, which fx cannot build again from a pickle: "
                     "save the module with torch.export.save(torch.export.export(module, inputs))"
                 )
-        watch = vars(self).pop("_watch", None)  # a pickle follows no model
+        watch = vars(self).pop("_watch", None)  # a pickled module does not watch a model
         try:
             rebuild, state = super().__reduce__()
         finally:
@@ -191,7 +191,7 @@ def _other_mode(fixed: Specialization) -> str:
 
 
 def _contents(module: nn.Module) -> dict[str, Any]:
-    """What a module holds, with the tensors that are neither parameters nor buffers."""
+    """The contents of a module, tensors that are neither parameters nor buffers included."""
     return {
         name: value
         for name, value in vars(module).items()

@@ -1,17 +1,17 @@
-"""What the ``meta`` of a node holds, by functions with types.
+"""Typed access to the entries of a node's ``meta``.
 
 ``val``
-    The node's value on the example inputs: fake tensors, or numbers. Absent where it is not known.
+    The node's value on the example inputs: fake tensors, or numbers. Absent if it is not known.
 ``location``, ``nn_module_stack``
     The user's line, and the module, that the node came from.
 ``writes``
-    Whether the call was seen to write a tensor that it is given.
+    Whether the call wrote one of its input tensors when it was run.
 ``reads``
-    Of a guard: who read the size that it holds.
+    For a guard: the kinds of code that read the size it holds.
 ``frames``
-    Of a tensor of folded frames: how many there are.
+    For a tensor of folded frames: the number of frames.
 ``no_frame``
-    A slice that a rewrite made, which is no frame of a loop, however it looks.
+    Marks a slice that a rewrite made: it is not a frame of a loop, although it looks like one.
 """
 
 from __future__ import annotations
@@ -43,66 +43,66 @@ def has_value(node: fx.Node) -> bool:
 
 
 def value_of(node: fx.Node) -> Any:
-    """The value of ``node`` on the example inputs; None where it is not known."""
+    """The value of ``node`` on the example inputs; None if it is not known."""
     return node.meta.get("val")
 
 
 def needed_value(node: fx.Node) -> Any:
-    """The same, where it has to be known.
+    """The value of ``node`` on the example inputs, which must be known.
 
     Raises:
-        KeyError: it is not.
+        KeyError: the value is not known.
     """
     return node.meta["val"]
 
 
 def set_value(node: fx.Node, value: Any) -> None:
-    """Note the value of ``node`` on the example inputs."""
+    """Set the value of ``node`` on the example inputs."""
     node.meta["val"] = value
 
 
 def forget_value(node: fx.Node) -> None:
-    """The value of ``node`` is to be computed anew."""
+    """Drop the value of ``node``, so that it is computed again."""
     node.meta.pop("val", None)
 
 
 def copy_meta(new: fx.Node, old: fx.Node) -> None:
-    """``new`` stands for ``old``: all but the value, which is computed anew, is the same."""
+    """Copy all entries of ``old`` to ``new``, which replaces it, except the value."""
     new.meta.update({name: entry for name, entry in old.meta.items() if name != "val"})
 
 
 def set_writes(node: fx.Node, writes: bool) -> None:
-    """Note whether a call of ``node`` wrote a tensor that it was given."""
+    """Record whether a call of ``node`` wrote one of its input tensors."""
     node.meta["writes"] = writes
 
 
 def seen_writing(node: fx.Node) -> bool | None:
-    """Whether it did; None where it was never run."""
+    """Whether a call of ``node`` wrote one of its input tensors; None if it was never run."""
     writes: bool | None = node.meta.get("writes")
     return writes
 
 
 def readers_of(guard: fx.Node) -> tuple[str, ...]:
-    """Who read the size that a guard holds: kinds of readers, ``"?"`` where that is not known."""
+    """The kinds of code that read the size a guard holds; ``"?"`` for an unknown kind."""
     return tuple(guard.meta.get("reads", ("?",)))
 
 
 def set_frames(folded: fx.Node, frames: int) -> None:
-    """Note how many frames ``folded`` holds in dimension 0."""
+    """Record the number of frames that are folded into dimension 0 of ``folded``."""
     folded.meta["frames"] = frames
 
 
 def frames_of(folded: fx.Node) -> int | None:
-    """How many frames a tensor holds in dimension 0; None where nobody folded them here."""
+    """The number of frames folded into dimension 0; None if no rewrite folded frames here."""
     frames: int | None = folded.meta.get("frames")
     return frames
 
 
 def mark_no_frame(node: fx.Node) -> None:
-    """A slice that is no frame of a loop: nothing is to be re-rolled from it."""
+    """Mark a slice as no frame of a loop, so that it is not re-rolled."""
     node.meta["no_frame"] = True
 
 
 def is_no_frame(node: fx.Node) -> bool:
-    """Whether :func:`mark_no_frame` was told of it."""
+    """Whether ``node`` was marked by :func:`mark_no_frame`."""
     return bool(node.meta.get("no_frame"))

@@ -1,7 +1,7 @@
-"""One op on all frames through ``torch.vmap``: for ops in which the samples of a frame meet.
+"""Runs one op on all frames through ``torch.vmap``: for ops that mix the samples of a batch.
 
-``y.softmax(0)`` compares the clips of a batch, frame by frame; folded into the batch, frames would
-be compared too. ``vmapped("Tensor.softmax", (0, None), frames, 0)`` runs it on each frame apart.
+``y.softmax(0)`` compares the clips of a batch, frame by frame; on folded frames it would compare
+frames too. ``vmapped("Tensor.softmax", (0, None), frames, 0)`` runs it on each frame separately.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def vmapped(name: str, dims: tuple[int | None, ...], *args: Any, **kwargs: Any) 
 
     Args:
         name: ``"torch.softmax"``, ``"functional.normalize"`` or ``"Tensor.std"``.
-        dims: for each of ``args``, 0 where its dimension 0 are the frames, None where it is the
-            same for all of them.
+        dims: for each of ``args``, 0 if its dimension 0 is the frames, None if it is the same for
+            all frames.
 
     Returns:
         (T, ...), the results of all frames.

@@ -1,28 +1,28 @@
-"""Prepared weights: what is derived from parameters, computed once instead of at every call.
+"""Prepared weights: values derived from parameters, computed once instead of at every call.
 
-A BatchNorm folded into the convolution before it, kernels put one after another, the taps of a fast
-algorithm: each is a pure function of parameters and buffers. In a graph it is a call of a
-:class:`Prepared` module on the sources themselves::
+A BatchNorm folded into the convolution before it, concatenated kernels, the taps of a fast
+algorithm: each is a pure function of parameters and buffers, the *sources*. In a graph it is a call
+of a :class:`Prepared` module on the sources::
 
     weight = self.conv.weight                         (C_out, C, kT, kH, kW)
     mean = self.norm.running_mean                     (C_out,)
-    folded = self._prepared_0(weight, mean, ...)      computed at the first call, and then kept
+    folded = self._prepared_0(weight, mean, ...)      computed at the first call, then kept
     y = F.conv3d(x, folded[0], folded[1])
 
-The parameters stay what the model has: the state dict, its names and its tensors are the
-original's. What is kept is no buffer (it would stand among ``named_buffers``, and ``.to(dtype)``
-would round it a second time); it is not copied, saved or moved with the module, but computed again.
+The parameters do not change: the state dict has the original's names and tensors. The kept value is
+not a buffer (``named_buffers`` would list it, and ``.to(dtype)`` would round it a second time). It
+is not copied, saved or moved with the module, but computed again.
 
-It is also computed again as soon as a source is another tensor, lies elsewhere, or was written: by
-an optimizer, ``load_state_dict``, ``.to(...)``, ``.data = ...``. Writes that PyTorch does not count
+It is also computed again if a source is another tensor, has other memory, or was written: by an
+optimizer, ``load_state_dict``, ``.to(...)``, ``.data = ...``. Writes that PyTorch does not count
 (``weight.data[3] = 9``, NumPy) are found on the CPU: by a sample of the entries at each call, and
-by a checksum of them all at the first calls, after a switch between training and eval, and then as
-often as takes 0.5 % of the time. On other devices call :func:`fxtemporal.refresh` after such a
+by a checksum of all entries at the first calls, after a switch between training and eval, and then
+as often as 0.5 % of the time allows. On other devices call :func:`fxtemporal.refresh` after such a
 write.
 
-While a gradient is to reach a source, and under ``torch.compile``, ``torch.export``,
-``torch.jit.trace``, ``torch.func``, fake tensors and the like, nothing is kept: the function
-becomes part of the graph.
+Nothing is kept while a source needs a gradient, nor under ``torch.compile``, ``torch.export``,
+``torch.jit.trace``, ``torch.func``, fake tensors and the like: there the function becomes part of
+the graph.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from fxtemporal.support.torch_private.transforms import in_forward_mode, in_tran
 __all__ = ["Prepared", "derivation", "is_prepared", "origin", "prepare"]
 
 _SMALL = 1024
-"""Up to so many entries are compared one by one; of more, about ``_SAMPLE``."""
+"""Up to this many entries are all compared; of more, about ``_SAMPLE``."""
 _SAMPLE = 64
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the size of an entry in bytes."""
+"""``{bytes of an entry: integer dtype of that size}``."""
 
 
 class Prepared(nn.Module):
-    """``function(*sources, **options)``, kept for as long as the sources stay what they are.
+    """``function(*sources, **options)``, kept until a source changes.
 
     Args:
         function: pure, defined at the top of a module (it is pickled by name), and a
             :func:`~fxtemporal.ir.leaf.leaf_function`. It returns a tensor or a tuple of tensors
             that share no memory with the sources.
-        keep: what to make of the value before it is kept, ``keep(value, **options)``: a layout
-            that this machine reads faster. In a graph the value stays as it is.
-        **options: plain values, handed to it by name.
+        keep: ``keep(value, **options)`` changes the value before it is kept, to a layout that this
+            machine reads faster. In a graph it is not used.
+        **options: plain values, passed to ``function`` by name.
     """
 
     _derived = ("_kept",)
@@ -81,7 +81,7 @@ class Prepared(nn.Module):
         """The value for these sources; a source may be None."""
         if torch.compiler.is_compiling() or _belongs_in_graph(sources):
             return self.function(*sources, **self.options)
-        kept = self._kept  # read once: another thread may put a newer one in its place
+        kept = self._kept  # read once: another thread may replace it
         if kept is not None and kept.holds_for(sources):
             return kept.value
         marks, samples = tuple(map(_Mark.of, sources)), _samples(sources)
@@ -95,11 +95,11 @@ class Prepared(nn.Module):
         return value
 
     def forget(self) -> None:
-        """Compute it anew at the next call."""
+        """Drop the kept value, so that the next call computes it again."""
         self._kept = None
 
     def train(self, mode: bool = True) -> Prepared:
-        """Look at the sources anew at the next call: they may have been written meanwhile."""
+        """Switch the mode, and check the sources at the next call: they may have been written."""
         if (kept := self._kept) is not None:
             kept.checksums.schedule = Schedule()
         return super().train(mode)
@@ -119,9 +119,9 @@ class Prepared(nn.Module):
 
 @dataclass(frozen=True)
 class _Mark:
-    """By what a source is known again.
+    """Fingerprint that recognizes a source at a later call.
 
-    ``alias`` keeps its memory, so that no other tensor can come to lie at the same address.
+    ``alias`` keeps its memory alive, so that no other tensor can get the same address.
     """
 
     alias: Tensor | None
@@ -146,7 +146,7 @@ class _Mark:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Views of some entries of the sources, all of one dtype, and what they held."""
+    """Views of some entries of the sources, all of one dtype, and the values they had."""
 
     views: tuple[Tensor, ...]
     held: Tensor
@@ -157,7 +157,10 @@ class _Sample:
 
 @dataclass
 class _Checksums:
-    """The sources' entries as integers, and their sums: one changed entry changes a sum."""
+    """Views of all entries of the sources as integers, and their sums.
+
+    A change of one entry changes a sum.
+    """
 
     views: tuple[Tensor, ...]
     held: tuple[int, ...]
@@ -184,7 +187,7 @@ class _Checksums:
 
 
 def _sum(view: Tensor) -> int:
-    return int(view.sum(dtype=view.dtype))  # it wraps around, which loses nothing
+    return int(view.sum(dtype=view.dtype))  # it may wrap around, and still detects a change
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class _Kept:
 
 
 def _samples(sources: Sequence[Tensor | None]) -> tuple[_Sample, ...]:
-    """What is compared at each call, to see writes that PyTorch does not count; on the CPU only."""
+    """The samples to compare at each call, to find writes that PyTorch does not count; CPU only."""
     views: dict[torch.dtype, list[Tensor]] = {}
     for source in sources:
         if source is not None and source.device.type == "cpu":
@@ -213,7 +216,7 @@ def _samples(sources: Sequence[Tensor | None]) -> tuple[_Sample, ...]:
 
 
 def _entries(tensor: Tensor) -> Tensor:
-    """A view of the memory of ``tensor``: all of it where that is little, else evenly spaced."""
+    """A view of the memory of ``tensor``: all of it if small, else evenly spaced entries."""
     there = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
     count = min(tensor.numel(), there)
     step = 1 if count <= _SMALL else count // _SAMPLE
@@ -221,7 +224,7 @@ def _entries(tensor: Tensor) -> Tensor:
 
 
 def _belongs_in_graph(sources: Sequence[Any]) -> bool:
-    """Whether the value must be computed here and now: it is being recorded, or differentiated."""
+    """Whether the value must be computed in this call: it is being recorded, or differentiated."""
     given = [source for source in sources if source is not None]
     if (
         any(type(source) not in (Tensor, nn.Parameter) for source in given)
@@ -240,7 +243,7 @@ def _belongs_in_graph(sources: Sequence[Any]) -> bool:
 
 
 def _full_precision(sources: Sequence[Tensor | None]) -> Any:
-    """Without autocast, which may not be on at the next call."""
+    """Switch autocast off: it may not be on at the next call."""
     kind = next((source.device.type for source in sources if source is not None), "cpu")
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
@@ -254,11 +257,11 @@ def prepare(
     keep: Callable[..., Any] | None = None,
     **options: Any,
 ) -> fx.Node:
-    """A new node, at the insertion point, for ``function(*sources, **options)``, prepared.
+    """Insert a node for the prepared value ``function(*sources, **options)``, and return it.
 
-    ``sources`` are ``get_attr`` nodes, or values prepared before; ``keep`` is that of
-    :class:`Prepared`, and the same for all that have one function. Nodes of the same value share
-    one module, so that it is computed and kept once.
+    ``sources`` are ``get_attr`` nodes, or prepared values; ``keep`` is that of :class:`Prepared`,
+    and must be the same for all calls with one function. Nodes of the same value share one module,
+    so that it is computed and kept once.
     """
     graph = program.graph
     path = next(
@@ -288,7 +291,7 @@ def is_prepared(program: Program, node: fx.Node) -> bool:
 
 
 def origin(program: Program, value: Any) -> str | None:
-    """The parameter that a weight is, or was first of all prepared from; None if it is neither."""
+    """The name of the parameter that ``value`` is, or whose prepared value it is; else None."""
     if isinstance(value, Attr):
         return value.name
     while isinstance(value, fx.Node):
@@ -301,7 +304,7 @@ def origin(program: Program, value: Any) -> str | None:
 
 
 def derivation(value: Any) -> Any:
-    """Equal for two values of a graph that are the same parameter, or prepared alike from such."""
+    """A key that is equal for values that are the same parameter, or prepared in the same way."""
     if isinstance(value, Attr):
         return value.name
     if not isinstance(value, fx.Node):

@@ -1,4 +1,4 @@
-"""A captured program: an fx graph, the value each node had, and what its ops mean.
+"""A captured program: an fx graph, the example value of each node, and the meaning of its ops.
 
 Every node of a program that was captured with example inputs carries ``needed_value(node)``: a fake
 tensor (shape, dtype, strides, no data), a number, or a tuple of those. Rules read programs and
@@ -51,7 +51,7 @@ def _one_by_one(op: Op) -> bool:
 
 
 def _sizes_read(check: fx.Node) -> set[fx.Node] | None:
-    """All that ``check`` is computed from, but the inputs; None where that is more than sizes."""
+    """All nodes that ``check`` depends on, without inputs; None if some are not sizes."""
     chain: set[fx.Node] = set()
     pending = list(check.all_input_nodes)
     while pending:
@@ -66,7 +66,7 @@ def _sizes_read(check: fx.Node) -> set[fx.Node] | None:
 
 
 def _varying(op: Op) -> Any:
-    """The one operand of a sum or difference of numbers that is computed; None for two of them."""
+    """The computed operand of a sum or difference with a constant; None for two computed ones."""
     computed = [op.args[k] for k in ("input", "other") if isinstance(op.args[k], fx.Node)]
     plain = type(op.args.get("alpha", 1)) is int and op.args.get("alpha", 1) == 1
     return computed[0] if len(computed) == 1 and plain else None
@@ -77,10 +77,10 @@ class Program:
 
     ``frontend`` is ``"fx"``, ``"export"`` or ``"given"``; ``note`` says why the first choice of
     front end was not used. ``modes`` are the modules whose training flag the capture read, by path.
-    ``doubt`` says what the capture took on trust: only a comparison with the model can tell.
-    ``gradients`` says why those of the graph cannot be the model's. ``output_layouts`` are how the
-    model's outputs were seen to lie in memory, which may be otherwise than as fake tensors; with
-    ``keeps_layouts`` a rewrite leaves them so.
+    ``doubt`` says what the capture could not check: only a comparison with the model can.
+    ``gradients`` says why the graph's gradients cannot be the model's. ``output_layouts`` are the
+    observed memory layouts of the model's outputs, which fake tensors may not show; with
+    ``keeps_layouts`` rewrites keep them.
     """
 
     modes: Mapping[str, Specialization] = MappingProxyType({})
@@ -100,7 +100,7 @@ class Program:
         self._ops: dict[fx.Node, tuple[Any, Any, Op | None]] = {}
 
     def copy(self) -> Program:
-        """The same program over the same parameters, with a graph and modules of its own."""
+        """A copy with the same parameters, but a new graph and new modules."""
         graph = fx.Graph(tracer_cls=self.graph._tracer_cls)
         graph.output(graph.graph_copy(self.graph, {}))
         graph.set_codegen(self.graph._codegen)
@@ -112,7 +112,7 @@ class Program:
 
     @property
     def specializations(self) -> tuple[Specialization, ...]:
-        """What the capture fixed: sizes, layouts, modes."""
+        """All that the capture fixed: sizes, layouts, modes."""
         return (*specializations(self.graph), *self.modes.values())
 
     @property
@@ -120,9 +120,10 @@ class Program:
         return self.gm.graph
 
     def op(self, node: fx.Node) -> Op | None:
-        """The one description of ``node``, whatever its spelling; None where it is not known.
+        """The description of ``node``, independent of its spelling; None if it is not known.
 
-        Kept as long as the arguments of ``node`` are the very same: fx makes new ones at each edit.
+        Cached as long as the arguments of ``node`` are the same objects: fx replaces them at each
+        edit.
         """
         args, kwargs, op = self._ops.get(node, (None, None, None))
         if args is not node.args or kwargs is not node.kwargs:
@@ -137,7 +138,7 @@ class Program:
         return value
 
     def held(self) -> tuple[dict[tuple[fx.Node, int], fx.Node], dict[fx.Node, fx.Node]]:
-        """What is held to one value, with the check of it: sizes ``(tensor, dim)``, and numbers."""
+        """Sizes ``(tensor, dim)`` and numbers that a guard pins, each with its guard."""
         sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         numbers: dict[fx.Node, fx.Node] = {}
         for check in self.graph.nodes:
@@ -149,9 +150,9 @@ class Program:
         return sizes, numbers
 
     def held_size(self, check: fx.Node) -> tuple[fx.Node, int] | None:
-        """``(tensor, dim)`` whose size ``check`` checks.
+        """``(tensor, dim)`` whose size the guard ``check`` holds; None if there is none.
 
-        As such, as the count of its frames, or as a number that differs from it by a constant.
+        The guard may be on the size, on the number of pieces, or on the size plus a constant.
         """
         number = check.args[0]
         while isinstance(number, fx.Node):
@@ -169,7 +170,7 @@ class Program:
         return (tensor, op.args["dim"]) if isinstance(tensor, fx.Node) else None
 
     def hoist_checks(self) -> None:
-        """What a check reads of an input's shape, and the check, move to where the inputs stand."""
+        """Move guards on input shapes, and the nodes they depend on, to right after the inputs."""
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         if not placeholders:
             return
@@ -183,10 +184,10 @@ class Program:
                         last = node
 
     def drop_unread(self) -> None:
-        """Erase what nothing reads, where a call does no more than compute its value.
+        """Erase pure calls whose result nothing reads.
 
-        A frame that the forward computes and drops would be computed with the others else, and
-        gradients of zero flow back into it, which are NaN where its own derivative is infinite.
+        Otherwise a frame that the forward computes and drops would be computed with the others.
+        Gradients of zero would flow back into it, and give NaN if its own derivative is infinite.
         """
         for node in reversed(list(self.graph.nodes)):
             op = self.op(node) if node.op.startswith("call") and not node.users else None
@@ -195,7 +196,7 @@ class Program:
                 self.graph.erase_node(node)
 
     def _hold_mode(self, node: fx.Node) -> None:
-        """Hold the module of a call that is dropped to its mode, if it does more in the other."""
+        """Hold the mode of a dropped call's module, if it would do more in the other mode."""
         if node.op != "call_module":
             return
         path = str(node.target)
@@ -222,7 +223,7 @@ class Program:
         return source is not None and source.owns and set(written.users) == {node}
 
     def dims(self, value: Any) -> int | None:
-        """The rank of a described argument: 0 for a number, None where it is not known."""
+        """The rank of a described argument: 0 for a number, None if it is not known."""
         if isinstance(value, Attr):
             return self.tensor(value.name).dim()
         if isinstance(value, fx.Node):
@@ -235,7 +236,7 @@ class Program:
         return self.graph.get_attr(value.name) if isinstance(value, Attr) else value
 
     def location(self, node: fx.Node) -> str | None:
-        """``file:line`` of the last frame of the user's code that made ``node``."""
+        """``file:line`` of the innermost frame of user code that made ``node``."""
         if (known := node.meta.get("location")) is not None:
             return str(known)
         frames = _FRAME.findall(node.stack_trace or "")
@@ -245,7 +246,7 @@ class Program:
         return None
 
     def called(self, node: fx.Node) -> str:
-        """``backbone.conv1 (model.py:12)``: the module and the line a reason is about."""
+        """The module and line of ``node``, for a reason: ``backbone.conv1 (model.py:12)``."""
         path = self.module_path(node) or node.name
         location = self.location(node)
         return f"{path} ({location})" if location else path
@@ -261,15 +262,15 @@ class Program:
         return re.sub(r"^L\['self'\]\.?|^_export_root\.?", "", str(path))
 
     def refresh(self) -> None:
-        """Give new nodes their values, check the graph and compile it anew."""
+        """Compute the values of new nodes, check the graph and recompile it."""
         self.fill_in()
         self.graph.lint()
         self.gm.recompile()
 
     def fill_in(self) -> None:
-        """Give new nodes their values, and those that may look into their memory a view of it.
+        """Compute the values of new nodes, and again those of nodes that may share their memory.
 
-        What reads a new node may lie in another layout from then on.
+        The readers of a new node may have another memory layout from then on.
         """
         renewed: set[fx.Node] = set()
         moved: set[fx.Node] = set()
@@ -285,8 +286,8 @@ class Program:
             if has_value(node) and not looks and not follows:
                 continue
             if all(has_value(source) for source in node.all_input_nodes):
-                # A size that depends on the data has no value here; and a view that the new
-                # layout refuses is the next rule's to mend.
+                # A size that depends on the data has no value here. A view that the new layout
+                # refuses is repaired by a later rule.
                 new = not has_value(node)
                 kinds = (DataDependentOutputException, DynamicOutputShapeException)
                 with suppress(*kinds if new or looks else (Exception,)):

@@ -1,4 +1,4 @@
-"""Why a site was left as it was: a code that scripts may rely on, and a sentence."""
+"""Reasons why a site was left as it was: a stable code for scripts, and a sentence."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Code(enum.StrEnum):
     UNSUPPORTED_OP = "unsupported-op"
     """An op has no batching rule, so frames cannot share one call of it."""
     HOOKED_MODULE = "hooked-module"
-    """A module carries hooks, which must go on being called as they are."""
+    """A module carries hooks, which must still be called as before."""
     PARAMETRIZED_MODULE = "parametrized-module"
     """A weight is computed by torch.nn.utils.parametrize at every call."""
 
     # Loops over frames
     DIFFERENT_PARAMETERS = "different-parameters"
-    """Each frame runs through a module, or a weight, of its own."""
+    """Each frame has its own module or weight."""
     UNEQUAL_FRAMES = "unequal-frames"
     """The frames differ in shape, or the ops differ from frame to frame."""
     RECURRENCE = "recurrence"
@@ -41,7 +41,7 @@ class Code(enum.StrEnum):
     VISIBLE_WRITE = "visible-write"
     """An in-place op writes memory that something else reads."""
     FIXED_BATCH = "fixed-batch"
-    """A view spells out a size that folding frames into the batch would change."""
+    """A view has a constant size that folding frames into the batch would change."""
     NOTHING_TO_BATCH = "nothing-to-batch"
     """The loop only moves data: there is no computation to share."""
 
@@ -51,19 +51,19 @@ class Code(enum.StrEnum):
     SUBCLASS = "subclass"
     """A subclass of a layer of torch.nn, or a layer whose forward was replaced."""
 
-    # What stands beside a convolution
+    # Layers next to a convolution
     BATCH_STATISTICS = "batch-statistics"
     """A normalization keeps no running statistics: it takes those of each batch."""
     OUTPUT_SHARED = "output-shared"
-    """Something else reads the value between the two, so that it must go on being computed."""
+    """Something else reads the value between the two, so that it must still be computed."""
     COMPUTED_WEIGHT = "computed-weight"
-    """A weight is computed in the forward: nothing can be prepared from it once and for all."""
+    """A weight is computed in the forward: nothing can be prepared from it once."""
     OTHER_AXIS = "other-axis"
-    """The normalization goes along another axis than the channels of the convolution."""
+    """The normalization is along another axis than the channels of the convolution."""
     MIXED_DTYPES = "mixed-dtypes"
     """The two compute in different dtypes."""
     RETURNS_INDICES = "returns-indices"
-    """A pooling returns where its maxima are, which another form would count differently."""
+    """A pooling returns the indices of its maxima, which another form would number differently."""
     NO_FLAT_WINDOW = "no-flat-window"
     """A pooling window reaches over time and space: no cheaper exact form is known for it."""
 
@@ -81,11 +81,11 @@ class Code(enum.StrEnum):
     NOT_FASTER = "not-faster"
     """It was measured, and it did not pay."""
     NOT_MEASURED = "not-measured"
-    """The time for measuring was over before its turn."""
+    """The time for measuring ended before its turn."""
     MEMORY_LIMIT = "memory-limit"
     """A call would hold more memory at its peak than the limit that was given."""
     NOT_BITWISE = "not-bitwise"
-    """``exact="bitwise"`` was asked for, and the rewrite rounds otherwise than the model."""
+    """``exact="bitwise"`` was asked for, and the rewrite rounds differently from the model."""
     SPREADS_NAN = "spreads-nan"
     """``nan="confined"`` was asked for, and the rewrite gives NaN where the model does not."""
     WRONG_RESULT = "wrong-result"
@@ -96,12 +96,12 @@ class Code(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Reason:
-    """One blocker: a stable code, and a sentence about this very site."""
+    """One blocker: a stable code, and a sentence about this site."""
 
     code: Code
     text: str
     location: str | None = None
-    """``file:line`` of what stands in the way, where that is not where the site is."""
+    """``file:line`` of the blocker, if it is not the site's own line."""
 
     def to_dict(self) -> dict[str, str]:
         place = {} if self.location is None else {"location": self.location}
@@ -116,7 +116,7 @@ _BLOCKED = {
 
 
 def blocked_module(program: Program, node: fx.Node) -> Reason | None:
-    """Why the module that ``node`` calls is not what its base class says; None where it is."""
+    """Why the module that ``node`` calls may differ from its library class; None if it does not."""
     if node.op != "call_module":
         return None
     module = program.gm.get_submodule(str(node.target))

@@ -1,4 +1,4 @@
-"""What a graph calls to run frames that are folded into dimension 0 in several pieces.
+"""Functions that a graph calls to run frames folded into dimension 0 in several pieces.
 
 ::
 
@@ -24,10 +24,10 @@ __all__ = ["cut", "joined", "shaped"]
 
 @leaf_function
 def cut(folded: Tensor, pieces: int) -> tuple[Tensor, ...]:
-    """Views of ``folded``, (N, ...), that differ by at most one in their number of rows.
+    """Views of ``folded``, (N, ...), whose numbers of rows differ by at most one.
 
-    Where N is below ``pieces``, the last row stands in for those that would be empty, since not
-    every op runs on no rows at all; :func:`joined` drops what became of it.
+    If N is below ``pieces``, the last row replaces empty pieces, since not every op runs on zero
+    rows; :func:`joined` drops their results.
     """
     rows = folded.size(0)
     if 0 < rows < pieces:
@@ -39,7 +39,7 @@ def cut(folded: Tensor, pieces: int) -> tuple[Tensor, ...]:
 
 @leaf_function
 def joined(pieces: Sequence[Tensor], folded: Tensor) -> Tensor:
-    """What became of the pieces of ``folded``, (N, ...), one behind the other: (N, ...)."""
+    """The results for the pieces of ``folded``, (N, ...), concatenated: (N, ...)."""
     whole = torch.cat(list(pieces))
     rows = folded.size(0)
     return whole.narrow(0, 0, rows) if 0 < rows < len(pieces) else whole
@@ -47,13 +47,13 @@ def joined(pieces: Sequence[Tensor], folded: Tensor) -> Tensor:
 
 @leaf_function
 def shaped(piece: Tensor, folded: Tensor) -> Tensor:
-    """The shape, dtype and device of all that ``piece``, (n, ...), is a part of, without memory.
+    """A tensor with the shape, dtype and device of the whole that ``piece`` is a part of.
 
     Args:
-        piece: what became of one piece of ``folded``.
-        folded: (N, ...), whose rows count those of the whole.
+        piece: (n, ...), the result for one piece of ``folded``.
+        folded: (N, ...), which has the number of rows of the whole.
 
     Returns:
-        (N, ...), to be asked for its sizes alone: its values mean nothing.
+        (N, ...), a view that takes no memory. Use only its sizes: its values mean nothing.
     """
     return piece.new_empty(()).expand(folded.size(0), *piece.shape[1:])

@@ -1,8 +1,8 @@
-"""A running maximum or minimum over frames, in one op where no derivative is asked for.
+"""A running maximum or minimum over frames, in one op if no derivative is asked for.
 
 ``h = torch.maximum(h, y_t)``, frame by frame, gives the numbers of ``y.amax(dim)``, but not its
-gradients: where frames are equal, each step of the chain parts the gradient in halves, and amax
-among all of them alike. Where a derivative may be asked for, the chain itself runs.
+gradients: for equal frames, each step of the chain splits the gradient in halves, while amax
+divides it evenly among all. If a derivative may be asked for, the chain itself runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def running_maximum(input: Tensor, dim: int, initial: Tensor | None = None) -> T
 
     Args:
         input: (B, T, ...) or (T, B, ...), with the T frames along ``dim``.
-        initial: (B, ...), what the chain starts from; None: the first frame.
+        initial: (B, ...), the start of the chain; None: the first frame.
     """
     if _derived(input, initial):
         return _chain(torch.maximum, input, dim, initial)
@@ -60,7 +60,7 @@ def _chain(
 def _derived(*tensors: Tensor | None) -> bool:
     """Whether a derivative may be asked for: backward, forward, or by a transform of torch.func.
 
-    An exported program and a jit trace compute numbers alone, and amax leaves T free in them.
+    An exported program and a jit trace only compute numbers, and with amax their T stays free.
     """
     if torch.compiler.is_exporting() or is_traced():
         return False

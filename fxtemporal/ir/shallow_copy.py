@@ -2,7 +2,7 @@
 
 ``optimize`` must never change the model it is given, and its result must train the same
 parameters. So the result is built from *twins*: new module objects (own training flag, own hooks,
-own dictionaries) that hold the very same parameter and buffer tensors.
+own dictionaries) that hold the same parameter and buffer tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def carries_hooks(module: nn.Module) -> bool:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """A tree of new modules that shares every tensor with ``module``, and every tie in it."""
+    """A tree of new modules that shares every tensor with ``module``, and has the same ties."""
     memo: dict[int, nn.Module] = {}
     result = _twin(module, memo)
     for copy in memo.values():
@@ -38,8 +38,8 @@ def _twin(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, ScriptModule):
-        return module  # its code holds it: there is no second one to be had
-    copy = object.__new__(type(module))  # GraphModule's own __new__ would make an empty class
+        return module  # its compiled code refers to it: it cannot be copied
+    copy = object.__new__(type(module))  # GraphModule.__new__ would make an empty class
     memo[id(module)] = copy
     copy.__dict__ = {
         name: value.copy() if isinstance(value, dict | list | set) else value

@@ -1,7 +1,7 @@
-"""What a forward can write that no copy of its model can hold: see :class:`SharedState`.
+"""State that a forward can write and that a model shares with its copies: :class:`SharedState`.
 
-Code names its global variables and its classes, so these are the same for a model and for a copy of
-it. They are remembered before the copy is run, and put back afterwards.
+Code refers to global variables and classes by name, so a copy of a model uses the same ones. They
+are recorded before the copy runs, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fxtemporal.ir.source import is_user_file
 __all__ = ["ABSENT", "Change", "RandomStates", "SharedState", "seed"]
 
 ABSENT = object()
-"""Stands for an attribute or entry that is not there."""
+"""Marks an attribute or entry that does not exist."""
 
 _CODE = (types.FunctionType, staticmethod, classmethod, property, types.ModuleType)
 
 
 @dataclass(frozen=True)
 class Change:
-    """``called``, an entry of ``owner``, was ``old`` and is ``new``; either may be ``ABSENT``."""
+    """A write: ``called``, an entry of ``owner``, was ``old`` and is ``new``, or ``ABSENT``."""
 
     owner: Any
     place: str
@@ -53,7 +53,7 @@ class Change:
 
 @dataclass(frozen=True)
 class _Place:
-    """A mutable object, and what it held."""
+    """A mutable object, and its contents at the start."""
 
     owner: Any
     name: str
@@ -63,8 +63,8 @@ class _Place:
 class SharedState:
     """The class attributes and global variables that the code of a model may write.
 
-    Of a namespace only the names that the code uses; of the objects behind them, what is in lists,
-    dicts, sets, deques, tensors and plain objects.
+    Only the names that the code uses are recorded; of their objects, the contents of lists, dicts,
+    sets, deques, tensors and plain objects.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,11 +76,11 @@ class SharedState:
             self._class(kind)
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one of the objects behind a name."""
+        """Whether ``value`` is one of the recorded objects."""
         return id(value) in self._places
 
     def changes(self) -> Iterator[Change]:
-        """All of it that was written; not numbers in tensors."""
+        """Every write since the start, without writes of numbers into tensors."""
         for namespace, names in self._whole:
             for name in namespace.keys() - names:
                 called = f"{namespace.get('__name__')}.{name}"
@@ -93,7 +93,7 @@ class SharedState:
                     yield Change(place.owner, place.name, f"{place.name}.{entry}", old, new)
 
     def restore(self) -> None:
-        """Put all of it back."""
+        """Undo all writes."""
         for namespace, names in self._whole:
             for name in namespace.keys() - names:
                 del namespace[name]
@@ -124,7 +124,7 @@ class SharedState:
                     self.code(function)
 
     def code(self, function: types.FunctionType) -> None:
-        """Remember the global variables that ``function`` uses, and the functions it calls."""
+        """Record the global variables that ``function`` uses, and those of functions it calls."""
         function = inspect.unwrap(function)
         if function in self._seen or not isinstance(function, types.FunctionType):
             return
@@ -181,7 +181,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that ``code`` uses, with that of the functions defined in it."""
+    """The global names that ``code``, or a function defined in it, uses."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -189,7 +189,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _written(code: types.CodeType) -> set[str]:
-    """The global names that ``code``, or a function defined in it, gives a value."""
+    """The global names that ``code``, or a function defined in it, assigns."""
     found = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return found.union(*map(_written, inner))
@@ -201,7 +201,7 @@ def _of_user(value: Any) -> bool:
 
 
 def _entries(owner: Any, only: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    """What is in ``owner``, by position, key or name; of namespaces ``only`` these."""
+    """The contents of ``owner`` by position, key or name; of a namespace the names ``only``."""
     if isinstance(owner, type):
         return {name: value for name, value in vars(owner).items() if not name.startswith("__")}
     if isinstance(owner, dict) and "__builtins__" in owner:
@@ -242,7 +242,7 @@ def _refill(owner: Any, before: dict[Any, Any], after: dict[Any, Any]) -> None:
 
 
 class RandomStates:
-    """The states of the random number generators of torch, Python and NumPy, to be put back."""
+    """The states of the random number generators of torch, Python and NumPy, to restore later."""
 
     def __init__(self) -> None:
         self._torch = torch.get_rng_state()
@@ -253,7 +253,7 @@ class RandomStates:
         self._numpy = None if numpy is None else numpy.random.get_state(legacy=False)
 
     def drawn(self) -> str | None:
-        """Which generator outside of torch was drawn from since; None where none was."""
+        """The generator outside of torch that was used since then; None if none was."""
         if random.getstate() != self._python:
             return "Python's random"
         if self._numpy is not None:
@@ -263,7 +263,7 @@ class RandomStates:
         return None
 
     def restore(self) -> None:
-        """Put all of them back."""
+        """Restore all states."""
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
@@ -274,10 +274,10 @@ class RandomStates:
 
 
 def seed(number: int) -> None:
-    """Seed what a call can draw from; what :class:`RandomStates` puts back.
+    """Seed torch's generators, which :class:`RandomStates` can restore.
 
-    ``torch.manual_seed`` is for users: where CUDA was not used yet, it decides on the numbers that
-    they will draw there, and nobody can put that back.
+    ``torch.manual_seed`` is not used: if CUDA was not used yet, it fixes the numbers that the user
+    will draw there later, and that cannot be undone.
     """
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -285,7 +285,7 @@ def seed(number: int) -> None:
 
 
 def _plain(state: Any) -> Any:
-    """The state of a generator of NumPy, with bytes in place of arrays, which compare by entry."""
+    """The state of a NumPy generator with bytes for arrays, so that it compares as a whole."""
     if isinstance(state, dict):
         return {name: _plain(value) for name, value in state.items()}
     return state.tobytes() if hasattr(state, "tobytes") else state

@@ -1,4 +1,4 @@
-"""Which code is the user's, and how a line of it is named."""
+"""Tells user code from library code, and formats ``file:line``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _STANDARD = sysconfig.get_path("stdlib") + os.sep
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether ``filename`` is code of the user, or of a library of models that the user calls."""
+    """Whether ``filename`` is the user's code, or that of a model library the user calls."""
     if filename.startswith(_LIBRARIES) or f"{os.sep}einops{os.sep}" in filename:
         return False
     return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
 
 
 def short_location(filename: str, line: int) -> str:
-    """``file:line``, relative to the working directory where it lies below it."""
+    """``file:line``, relative to the working directory if the file is inside it."""
     below = os.getcwd() + os.sep
     return f"{filename.removeprefix(below)}:{line}"

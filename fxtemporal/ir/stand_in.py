@@ -1,4 +1,4 @@
-"""A stand-in for the user's model: what runs in its place, so that the model is only looked at.
+"""A stand-in for the user's model: a copy that runs in its place, so that the model never changes.
 
 A forward may write anything that it can reach: parameters and buffers, attributes, lists, deques
 and dicts, plain objects, other modules, the variables of a hook's closure. A stand-in is a model of
@@ -8,12 +8,12 @@ the same classes in which all of these are copies::
         other.module(x)                     writes into the copies
     assert other.original(other.module.conv) is model.conv
 
-What cannot be copied, because the code that runs names it, is remembered and put back: attributes
-of the model's classes, and the global variables that its code uses. So is the state of the random
-number generators of torch, Python and NumPy.
+State that code refers to by name cannot be copied. It is recorded and restored: attributes of the
+model's classes, and global variables that its code uses. So is the state of the random number
+generators of torch, Python and NumPy.
 
 With ``share_parameters`` the parameters are the model's own: for a trace, which computes nothing
-from them. A tensor keeps its class, strides, and what it shares memory with.
+from them. A copied tensor keeps its class, its strides and its aliases.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ __all__ = ["StandIn", "own_inputs", "stand_in"]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
 _TUPLES = (tuple, frozenset)
 _LIBRARY_OBJECTS = (types.SimpleNamespace, collections.UserDict, collections.UserList)
-"""Objects of Python's own classes that hold what a user puts into them."""
+"""Python's own classes whose objects hold what a user puts into them."""
 _BYTES = (bytearray, array.array, io.BytesIO, io.StringIO)
 _LARGE = 2**28
-"""An array of more bytes is taken for data that no forward writes."""
+"""Bytes above which an array is assumed to be data that no forward writes."""
 
 
 class StandIn:
-    """``module``, the copy, and what each part of it is a copy of."""
+    """``module``, a copy of a model, with the original of each of its parts."""
 
     def __init__(
         self, model: nn.Module, share_parameters: bool = False, watched: bool = False
     ) -> None:
         self._share_parameters = share_parameters
         self._copies: dict[int, Any] = {}
-        self._kept: list[Any] = []  # what ids in _copies belong to must not be freed
+        self._kept: list[Any] = []  # the objects whose ids are in _copies must not be freed
         self._originals: dict[int, Any] = {}
         self._names: dict[int, str] = {}
         self._storages: dict[int, torch.UntypedStorage] = {}
@@ -78,11 +78,11 @@ class StandIn:
             self.forget_changes()
 
     def original(self, value: Any) -> Any:
-        """What ``value`` is a copy of; itself where it is none."""
+        """The original of ``value``; ``value`` itself if it is not a copy."""
         return self._originals.get(id(value), value)
 
     def changes(self) -> Iterator[Change]:
-        """All attributes and entries that were written since the copy; not numbers in tensors."""
+        """All attributes and entries written since the copy, without numbers in tensors."""
         for key, (owner, name, after) in self._contents().items():
             before = self._before[key][2]
             for entry in {**before, **after}:
@@ -92,11 +92,11 @@ class StandIn:
         yield from self._shared.changes()
 
     def forget_changes(self) -> None:
-        """Take what is there now for what was there before."""
+        """Take the present state as the one that changes are compared with."""
         self._before = self._contents()
 
     def close(self) -> None:
-        """Put back what is shared with the model."""
+        """Restore the state that is shared with the model."""
         self._shared.restore()
 
     def _contents(self) -> dict[int, tuple[Any, str, dict[Any, Any]]]:
@@ -115,7 +115,7 @@ class StandIn:
         if known is not ABSENT:
             return known
         copy = value
-        with suppress(Exception):  # what cannot be copied is shared
+        with suppress(Exception):  # an object that cannot be copied is shared
             copy = self._shell(value, name)
         return self._note(value, copy, name)
 
@@ -135,12 +135,12 @@ class StandIn:
         return copy
 
     def _shell(self, value: Any, name: str) -> Any:
-        """A copy that is filled later, so that what refers to itself has an end."""
+        """An empty copy that is filled later, so that objects may refer to themselves."""
         kind = type(value)
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, ScriptModule):
-            return value  # its code holds it: there is no second one to be had
+            return value  # its compiled code refers to it: it cannot be copied
         if isinstance(value, nn.Module):
             return self._later(self._fill_object, value, object.__new__(kind), name)
         if isinstance(value, types.MethodType):
@@ -203,7 +203,7 @@ class StandIn:
             copy.extend(self._copy(entry, f"{name}[{i}]") for i, entry in enumerate(list(value)))
 
     def _function(self, function: types.FunctionType, name: str) -> Any:
-        """A function with variables of its own in place of those that it closes over."""
+        """A copy of a function, with its own copies of the variables that it closes over."""
         self._shared.code(function)
         if not function.__closure__:
             return function
@@ -234,7 +234,7 @@ class StandIn:
         return functools.partial(parts[0], *parts[1:], **keywords)
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy that shares memory with the copies of what ``tensor`` shares memory with."""
+        """A copy of ``tensor``; copies of tensors that share memory share memory too."""
         kind = type(tensor)
         if self._share_parameters and isinstance(tensor, nn.Parameter):
             return tensor
@@ -266,9 +266,9 @@ class StandIn:
 def stand_in(
     model: nn.Module, *, share_parameters: bool = False, watched: bool = False
 ) -> Iterator[StandIn]:
-    """A copy of ``model`` to run, with all that runs see of random numbers put back afterwards.
+    """A copy of ``model`` to run; afterwards shared state and random states are restored.
 
-    ``watched``: its :meth:`StandIn.changes` will be asked for.
+    ``watched``: record the state, so that :meth:`StandIn.changes` can be asked for.
     """
     states = RandomStates()
     other = StandIn(model, share_parameters, watched)
@@ -292,7 +292,7 @@ def _empty_like(value: Any) -> Any:
 
 
 def _by_identity(value: Any) -> bool:
-    """Whether ``value`` is found in a dict by what it is, so that its copy is to be found too."""
+    """Whether ``value`` hashes by identity, so that as a dict key it must become its copy."""
     return (
         isinstance(value, nn.Module | torch.Tensor)
         or getattr(type(value), "__hash__", None) is object.__hash__
@@ -300,7 +300,7 @@ def _by_identity(value: Any) -> bool:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Whether ``value`` is an object of a class that is written in Python, and can be copied so."""
+    """Whether ``value`` is an object of a Python class, copied attribute by attribute."""
     kind = type(value)
     if isinstance(value, type | types.ModuleType | fx.Graph | fx.Node) or hasattr(kind, "__del__"):
         return False
@@ -330,7 +330,7 @@ def _generator_or_array(value: Any) -> Any:
     return copying.deepcopy(value)
 
 
-# -- what is in a copy, to see whether it was written ----------------------------------------------
+# -- the contents of a copy, to find writes --------------------------------------------------------
 
 
 def _entries(owner: Any) -> dict[Any, Any] | None:
@@ -360,7 +360,7 @@ def _entries(owner: Any) -> dict[Any, Any] | None:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether a later call cannot tell them apart: torch.export puts back dicts that are equal."""
+    """Whether a later call cannot tell them apart; torch.export replaces dicts by equal ones."""
     if old is new:
         return True
     if type(old) is not type(new):
@@ -380,7 +380,7 @@ def _is_set(cell: types.CellType) -> bool:
 
 
 def _called(name: str, entry: Any) -> str:
-    """What an entry is called in a message: ``self.encoder.cache``."""
+    """The name of an entry in a message: ``self.encoder.cache``."""
     if isinstance(entry, str) and entry.startswith((".", "'s ")):
         return name + entry
     for held in ("._buffers", "._parameters"):
@@ -390,12 +390,12 @@ def _called(name: str, entry: Any) -> str:
 
 
 def own_inputs(inputs: Any) -> Any:
-    """Inputs of the same nesting whose tensors are copies that lie in memory as these do."""
+    """Copies of the inputs, with the same nesting and the tensors' memory layouts."""
     return pytree.tree_map_only(torch.Tensor, _as_it_lies, inputs)
 
 
 def _as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with the strides of ``tensor``, gaps and shared entries too, where it has them."""
+    """A copy with the strides of ``tensor``, including gaps and overlapping entries."""
     copy = tensor.clone()
     plain = type(tensor) is torch.Tensor and tensor.layout == torch.strided and tensor.numel()
     if not plain or copy.stride() == tensor.stride() or tensor.is_conj() or tensor.is_neg():

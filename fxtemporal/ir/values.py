@@ -1,4 +1,4 @@
-"""The values that nodes have on the example inputs: fake tensors, and how they are computed."""
+"""The values of nodes on the example inputs: fake tensors, and how to compute them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["attribute", "rank", "run_node", "shape"]
 
 
 def shape(value: Any) -> tuple[int, ...] | None:
-    """The shape a node had while it was captured; None where that is not known.
+    """The shape of a node at capture; None if it is not known.
 
-    ``value`` is an argument of an op: of a number, or of a parameter, None as well.
+    ``value`` is an argument of an op: a number or a parameter gives None as well.
     """
     value = value_of(value) if isinstance(value, fx.Node) else None
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def rank(value: Any) -> int | None:
-    """The number of dimensions of a node; None where that is not known, as for :func:`shape`."""
+    """The number of dimensions of a node; None if it is not known, as for :func:`shape`."""
     value = value_of(value) if isinstance(value, fx.Node) else None
     return value.dim() if isinstance(value, torch.Tensor) else None
 
@@ -44,8 +44,8 @@ def run_node(
 ) -> Any:
     """The value of ``node``, computed on fake tensors from the values of its inputs.
 
-    ``inside`` is entered last. ``again``: a module is called as a copy of itself, so that what its
-    forward keeps of this call is not kept; one with hooks always is. Raises whatever the op raises.
+    ``inside`` is entered last. ``again``: call a copy of the module, so that its forward leaves no
+    state behind; a module with hooks is always copied. Raises whatever the op raises.
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: needed_value(n))
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
@@ -72,7 +72,7 @@ def run_node(
 
 @contextmanager
 def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
-    """Let ``meta["writes"]`` say whether the call of ``node`` writes a tensor that it is given."""
+    """Set ``meta["writes"]`` to whether the call of ``node`` writes one of its input tensors."""
     leaves = pytree.tree_leaves(given)
     tensors = [t for t in leaves if isinstance(t, torch.Tensor) and not t.is_inference()]
     versions = [tensor._version for tensor in tensors]
@@ -81,21 +81,20 @@ def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
 
 
 def _leaves_traces(module: nn.Module) -> bool:
-    """Whether a call may write what others see: hooks may, and BatchNorm counts its calls."""
+    """Whether a call may change state that outlives it: hooks may, and BatchNorm counts calls."""
     return carries_hooks(module) or (module.training and bool(module._buffers))
 
 
 _attention = threading.Lock()
 _slow: list[bool] = []
-"""Of each that has switched the fast path off, how it was: of the first, how it is to be again."""
+"""The setting before each active switch-off; the first is restored after the last one ends."""
 
 
 @contextmanager
 def _without_fast_attention() -> Iterator[None]:
-    """Fake attention on the fast path gives empty weights where the real one gives None.
+    """Switch attention's fast path off: on fake tensors it returns empty weights instead of None.
 
-    The switch is the process's: another thread may round otherwise meanwhile, as it would had it
-    switched the fast path off itself.
+    The switch is global to the process: until it is restored, another thread may round differently.
     """
     with _attention:
         _slow.append(torch.backends.mha.get_fastpath_enabled())

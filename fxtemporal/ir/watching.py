@@ -1,8 +1,8 @@
-"""What a result cannot know of unless it looks: see :class:`Watch` and :class:`LateHooks`.
+"""Finds changes to the model after optimization: see :class:`Watch` and :class:`LateHooks`.
 
-A result shares the model's tensors and keeps its modules for their names. A user may put another
-tensor in place of one (``load_state_dict(assign=True)``), change a setting that was folded into a
-weight (``norm.eps = 1e-3``), or hang a hook on a module that the graph does not call any more.
+A result shares the model's tensors and keeps its modules for their names. A user may replace a
+tensor (``load_state_dict(assign=True)``), change a setting that was folded into a weight
+(``norm.eps = 1e-3``), or put a hook on a module that the graph does not call any more.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _HOOKS = (
 )
 _TENSORS = ("_parameters", "_buffers")
 _FIRST = 8
-"""So many calls in a row are checked in any case."""
+"""The number of first calls that are always checked."""
 _SHARE = 0.005
-"""The share of the time that all checks together may take after that."""
+"""The share of the time that all checks together may take after those calls."""
 
 
 class Schedule:
-    """When to do what would take too long at every call: at the first ones, then now and then.
+    """Decides when to run a slow check: at the first calls, then from time to time.
 
-    All schedules that there are share one allowance of time.
+    All living schedules share one budget of time.
     """
 
     _living = 0
@@ -51,7 +51,7 @@ class Schedule:
         Schedule._living -= 1
 
     def due(self, check: Callable[[], bool]) -> bool:
-        """The answer of ``check()`` where it is time for it, else True."""
+        """The answer of ``check()`` if it is due, else True."""
         start = time.perf_counter()
         self._calls += 1
         if self._calls > _FIRST and start < self._next:
@@ -63,10 +63,10 @@ class Schedule:
 
 
 class Watch:
-    """Looks whether a result still has the tensors of its model, and the settings it was made with.
+    """Checks that a result still has the tensors of its model, and the settings of its capture.
 
-    Tensors that the model has in place of those it shared are taken over; a setting that was
-    changed raises :class:`SpecializationError`.
+    New tensors of the model are taken over; a changed setting raises
+    :class:`SpecializationError`.
     """
 
     def __init__(self, model: nn.Module, result: nn.Module, captured: fx.Graph) -> None:
@@ -89,10 +89,11 @@ class Watch:
         self._schedule = Schedule()
 
     def look(self) -> None:
-        """Take over new tensors.
+        """Take over new tensors of the model, if a check is due.
 
         Raises:
-            SpecializationError: a setting was changed, or a tensor of another kind put in place.
+            SpecializationError: a setting was changed, or a tensor replaced by one that differs in
+                kind.
         """
         self._schedule.due(self._look)
 
@@ -114,7 +115,7 @@ class Watch:
         return True
 
     def _refuse_untied(self) -> None:
-        """A graph reads a tensor of several names by one of them."""
+        """Refuse tied tensors that are no longer tied: a graph reads them by one name only."""
         found: dict[int, Any] = {}
         for entry in self._tensors:
             now = _now(*entry)
@@ -126,14 +127,14 @@ class Watch:
 
 
 def _now(module: Any, own: nn.Module, kind: str, name: str, known: Any) -> Any:
-    """What the model has now where it had ``known``."""
+    """The tensor that the model has now in place of ``known``."""
     theirs = module()
     return known if theirs is None else getattr(theirs, kind).get(name)
 
 
 def _take_over(own: nn.Module, kind: str, name: str, known: Any, now: Any) -> None:
     if getattr(own, kind).get(name) is not known:
-        return  # the result was given another one itself
+        return  # the user replaced the result's own tensor
     tensors = isinstance(known, torch.Tensor) and isinstance(now, torch.Tensor)
     if not tensors or known.shape != now.shape:
         raise SpecializationError(
@@ -144,7 +145,7 @@ def _take_over(own: nn.Module, kind: str, name: str, known: Any, now: Any) -> No
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The settings of a layer, as its class names them, and which weights it has none of."""
+    """The settings of a layer that its class lists, and the weights that are None."""
     for name in getattr(type(module), "__constants__", ()):
         value = getattr(module, name, None)
         if value is None or isinstance(value, bool | int | float | str | tuple):
@@ -159,7 +160,7 @@ def _called(graph: fx.Graph) -> Counter[str]:
 
 
 class LateHooks(OrderedDict[int, Any]):
-    """The hooks of a module that its graph does not call as the model does: none will run so."""
+    """The hooks of a module that the graph does not call as the model does: adding one warns."""
 
     path = ""
 
@@ -174,7 +175,7 @@ class LateHooks(OrderedDict[int, Any]):
 
 
 def warn_of_late_hooks(result: fx.GraphModule, captured: fx.Graph) -> None:
-    """Warn whoever puts a hook on a module of ``result`` that is not called as in ``captured``."""
+    """Warn when a hook is put on a module of ``result`` that is not called as in ``captured``."""
     before, after = _called(captured), _called(result.graph)
     as_before = {path for path, count in after.items() if count == before.get(path)}
     for path, module in result.named_modules():

@@ -1,1 +1,1 @@
-"""What an optimized module is written to. One file a backend, imported only when asked for."""
+"""Lowering of modules to files for other engines. One file per backend, imported when used."""

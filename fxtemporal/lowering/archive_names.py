@@ -1,10 +1,10 @@
-"""What an archive of a program may be called, and its parts: nothing in it may become code.
+"""Checks the names in an archive of a program, so that none of them can become code.
 
 ``torch.export.load`` makes a Python function of a ``.pt2``: the names of inputs, parameters and
-values become its source as they are. So a name has to be a name::
+values become source code without escaping. So each name must be a valid identifier::
 
     "x"                       an input
-    "y=print('hello')"        refused: its default would be computed when the function is made
+    "y=print('hello')"        refused: the default would run when the function is made
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NAME = re.compile(r"[A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 _MODULE = re.compile(r"[A-Za-z0-9_.@]*")
 _SPECS = ("in_spec", "out_spec")
 _LARGEST_RATIO = 100
-"""An entry that unpacks to more than so many times its size in the file is no program."""
+"""Refuse an entry that unpacks to more than this many times its size in the file."""
 _SMALL = 2**20
 
 
 def bad_entry(archive: zipfile.ZipFile) -> str | None:
-    """What is wrong with the entries of an archive, before any is unpacked; None if nothing is."""
+    """The first fault in the entries of an archive, without unpacking any; None if all are fine."""
     seen: set[str] = set()
     for entry in archive.filelist:
         name = entry.filename
@@ -45,7 +45,7 @@ def bad_entry(archive: zipfile.ZipFile) -> str | None:
 
 
 def bad_name(program: Any) -> str | None:
-    """The first name in the JSON of a program that is none; None if all are."""
+    """The first invalid name in the JSON of a program; None if all are valid."""
     for kind, value in _names(program):
         fits = _MODULE if kind == "fqn" else _NAME
         if not isinstance(value, str) or not fits.fullmatch(value):
@@ -56,7 +56,7 @@ def bad_name(program: Any) -> str | None:
 
 
 def _names(value: Any) -> Iterator[tuple[str, Any]]:
-    """``(kind, name)`` of all that is named in a JSON value."""
+    """``(kind, name)`` for every name in a JSON value."""
     pending = [value]
     while pending:
         part = pending.pop()
@@ -81,7 +81,7 @@ def _names(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _keywords(spec: str) -> Iterator[Any]:
-    """The names of the keyword arguments in the layout of a function's inputs."""
+    """The names of keyword arguments in the serialized structure of a function's inputs."""
     layout = json.loads(spec)
     children = layout[1].get("children_spec") or () if isinstance(layout, list) else ()
     for child in children[1:2] if layout[1].get("type") == "builtins.tuple" else ():

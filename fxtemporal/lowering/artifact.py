@@ -1,8 +1,9 @@
-"""Files that a backend wrote: whole or not at all, and checked before they are run.
+"""Artifacts: files of a backend, written completely or not at all, and checked before they run.
 
-Beside ``model.onnx`` stands ``model.onnx.json``, its manifest: what the artifact takes and gives,
-what it was made with, and a SHA-256 of every file. A file that was cut short or altered is refused
-before any engine sees it. The manifest guards against damage; it is no signature.
+Next to ``model.onnx`` is its manifest, ``model.onnx.json``: the artifact's inputs and outputs, the
+versions and settings it was made with, and a SHA-256 of every file. A file that is incomplete or
+altered is refused before an engine reads it. The manifest protects against damage; it is not a
+signature.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is.
+    """The description of an artifact.
 
-    ``inputs`` and ``outputs`` have an entry a leaf: ``{"name", "dtype", "shape"}`` of a tensor,
-    where a free size is a name, or ``{"value"}`` of what the graph has fixed. ``structure`` is how
-    arguments and results are nested, as torch's pytree writes it; None for a plain tuple.
+    ``inputs`` and ``outputs`` have one entry per leaf: ``{"name", "dtype", "shape"}`` for a tensor,
+    where a free size is a name, or ``{"value"}`` for a value that the graph fixed. ``structure`` is
+    the nesting of arguments and of results, as torch's pytree writes it; None for a plain tuple.
     """
 
     backend: str
@@ -55,11 +56,11 @@ class Manifest:
 
     @classmethod
     def of(cls, backend: str, exported: Exported) -> Manifest:
-        """That of an artifact made from a program.
+        """The manifest of an artifact made from a program.
 
         Raises:
-            LoweringError: the program does what an artifact cannot: write into its inputs or
-                buffers, or return what is neither a tensor nor fixed.
+            LoweringError: the program does what an artifact cannot: it writes into its inputs or
+                buffers, or returns a value that is neither a tensor nor fixed.
         """
         # Writes are in the signature once the graph is functional.
         program = exported.program.run_decompositions({})
@@ -113,10 +114,10 @@ class Manifest:
     # -- calls
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors of a call.
+        """The tensors in the arguments of a call.
 
         Raises:
-            SpecializationError: the artifact was not made for such a call.
+            SpecializationError: the artifact was not made for such arguments.
         """
         expected = pytree.treespec_loads(self.structure[0])
         keys = [*expected.child(1).context]
@@ -164,7 +165,7 @@ class Manifest:
         )
 
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call that :meth:`flatten` made ``tensors`` of."""
+        """The arguments that :meth:`flatten` turned into ``tensors``."""
         given = iter(tensors)
         leaves = [e["value"] if "value" in e else next(given) for e in self.inputs]
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(self.structure[0]))
@@ -189,7 +190,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises ValueError if it is not what was written."""
+        """The manifest in ``text``. Raises ValueError if it was damaged or has another format."""
         content = json.loads(text)
         if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
             raise ValueError("it is damaged")
@@ -213,12 +214,12 @@ def dtype_of(entry: Mapping[str, Any]) -> torch.dtype:
 def _written(spec: pytree.TreeSpec) -> str | None:
     try:
         return pytree.treespec_dumps(spec)
-    except NotImplementedError:  # a type of its own, which pytree knows no name of
+    except NotImplementedError:  # a type that has no serialized name in pytree
         return None
 
 
 def _calls(spec: pytree.TreeSpec) -> str:
-    """``(*, [*, *], name=*)``: how the arguments of a call are nested."""
+    """The nesting of the arguments of a call, as text: ``(*, [*, *], name=*)``."""
     args, kwargs = pytree.tree_unflatten(["*"] * spec.num_leaves, spec)
     parts = [str(part).replace("'", "") for part in args]
     parts += [f"{name}={value}".replace("'", "") for name, value in kwargs.items()]
@@ -236,7 +237,7 @@ def checked(path: Path, suffix: str) -> Path:
     """``path``, if a file can be written there.
 
     Raises:
-        LoweringError: it ends otherwise, is a folder, or lies in one that does not exist.
+        LoweringError: it has another suffix, is a folder, or its folder does not exist.
     """
     if path.suffix != suffix:
         raise LoweringError(f"cannot write {path}: name it *{suffix}")
@@ -255,12 +256,12 @@ def manifest_path(path: Path) -> Path:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A place to build ``path`` at: see :func:`fxtemporal.support.files.staged`.
+    """A temporary path to build ``path`` at: see :func:`fxtemporal.support.files.staged`.
 
     The manifest is moved last: without it, or with an older one, nothing loads.
 
     Raises:
-        LoweringError: the disk refuses it.
+        LoweringError: a file cannot be written.
     """
     try:
         with files.staged(path, last=manifest_path(path).name) as draft:
@@ -270,17 +271,17 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, manifest: Manifest) -> None:
-    """The manifest of what lies at ``path`` and beside it."""
+    """Write the manifest of all files in the folder of ``path``."""
     for file in sorted(path.parent.iterdir()):
         manifest.files[file.name] = _digest(file)
     manifest_path(path).write_text(manifest.to_json())
 
 
 def read(path: Path) -> Manifest:
-    """The manifest of the artifact at ``path``, whose files are whole.
+    """The manifest of the artifact at ``path``, after a check of its files.
 
     Raises:
-        LoweringError: there is no such artifact, or it is cut short or altered.
+        LoweringError: there is no such artifact, or it is incomplete or altered.
     """
     if not path.is_file():
         raise LoweringError(f"{path}: there is no such file")

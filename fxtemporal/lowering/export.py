@@ -1,7 +1,7 @@
-"""From a module to what every backend starts from: an exported program whose sizes are free.
+"""Exports a module, with free sizes, as the program from which every backend starts.
 
-A size is left free only where that was seen to be right: the program runs at another one and gives
-the module's numbers there. All others are fixed, and whoever runs the artifact is told so.
+A size is left free only if a test shows that this is right: the program runs at another size and
+gives the module's numbers there. All other sizes are fixed, and a call at another one is refused.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ __all__ = ["Example", "Exported", "Free", "close", "export", "first_line", "leav
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 Free: TypeAlias = Literal["none", "batch", "frames", "all"]
-"""Which sizes may be free: the first one; all but H and W, the last two of four or more; all."""
+"""The sizes that may be free: none; the batch; all but H and W (the last two of four or more
+dimensions); all."""
 
 _FEWER: tuple[Free, ...] = ("all", "frames", "batch", "none")
-"""Each frees less than the one before it: what is tried where that fails."""
+"""In order of trying: each frees fewer sizes than the one before it."""
 
 Place: TypeAlias = tuple[int, int]
-"""The number of a leaf among the arguments, and one of its dimensions."""
+"""A dimension of an input: (number of the leaf among the arguments, dimension)."""
 
 _SIZE = r"L\['\w+'\](?:\[[^\]]+\])*\.size\(\)\[\d+\]"
 _PLAIN_CONDITION = re.compile(
@@ -51,13 +52,13 @@ LSTM_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Exported:
-    """A program, and what is known of it.
+    """An exported program, with its free sizes and the inputs it was tested on.
 
     ``shapes`` has the sizes of each input tensor, by its number among the leaves of the arguments:
-    a number where a size is fixed, a name where it is free, the same one where sizes must agree;
-    ``ranges`` the least and the largest value of each name, or None, and ``names`` these names by
-    the program's symbols. On each of ``samples``, ``asked`` among them, the program gives the
-    numbers of ``module``.
+    a number for a fixed size, a name for a free one; sizes with one name must be equal. ``ranges``
+    has the least and the largest value of each name, or None. ``names`` maps the program's symbols
+    to the names. On each of ``samples``, which include ``asked``, the program gives the numbers of
+    ``module``.
     """
 
     program: ExportedProgram
@@ -74,9 +75,9 @@ def export(
 ) -> Exported:
     """``module`` as a program that is right on ``example``, and at every size that it leaves free.
 
-    ``guarded``: whether what will run the program checks the conditions on its sizes, as
-    torch.export's own module does. Otherwise sizes between which a branch of the forward compares
-    are fixed: ranges alone are checked.
+    ``guarded``: the program will be run by code that checks the conditions on its sizes, as
+    torch.export's own module does. Otherwise only ranges are checked, so sizes that a branch of the
+    forward compares with each other are fixed.
 
     Raises:
         LoweringError: torch.export refuses the module, or its program gives other numbers.
@@ -85,7 +86,7 @@ def export(
         for part in module.modules():
             if isinstance(part, AdmittedFrames):
                 part.admit_around()
-    # torch.export takes a size of 1 for a constant: a batch of one is tried as a batch of two.
+    # torch.export makes a size of 1 a constant: a batch of one is tried as a batch of two.
     wide: Example = pytree.tree_map_only(Tensor, _two_samples, example)
     failure: Exception | None = None
     fewer = _FEWER[_FEWER.index(free) :]
@@ -164,7 +165,7 @@ def _exported(module: nn.Module, given: Example, free: str, fixed: set[Place]) -
 
 
 def _shapes(program: ExportedProgram) -> dict[int, tuple[int | str, ...]]:
-    """Of each input tensor; a size that is computed of others as its formula."""
+    """The sizes of each input tensor; a size computed from others is given as its formula."""
     values = {node.name: value_of(node) for node in program.graph.nodes}
     inputs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     found: dict[int, tuple[int | str, ...]] = {}
@@ -176,7 +177,7 @@ def _shapes(program: ExportedProgram) -> dict[int, tuple[int | str, ...]]:
 
 
 def _places(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, set[Place]]:
-    """Where each free size stands."""
+    """``{free size: the input dimensions that have it}``."""
     places: dict[str, set[Place]] = {}
     for number, sizes in shapes.items():
         for dim, size in enumerate(sizes):
@@ -188,7 +189,7 @@ def _places(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, set[Place]
 def _ranges(
     program: ExportedProgram, shapes: Mapping[int, tuple[int | str, ...]]
 ) -> dict[str, tuple[int, int | None]]:
-    """Between which sizes the branches are right that the forward took; None without an end."""
+    """The range of each free size for which the traced branches are right; None: no upper end."""
     known = {str(symbol): values for symbol, values in program.range_constraints.items()}
     ranges: dict[str, tuple[int, int | None]] = {}
     for name in _places(shapes):
@@ -198,12 +199,12 @@ def _ranges(
 
 
 def _has_other_conditions(program: ExportedProgram) -> bool:
-    """Whether a branch depends on more than the range of a size, or that two sizes are equal."""
+    """Whether a branch depends on more than the range of a size or the equality of two sizes."""
     return not all(map(_PLAIN_CONDITION.fullmatch, program._guards_code))
 
 
 def _names(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, str]:
-    """``batch``, ``size_1``, ... for the program's symbols."""
+    """``{symbol of the program: name}``, with the names ``batch``, ``size_1``, ..."""
     names: dict[str, str] = {}
     for symbol, places in _places(shapes).items():
         batch = "batch" not in names.values() and any(dim == 0 for _, dim in places)
@@ -212,7 +213,7 @@ def _names(shapes: Mapping[int, tuple[int | str, ...]]) -> dict[str, str]:
 
 
 def _resized(example: Example, places: set[Place], more: int | None) -> Example:
-    """The same with ``more`` entries along ``places``; with one alone where ``more`` is None."""
+    """``example`` with ``more`` additional entries along ``places``; None: with only one entry."""
     leaves, spec = pytree.tree_flatten(example)
     for number, dim in places:
         size = leaves[number].shape[dim]
@@ -227,7 +228,7 @@ def _sizes(example: Example) -> list[torch.Size]:
 
 
 def _two_samples(tensor: Tensor) -> Tensor:
-    """A batch of one as two; storage of its own, since a file keeps all that a view looks into."""
+    """A copy of ``tensor``, with a batch of two if it was one. A file would store a view's base."""
     if tensor.dim() == 0 or tensor.shape[0] != 1:
         return tensor.clone()
     return tensor.repeat(2, *[1] * (tensor.dim() - 1))
@@ -236,7 +237,7 @@ def _two_samples(tensor: Tensor) -> Tensor:
 def _agree(module: nn.Module, other: nn.Module, sample: Example) -> bool:
     try:
         _check(module, other, sample)
-    except Exception:  # a size that one of them does not take, in any way
+    except Exception:  # one of them may refuse a size by any exception
         return False
     return True
 
@@ -251,7 +252,7 @@ def _check(module: nn.Module, other: nn.Module, sample: Example) -> None:
 
 
 def leaves_of(module: Any, sample: Example) -> list[tuple[str, Any]]:
-    """Each output and its place: torch.export gives a dict back as an immutable_dict."""
+    """``(path, value)`` of each output. Paths compare equal: torch.export changes the dict type."""
     args, kwargs = own_inputs(sample)
     protected = stand_in(module) if isinstance(module, nn.Module) else nullcontext()
     with protected as own, torch.no_grad(), torch.random.fork_rng():

@@ -1,7 +1,7 @@
-"""An AOTInductor package: a ``.pt2`` with a compiled library in it, which runs without the model.
+"""Builds an AOTInductor package: a ``.pt2`` with a compiled library, which runs without the model.
 
-It is machine code for this kind of machine, and for this version of torch. It loads where the
-package fxtemporal is not installed, too: ``torch._inductor.aoti_load_package("model.pt2")``.
+It is machine code for this kind of machine and this version of torch. It can be loaded without
+fxtemporal: ``torch._inductor.aoti_load_package("model.pt2")``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def build(
     """Compile the program ahead of time.
 
     Args:
-        freezing: whether weights become constants, in the layout that is fastest.
-        max_autotune: whether Inductor measures more choices, which takes long.
+        freezing: make weights constants, in the fastest layout.
+        max_autotune: let Inductor measure more choices, which takes long.
     """
     settings = {"freezing": freezing, "max_autotune": max_autotune}
     compile_package(exported.program, str(path), settings)
@@ -38,7 +38,7 @@ def build(
 
 
 def absent() -> str | None:
-    """Why an artifact cannot run here."""
+    """Why an artifact cannot run here; None if it can."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""lower and load: from a module to an artifact of a backend, and back to something that runs.
+"""lower and load: write a module as an artifact of a backend, and load it to run it.
 
 ::
 
@@ -40,20 +40,20 @@ __all__ = ["BACKENDS", "Artifact", "Backend", "load", "lower", "settings"]
 
 
 class Backend(Protocol):
-    """What the file of a backend holds."""
+    """The contents of a backend's file."""
 
     FREE: Free
     """The sizes that are free unless ``dynamic`` says otherwise."""
 
     @property
     def build(self) -> Callable[..., dict[str, Any]]:
-        """Writes an :class:`Exported` to a path; returns what is worth knowing of it."""
+        """Writes an :class:`Exported` to a path; returns details for the manifest."""
 
     def start(self, path: Path, manifest: Manifest) -> Session:
-        """Runs what was written."""
+        """Loads the written file into the engine, ready to run."""
 
     def absent(self) -> str | None:
-        """Why that cannot be done here."""
+        """Why an artifact cannot run here; None if it can."""
 
 
 if TYPE_CHECKING:  # each backend is one
@@ -64,16 +64,16 @@ if TYPE_CHECKING:  # each backend is one
 
 @dataclass(frozen=True)
 class BackendFile:
-    """One backend by its name: a file of this package, imported when it is asked for."""
+    """One backend by its name: a file of this package, imported when it is used."""
 
     name: str
     suffix: str
     extra: str | None = None
-    """What installs the packages that it needs."""
+    """The extra of fxtemporal that installs the packages it needs."""
 
     @property
     def loaded(self) -> Backend:
-        """Its file.
+        """The backend's file, imported.
 
         Raises:
             LoweringError: a package that it needs is not installed, or does not work here.
@@ -106,10 +106,10 @@ BACKENDS: Mapping[str, BackendFile] = {
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What :func:`lower` wrote, or :func:`load` read: call it as the module was called.
+    """A module on a backend's engine, from :func:`lower` or :func:`load`: call it like the module.
 
-    ``path`` is the file. ``remark`` says what was built, how long that took, and how large it is;
-    ``detail`` is the same as plain values. The engine is started at the first call.
+    ``path`` is the file. ``remark`` says what was built, the time it took, and its size; ``detail``
+    has the same as plain values. The engine is started at the first call.
     """
 
     path: Path
@@ -129,7 +129,7 @@ class Artifact:
         return Remark(f"lower-{self.backend}", "applied", self.path.name, detail=self.detail)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives, computed by the engine.
+        """The module's outputs, computed by the engine.
 
         Raises:
             SpecializationError: the artifact was not made for such arguments.
@@ -148,7 +148,7 @@ class Artifact:
         """The engine, ready to run: a list of tensors in, a list out.
 
         Raises:
-            LoweringError: it is not installed, or cannot run here.
+            LoweringError: the engine is not installed, or cannot run here.
         """
         if not self._runs:
             backend = BACKENDS[self.backend].loaded
@@ -167,12 +167,12 @@ class Artifact:
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
-    """Read what :func:`lower` wrote.
+    """Load an artifact that :func:`lower` wrote.
 
-    An engine, and an AOTInductor package above all, is machine code: load only what you trust.
+    An engine file can be machine code, as an AOTInductor package is: load only files you trust.
 
     Raises:
-        LoweringError: there is no such artifact, or it, or its manifest, is cut short or altered.
+        LoweringError: there is no such artifact, or it or its manifest is incomplete or altered.
     """
     manifest = read(Path(path))
     if manifest.backend not in BACKENDS:
@@ -190,31 +190,32 @@ def lower(
     original: nn.Module | ExportedProgram | None = None,
     **options: Any,
 ) -> Artifact:
-    """Build what an engine runs, and write it to ``path``.
+    """Build an artifact that an engine runs, and write it to ``path``.
 
     Args:
-        gm: what :func:`fxtemporal.optimize` returned, or any module that torch.export takes. It is
-            not changed; what it derives from its parameters is frozen in the artifact.
+        gm: a result of :func:`fxtemporal.optimize`, or any module that torch.export takes. It is
+            not changed; values derived from its parameters are frozen in the artifact.
         example_inputs: the forward's arguments.
         backend: ``"onnx"``, ``"openvino"``, ``"inductor"`` (an AOTInductor package), ``"tensorrt"``
             or ``"torch_tensorrt"``.
-        path: the file, ending in ``.onnx``, ``.xml``, ``.pt2``, ``.engine`` or ``.pt2``. Beside it
-            stands its manifest, ``path.json``. Without it, the artifact lives as long as what is
-            returned. A file that is there is replaced once the new one is whole.
+        path: the file, ending in ``.onnx``, ``.xml``, ``.pt2``, ``.engine`` or ``.pt2``, in the
+            order of the backends. Its manifest is ``path.json``. Without a path, the files exist as
+            long as the returned artifact. An existing file is replaced once the new one is
+            complete.
         example_kwargs: keyword arguments of the forward.
-        original: the model as it was before ``optimize``: it is lowered as well, and the remark has
-            figures of both.
-        **options: ``dynamic``, which sizes stay free as far as the graph allows: ``"none"``,
-            ``"batch"``, ``"frames"`` (all but H and W) or ``"all"``; and those that ``build`` of
-            the backend's file documents. Where nothing is said and the engine refuses the graph
+        original: the model before ``optimize``: it is lowered as well, and the remark compares
+            both.
+        **options: ``dynamic``: the sizes that stay free as far as the graph allows, ``"none"``,
+            ``"batch"``, ``"frames"`` (all but H and W) or ``"all"``; and the options that ``build``
+            of the backend's file documents. Without ``dynamic``, if the engine refuses the graph
             with free sizes, they are fixed, and the detail says why.
 
     Returns:
-        An :class:`Artifact`, which was compared with ``gm`` wherever its engine runs here.
+        An :class:`Artifact`. It was compared with ``gm`` if its engine runs here.
 
     Raises:
-        LoweringError: the backend is unknown, not installed, refuses the graph, or computes other
-            numbers; the path cannot be written; an option is unknown.
+        LoweringError: the backend is unknown, is not installed, refuses the graph, or computes
+            other numbers; the path cannot be written; an option is unknown.
     """
     chosen = _backend(backend)
     target = None if path is None else checked(Path(path), chosen.suffix)
@@ -255,7 +256,7 @@ def _backend(name: str) -> BackendFile:
 
 
 def settings(backend: BackendFile, options: Mapping[str, Any]) -> tuple[Free, dict[str, Any]]:
-    """Which sizes are free, and what the backend's ``build`` is given.
+    """The sizes to leave free, and the arguments for the backend's ``build``.
 
     Raises:
         LoweringError: there is no such option.
@@ -283,7 +284,7 @@ def _built_somehow(
     draft: Path,
     options: Mapping[str, Any],
 ) -> Manifest:
-    """The same as :func:`_built`; at the sizes of the example where the engine knows no others."""
+    """:func:`_built`; if the engine refuses free sizes, again with those of the example."""
     try:
         return _built(backend, model, example, free, draft, options)
     except LoweringError as error:
@@ -294,7 +295,7 @@ def _built_somehow(
         try:
             manifest = _built(backend, model, example, "none", draft, options)
         except LoweringError:
-            raise error from None  # it has nothing to do with the sizes
+            raise error from None  # free sizes were not the cause
         manifest.detail["sizes_fixed_because"] = str(error)
         return manifest
 
@@ -307,7 +308,7 @@ def _built(
     draft: Path,
     options: Mapping[str, Any],
 ) -> Manifest:
-    """What was written to ``draft``, and compared."""
+    """Build the artifact at ``draft``, compare it, and return its manifest."""
     exported = export(_frozen(model), example, free)
     manifest = Manifest.of(backend.name, exported)
     try:
@@ -337,10 +338,10 @@ def _frozen(model: nn.Module | ExportedProgram) -> nn.Module:
 
 
 def _error(artifact: Artifact, exported: Exported) -> float:
-    """How far the artifact is from the module, relative to the largest value of each output.
+    """The error of the artifact against the module, relative to each output's largest value.
 
     Raises:
-        LoweringError: further than rounding explains.
+        LoweringError: the error is larger than rounding explains.
     """
     precision = artifact.detail.get("precision")
     dtype = None if precision is None else getattr(torch, precision)

@@ -1,4 +1,4 @@
-"""An ``.onnx`` file: for ONNX Runtime, and for every engine that reads ONNX."""
+"""Builds an ``.onnx`` file, for ONNX Runtime and every engine that reads ONNX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["FREE", "absent", "build", "converted", "start"]
 FREE: Free = "frames"
 
 _PROTOBUF = 1_800_000_000
-"""Bytes of weights above which they go into a file of their own: a protobuf holds 2 GiB."""
+"""Bytes of weights above which they go into a separate file: a protobuf holds at most 2 GiB."""
 
 
 def build(exported: Exported, path: Path, *, opset: int | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def converted(exported: Exported, opset: int | None = None) -> torch.onnx.ONNXPr
 
 
 def absent() -> str | None:
-    """Why an artifact cannot run here."""
+    """Why an artifact cannot run here; None if it can."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""An OpenVINO model: ``model.xml``, and its weights in ``model.bin`` beside it."""
+"""Builds an OpenVINO model: ``model.xml``, with its weights in ``model.bin`` next to it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def build(
     """Write the program as an OpenVINO model.
 
     Args:
-        precision: of the weights in the file: ``"float16"`` halves it, and rounds them.
+        precision: dtype of the weights in the file: ``"float16"`` halves it, and rounds them.
     """
     if precision not in ("float32", "float16"):
         raise LoweringError(f"openvino: precision is float32 or float16, not {precision!r}")
     model = openvino.convert_model(exported.program)
     given = pytree.tree_leaves(exported.asked)
-    if len(model.inputs) == len(given):  # the numbers among them, which the graph has fixed
+    if len(model.inputs) == len(given):  # drop inputs that are numbers, which the graph has fixed
         for place in sorted(set(range(len(given))) - set(exported.shapes), reverse=True):
             model.remove_parameter(model.get_parameters()[place])
     shapes = [*exported.shapes.values()]
@@ -47,7 +47,7 @@ def build(
 
 
 def absent() -> str | None:
-    """Why an artifact cannot run here."""
+    """Why an artifact cannot run here; None if it can."""
     return None
 
 

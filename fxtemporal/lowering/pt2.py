@@ -1,4 +1,4 @@
-"""An optimized module as a ``.pt2``: a file that runs wherever PyTorch does, without this package.
+"""Saves an optimized module as a ``.pt2``, which runs with PyTorch alone, without this package.
 
 ::
 
@@ -7,11 +7,11 @@
 
     torch.export.load("model.pt2").module()(clip)      # on another machine, no fxtemporal there
 
-The batch and every other size stay free where the graph allows. Sizes that the trace fixed are
-fixed in the file too, and calls at other sizes raise there as well.
+The batch and every other size stay free if the graph allows it. Sizes that the trace fixed are
+fixed in the file too, and calls at other sizes raise an error there as well.
 
-``torch.export.load`` unpickles what it finds in an archive, and a pickle can run any code.
-:func:`load_exported` therefore looks into the archive first.
+``torch.export.load`` unpickles the records of an archive, and a pickle can run any code. Therefore
+:func:`load_exported` checks the archive first.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def save_exported(
     example_kwargs: Mapping[str, Any] | None,
     path: str | os.PathLike[str],
 ) -> ExportedProgram:
-    """Write ``gm`` to ``path`` (``*.pt2``) and return the program as it was read back.
+    """Write ``gm`` to ``path`` (``*.pt2``) and return the program as read back from the file.
 
-    The file appears complete or not at all: it is written beside ``path``, loaded, compared with
-    ``gm`` on the example inputs, and only then moved into place. It keeps the example inputs.
+    The file appears complete or not at all: it is written next to ``path``, loaded, compared with
+    ``gm`` on the example inputs, and only then moved into place. It contains the example inputs.
 
     Raises:
-        LoweringError: the folder does not exist, torch.export refuses the graph, the disk does,
-            or the file computes other numbers than ``gm``.
+        LoweringError: the folder does not exist, torch.export refuses the graph, the file cannot be
+            written, or it computes other numbers than ``gm``.
     """
     target = checked(Path(path), ".pt2")
     try:
@@ -83,11 +83,11 @@ def save_exported(
 def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
     """Read a ``.pt2`` that ``torch.export.save`` or :func:`save_exported` wrote.
 
-    What would run code while it is read is refused: pickles of anything but tensors and plain
-    values, compiled libraries, calls of Python functions in place of operators.
+    A file that could run code while it is read is refused: it has pickles of anything but tensors
+    and plain values, compiled libraries, or calls of Python functions among its operators.
 
     Raises:
-        CaptureError: there is no such file, it is no ``.pt2``, it is damaged, or it is refused.
+        CaptureError: there is no such file, it is not a ``.pt2``, it is damaged, or it is refused.
     """
     file = Path(path)
     if not file.is_file():
@@ -104,7 +104,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedProgram:
         raise
     except OSError as error:
         raise CaptureError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch's reader meets what is malformed in any way
+    except Exception as error:  # torch's reader may raise anything on a malformed file
         raise CaptureError(
             f"{file}: torch {torch.__version__} cannot read it: {first_line(error)}. It is "
             "damaged, or another version wrote it: export the model again with torch.export.save"
@@ -124,13 +124,13 @@ def _load_back(draft: Path, target: Path) -> ExportedProgram:
 
 # -- reading ---------------------------------------------------------------------------------------
 
-# What a .pt2 calls: operators, and arithmetic on sizes. Anything else of torch is Python.
+# The calls that a .pt2 may contain: operators, and arithmetic on sizes. All others are Python.
 _OPERATOR = re.compile(
     r"torch\.ops\.[a-z]\w*\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\._?sym_\w+|#\w+:.*"
     r"|torch\.fx\.experimental\.symbolic_shapes\.\w+"
 )
-# sympy evaluates the text of a size, Mul(Integer(10), Symbol('s53')). In one there is no dunder, no
-# call of a lower-case name, no attribute, and nothing beyond arithmetic.
+# sympy evaluates the text of a size, Mul(Integer(10), Symbol('s53')). A valid text has no dunder,
+# no call of a lower-case name, no attribute, and nothing but arithmetic.
 _NO_SIZE = re.compile(r"__|\b[a-z_]\w*\s*\(|[a-zA-Z_)']\s*\.|[^\w\s'().,+\-*/%=<>!&|~]")
 
 
@@ -145,7 +145,7 @@ def _check_archive(file: Path, stream: io.BufferedReader) -> None:
         if (wrong := bad_entry(archive)) is not None:
             raise CaptureError(f"{file}: refused: it holds {wrong}")
         broken = archive.testzip()
-        # In what is left of a file, zipfile finds the end of an archive that lay inside it.
+        # In a truncated file, zipfile may find the end of an archive that was nested in it.
         whole = any(entry.header_offset == 0 for entry in archive.filelist)
     except (zipfile.BadZipFile, EOFError) as error:
         raise CaptureError(f"{file}: damaged or cut short: write or copy it again") from error
@@ -183,12 +183,12 @@ def _check_archive(file: Path, stream: io.BufferedReader) -> None:
 
 
 def _check_pickle(file: Path, name: str, content: bytes) -> None:
-    """Of one record: tensors and plain values, which torch reads without running anything."""
+    """Refuse a record with more than tensors and plain values, which torch reads without code."""
     if not content:
         return
     try:
         torch.load(io.BytesIO(content), weights_only=True)
-    except Exception as error:  # what it refuses, and what is malformed
+    except Exception as error:  # refused or malformed content
         raise CaptureError(
             f"{file}: refused: the pickle {name} in it can run code; export the model again, with "
             "example inputs of tensors and plain values"
@@ -209,7 +209,7 @@ def _check_program(file: Path, program: Any) -> None:
 
 
 def _guards(program: Any) -> Iterator[Any]:
-    """All that is listed as a guard, wherever it stands in a JSON value."""
+    """All guards in a JSON value, at any depth."""
     pending = [program]
     while pending:
         part = pending.pop()
@@ -245,7 +245,7 @@ def _refuse(file: Path, what: str) -> NoReturn:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.export's log of the error that it raises as well."""
+    """Silence torch.export's log of an error that it also raises."""
     log = logging.getLogger("torch.export")
     level = log.level
     log.setLevel(logging.CRITICAL)

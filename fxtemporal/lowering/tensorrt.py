@@ -1,11 +1,11 @@
-"""A serialized TensorRT engine, by NVIDIA's own ONNX parser and builder.
+"""Builds a serialized TensorRT engine with NVIDIA's own ONNX parser and builder.
 
-With the package ``tensorrt`` an engine is built on the GPU that it is for, every tactic measured
-there. With ``tensorrt_rtx`` (TensorRT for RTX) it is built for compute capabilities that are named,
-on a machine without any GPU, and finished for the GPU when it is first loaded there. Either way it
-runs on such a GPU alone, and with the version of the library that built it.
+With the package ``tensorrt`` an engine is built on the GPU that will run it, and every tactic is
+measured there. With ``tensorrt_rtx`` (TensorRT for RTX) it is built for named compute capabilities,
+even on a machine without a GPU, and finished when it is first loaded on the GPU. In both cases it
+runs only on such a GPU, and with the version of the library that built it.
 
-What it likes cannot be measured elsewhere: optimize with
+Its speed cannot be measured on another engine: optimize with
 ``passes=fxtemporal.passes.PORTABLE_PASSES, tune="static"``, which leaves the form of each
 convolution to TensorRT.
 """
@@ -57,17 +57,17 @@ def build(
     """Build an engine.
 
     Args:
-        library: default: ``tensorrt`` where it is installed and there is a GPU, else
+        library: default: ``tensorrt`` if it is installed and there is a GPU, else
             ``tensorrt_rtx``.
-        compute_capabilities: what the engine is for, such as ``["8.0", "8.9"]``, of
-            ``tensorrt_rtx``; default: the GPU that is there.
-        precision: ``"tf32"`` lets tensor cores round the factors of float32 products to 10 bits;
-            with ``"float16"`` and ``"bfloat16"`` the graph computes in that, and takes and gives
-            what it did. Networks are strongly typed: no layer gets another type than the graph's.
-        batch: the least and the largest batch size, and, in between, that for which the engine is
-            fastest (default: the example's). Without it, the batch is fixed to the example's.
+        compute_capabilities: the GPUs that an engine of ``tensorrt_rtx`` is for, such as
+            ``["8.0", "8.9"]``; default: the GPU of this machine.
+        precision: ``"tf32"`` lets tensor cores round the factors of float32 products to 10 bits.
+            With ``"float16"`` and ``"bfloat16"`` the graph computes in that dtype; inputs and
+            outputs keep theirs. Networks are strongly typed: each layer has the graph's dtype.
+        batch: the least and the largest batch size, and optionally, between them, the one for which
+            to optimize (default: the example's). Without it, the batch is fixed to the example's.
         workspace: the most memory that a layer may use while it runs, in bytes or as ``"1GiB"``.
-        optimization_level: TensorRT's own, 0 to 5: how long it looks for faster kernels.
+        optimization_level: TensorRT's own level, 0 to 5: how long it searches for faster kernels.
     """
     trt = _library(library, compute_capabilities)
     if precision not in PRECISIONS:
@@ -150,7 +150,7 @@ def _imported(name: str) -> ModuleType:
 
 
 class _Log:
-    """A logger that keeps what TensorRT says, for the error that is raised of it."""
+    """A logger that keeps TensorRT's errors, for the message of the exception."""
 
     def __init__(self, trt: ModuleType) -> None:
         kept: list[str] = []
@@ -168,7 +168,11 @@ class _Log:
 
 
 def _check(exported: Exported, model: bytes) -> None:
-    """What the engine is built from must be the module: ONNX Runtime says so on the CPU."""
+    """Check on the CPU, with ONNX Runtime, that the ONNX graph gives the module's numbers.
+
+    Raises:
+        LoweringError: it gives other numbers.
+    """
     run = onnxruntime_session(model)
     for sample in exported.samples:
         given = [leaf for leaf in pytree.tree_leaves(sample) if isinstance(leaf, Tensor)]
@@ -182,7 +186,7 @@ def _check(exported: Exported, model: bytes) -> None:
 
 
 class _Cast(nn.Module):
-    """A module in another precision, between what it took and what it gave."""
+    """A module that computes in another precision; its inputs and outputs keep their dtypes."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -201,7 +205,7 @@ class _Cast(nn.Module):
 
 
 def _in(dtype: torch.dtype, exported: Exported) -> Exported:
-    """The same program, computing in ``dtype``."""
+    """``exported``, computing in ``dtype``."""
     module = _Cast(copy.deepcopy(exported.module), dtype)
     return export(module, exported.asked, "batch" if exported.ranges else "none")
 
@@ -228,7 +232,7 @@ def _aim(trt: ModuleType, config: Any, capabilities: Sequence[str]) -> None:
 def _profile(
     builder: Any, config: Any, network: Any, exported: Exported, batch: Sequence[int] | None
 ) -> dict[str, tuple[int, int]]:
-    """What the engine is built for, where sizes are free."""
+    """Set the batch sizes that the engine is built for; return the ranges of free sizes."""
     if batch is None:
         if exported.ranges:
             raise LoweringError("tensorrt: say for which sizes to build, as batch=(1, 8)")
@@ -265,7 +269,7 @@ def _batch(exported: Exported) -> int:
 
 
 def absent() -> str | None:
-    """Why an engine cannot run here."""
+    """Why an engine cannot run here; None if it can."""
     return None if torch.cuda.is_available() else "there is no GPU here to run a TensorRT engine on"
 
 
@@ -303,10 +307,10 @@ def start(path: Path, manifest: Manifest) -> Session:
 
 
 def load_engine(path: str | os.PathLike[str]) -> Callable[..., Any]:
-    """The engine that was written to ``path``, to be called with tensors as its module was.
+    """The engine at ``path``, as a function that is called like its module.
 
     Raises:
-        LoweringError: it is damaged, no engine, or there is no such GPU here.
+        LoweringError: the file is damaged or not an engine, or there is no such GPU here.
     """
     manifest = read(Path(path))
     if manifest.backend != "tensorrt":

@@ -1,9 +1,9 @@
 """``torch.compile(model, backend="fxtemporal")``: the rewrites on Dynamo's graph, then Inductor.
 
-Dynamo hands over a graph whose parameters, buffers and free sizes are inputs. For the rewrites the
-parameters stand in the graph as attributes, and the sizes are read from the tensors that have them;
-afterwards the graph takes what it took, so that a parameter which is replaced, or trained, is seen
-as in the original::
+Dynamo passes a graph whose parameters, buffers and free sizes are inputs. For the rewrites,
+parameters become attributes of the graph, and sizes are read from the tensors that have them.
+Afterwards the graph takes its original inputs again, so that it uses a replaced or trained
+parameter as the original does::
 
     weight, s0, x  →  F.conv2d(x, weight)            as Dynamo has it
     x              →  F.conv2d(x, self.weight)       while it is rewritten
@@ -37,7 +37,8 @@ log = logging.getLogger("fxtemporal")
 OPTIONS = ("backend", "options", "passes", "tune", "verify", "on_report")
 
 _PASSES = [rule for rule in PORTABLE_PASSES if not isinstance(rule, FoldBatchNorm)]
-"""A folded weight would be computed at every call here, and compilers fuse a BatchNorm as well."""
+"""Without FoldBatchNorm: a folded weight would be computed at every call, and compilers fuse a
+BatchNorm anyway."""
 
 
 def compile_graph(
@@ -51,11 +52,11 @@ def compile_graph(
 
     Args:
         options: ``backend``, which compiles the rewritten graph (default: ``"inductor"``), and
-            ``options``, which it gets; ``passes`` (default: those that leave less to do on any
-            engine), ``tune`` (default: ``"static"``) and ``verify`` (default: True), as of
-            :func:`fxtemporal.optimize`; ``on_report``, called with the
+            ``options``, which are passed to it; ``passes`` (default: those that reduce work on any
+            engine), ``tune`` (default: ``"static"``) and ``verify`` (default: True), as in
+            :func:`fxtemporal.optimize`; ``on_report``, a function that is called with the
             :class:`fxtemporal.Report` of each graph.
-        mode: that of Inductor, such as ``"max-autotune"``.
+        mode: Inductor's mode, such as ``"max-autotune"``.
 
     Raises:
         PassError: an unknown option.
@@ -107,7 +108,7 @@ def _rewritten(
 def _bound(
     gm: fx.GraphModule, example_inputs: Sequence[Any]
 ) -> tuple[fx.GraphModule, dict[str, str], tuple[Tensor, ...]]:
-    """The graph over its real inputs alone; the attributes that inputs became; and these inputs."""
+    """The graph with only its real inputs; ``{attribute: input}`` of the others; those inputs."""
     placeholders = gm.graph.find_nodes(op="placeholder")
     graph, root = fx.Graph(), nn.Module()
     for name, module in gm.named_children():
@@ -148,7 +149,7 @@ def _bound(
 def _unbound(
     gm: fx.GraphModule, fast: fx.GraphModule, tensors: Mapping[str, str]
 ) -> fx.GraphModule:
-    """``fast``, taking what ``gm`` takes."""
+    """``fast`` with the inputs of ``gm``."""
     held = {id(getattr(fast, name)) for name in tensors}
     for node in fast.graph.find_nodes(op="call_module"):
         module = fast.get_submodule(str(node.target))

@@ -1,6 +1,6 @@
-"""The graph with TensorRT engines in it, by Torch-TensorRT; what it does not take stays PyTorch.
+"""Builds a graph with TensorRT engines by Torch-TensorRT; unsupported ops stay in PyTorch.
 
-It needs a GPU, and is compiled in process for that one.
+It needs a GPU, and compiles in this process for that GPU.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def build(
     """Compile the program with ``torch_tensorrt.dynamo.compile``, and save it.
 
     Args:
-        min_block_size: the fewest operators that are worth an engine of their own.
-        require_full_compilation: refuse a graph of which a part would stay PyTorch.
+        min_block_size: the fewest operators for which a separate engine is built.
+        require_full_compilation: refuse a graph if a part of it would stay in PyTorch.
         workspace: the most memory that a layer may use while it runs, in bytes or as ``"1GiB"``.
-        optimization_level: TensorRT's own, 0 to 5.
+        optimization_level: TensorRT's own level, 0 to 5.
         hardware_compatible: run on other GPUs as well, from Ampere on.
         version_compatible: run with later versions of TensorRT as well.
     """
@@ -74,7 +74,7 @@ def build(
 
 
 def _coverage(exported: Exported, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a dry run says: how many operators go into how many engines."""
+    """The result of a dry run: the number of operators in engines, and of engines."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "dryrun.txt"
         with redirect_stdout(io.StringIO()):  # it prints what it writes
@@ -91,7 +91,7 @@ def _coverage(exported: Exported, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def absent() -> str | None:
-    """Why an artifact cannot run here."""
+    """Why an artifact cannot run here; None if it can."""
     return None if torch.cuda.is_available() else "there is no GPU here to run a TensorRT engine on"
 
 

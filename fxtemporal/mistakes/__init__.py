@@ -1,7 +1,7 @@
-"""The usual mistakes of video models, each found by a check that changes nothing.
+"""Common mistakes of video models, each found by a check that changes nothing.
 
-A check takes a captured program and yields findings. Adding one: a file or a function here, a line
-in ``CHECKS``, a model in the tests that has the mistake, and one that has not.
+A check takes a captured program and yields findings. To add one: a file or a function here, a line
+in ``CHECKS``, a model in the tests that has the mistake, and one without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHECKS: tuple[Callable[[Program], Iterator[Finding]], ...] = (
 
 
 def find(program: Program) -> tuple[Finding, ...]:
-    """Every usual mistake in ``program``, each line of the user's code once."""
+    """Every common mistake in ``program``, at most once for each line of the user's code."""
     found: dict[tuple[Mistake, str | None], Finding] = {}
     for check in CHECKS:
         for finding in check(program):

@@ -1,4 +1,4 @@
-"""Usual mistakes that stop the forward: told by the layer that refused its input."""
+"""Common mistakes that make the forward fail, recognized by the layer that refused its input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CLIP = "give it (B, C, T, H, W): x.unsqueeze(2) for single frames, x.unsqueeze(
 
 
 def failing(model: nn.Module, error: ForwardError) -> Finding | None:
-    """The usual mistake that made the forward fail; None where it is another one."""
+    """The common mistake that made the forward fail; None if the cause is another one."""
     found = _mistake(model, error)
     if found is None:
         return None
@@ -38,7 +38,7 @@ def failing(model: nn.Module, error: ForwardError) -> Finding | None:
 
 @contextmanager
 def telling_cure(model: object) -> Iterator[None]:
-    """Let a :class:`ForwardError` end with what to do, where a usual mistake made it."""
+    """Append the cure to the message of a :class:`ForwardError` that a common mistake caused."""
     try:
         yield
     except ForwardError as error:
@@ -69,7 +69,7 @@ def _mistake(model: nn.Module, error: ForwardError) -> tuple[Mistake, str] | Non
 
 
 def _expected(text: str) -> set[int]:
-    """The ranks that a message names as those that a layer takes."""
+    """The ranks that a layer accepts, as its error message names them."""
     if "expected" not in text:
         return set()
     return {int(n) for n in re.findall(r"(\d)d", text.partition("got")[0])}

@@ -1,4 +1,4 @@
-"""What a finding is: a usual mistake, where it stands, and its cure."""
+"""A finding: a common mistake, its place, and its cure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Finding", "Mistake"]
 
 
 class Mistake(enum.StrEnum):
-    """The usual mistakes. The value is the stable name that reports carry."""
+    """The common mistakes. The value is the stable name in reports."""
 
     FRAME_LAYER_ON_CLIP = "frame-layer-on-clip"
     """A layer for frames or features meets a clip or a map: Conv2d or Linear on a 5-D input."""
@@ -19,27 +19,27 @@ class Mistake(enum.StrEnum):
     MAP_INTO_RECURRENCE = "map-into-recurrence"
     """A recurrent layer is given a spatial map."""
     FIXED_BATCH_SIZE = "fixed-batch-size"
-    """The forward is right for one batch size alone."""
+    """The forward is right for one batch size only."""
     FIXED_FRAMES = "fixed-frames"
-    """A loop over time is unrolled into the graph: right for one number of frames alone."""
+    """A loop over time is unrolled into the graph: right for one number of frames only."""
     PERMUTES_UNDONE = "permutes-undone"
     """Two permutations undo each other, with nothing between them that needs the first."""
     LAYOUT_DESTROYED = "layout-destroyed"
-    """``contiguous()`` takes a tensor out of channels_last, in front of a layer that likes that."""
+    """``contiguous()`` undoes channels_last before a layer that is faster in that layout."""
     AXES_MIXED = "axes-mixed"
-    """A view regroups axes that were not brought together: rows hold parts of several frames."""
+    """A view joins axes that are not adjacent: its rows hold parts of several frames."""
     FLATTENED_2PLUS1D = "flattened-2plus1d"
-    """A (2+1)D layer written with Conv2d and Conv1d copies its way through permutations."""
+    """A (2+1)D layer written with Conv2d and Conv1d copies data for its permutations."""
     SQUEEZED_CONV3D = "squeezed-conv3d"
     """The output of a Conv3d has one frame, which is squeezed away right after."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One usual mistake.
+    """One common mistake at one place.
 
     ``target`` is a module path or a node name, ``location`` is ``file:line`` in the user's code,
-    ``text`` says what is there and ``cure`` what to write instead.
+    ``text`` describes the mistake, and ``cure`` says what to write instead.
     """
 
     code: Mistake

@@ -1,4 +1,4 @@
-"""Sizes that the forward spells out, so that a graph of it is right for them alone."""
+"""Sizes that are constants in the forward, so that its graph is right for these only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CURE_BATCH = "write -1 for the batch, or read it: x.view(x.size(0), ...)"
 
 
 def fixed_frames(program: Program) -> Iterator[Finding]:
-    """A loop over time that a trace or an export unrolls."""
+    """Find loops over time that a trace or an export unrolls."""
     for check, value, text, where, why in _checks(program):
         held = program.held_size(check)
         if why.startswith(TRIP_COUNT) and held is not None and held[1] > 0 and value > 1:
@@ -43,7 +43,7 @@ def fixed_frames(program: Program) -> Iterator[Finding]:
 
 
 def fixed_batch_size(program: Program) -> Iterator[Finding]:
-    """A size of the batch in a view, or a loop over the samples."""
+    """Find a constant batch size in a view, and loops over the samples."""
     for check, value, text, where, why in _checks(program):
         held = program.held_size(check)
         if held is not None and held[1] == 0 and held[0].op == "placeholder" and value > 1:
@@ -75,7 +75,7 @@ def _checks(program: Program) -> Iterator[tuple[fx.Node, Any, str, str | None, s
 
 
 def _fails_at_another_batch(program: Program) -> tuple[fx.Node, int] | None:
-    """The view that fails when every input has one more sample, and the size it was right for."""
+    """The view that fails if every input has one more sample, and the size it is right for."""
     sizes = {
         value.shape[0]
         for node in program.graph.nodes
@@ -112,7 +112,7 @@ def _first_failure(
                 values[node] = other.run(node, values)
             except SpecializationError:
                 continue
-            except Exception:  # an op that does not take the size, in whatever way it says so
+            except Exception:  # an op may refuse the size by any exception
                 op = program.op(node)
                 return (node, size) if op is not None and op.name in _SPELLS_SIZES else None
             if _keeps_size(program, node, values):
@@ -124,7 +124,7 @@ _SPELLS_SIZES = frozenset(("expand", "reshape", "unflatten", "view"))
 
 
 def _keeps_size(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    """Whether a view of more samples has as many as before: its -1 took the others in."""
+    """Whether a view keeps its batch size for more samples, because its -1 takes in the rest."""
     op = program.op(node)
     if op is None or op.name not in ("reshape", "view"):
         return False
@@ -139,7 +139,7 @@ def _keeps_size(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> 
 
 
 class _Elsewhere:
-    """Runs nodes of a program on other values than their own."""
+    """Runs nodes of a program on other values than the captured ones."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

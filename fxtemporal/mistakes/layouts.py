@@ -1,4 +1,4 @@
-"""Work on memory layouts that something else undoes."""
+"""Mistakes of memory layout: changes that a later op undoes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMATS = {
 
 
 def permutes_undone(program: Program) -> Iterator[Finding]:
-    """A permutation, ops that work on each element by itself, and the way back."""
+    """Find a permutation that is undone after element-wise ops only."""
     for node in program.graph.nodes:
         second = _order(program, node)
         if second is None:
@@ -40,7 +40,7 @@ def permutes_undone(program: Program) -> Iterator[Finding]:
 
 
 def _undone(program: Program, node: fx.Node, second: tuple[int, ...]) -> fx.Node | None:
-    """The permutation that ``node`` takes back, if nothing between them needs it."""
+    """The permutation that ``node`` undoes, if nothing between the two needs it; else None."""
     source = node.all_input_nodes[0]
     for earlier in made_from(program, source, Trait.ELEMENTWISE):
         if len(earlier.users) > 1 or any(
@@ -56,7 +56,7 @@ def _undone(program: Program, node: fx.Node, second: tuple[int, ...]) -> fx.Node
 
 
 def _order(program: Program, node: fx.Node) -> tuple[int, ...] | None:
-    """The order of axes that a permutation gives; None where ``node`` is none."""
+    """The order of axes after a permutation; None if ``node`` is none."""
     op = program.op(node) if node.op.startswith("call") else None
     if op is None or op.name not in ("permute", "transpose", "movedim"):
         return None
@@ -80,7 +80,7 @@ def _permuted(op: Op, dims: int) -> tuple[int, ...] | None:
 
 
 def layout_destroyed(program: Program) -> Iterator[Finding]:
-    """``contiguous()`` on a channels_last tensor, in front of a convolution or a pooling."""
+    """Find ``contiguous()`` on a channels_last tensor, before a convolution or a pooling."""
     for node, op in calls(program, ("contiguous",)):
         given, made = tensor(op.args["input"]), tensor(node)
         if given is None or made is None or given.dim() not in _FORMATS:
@@ -102,7 +102,7 @@ def layout_destroyed(program: Program) -> Iterator[Finding]:
 
 
 def _reaches(program: Program, node: fx.Node) -> bool:
-    """Whether a convolution or a pooling reads ``node``, past what keeps its axes."""
+    """Whether a convolution or a pooling reads ``node``, perhaps after ops that keep its axes."""
     pending, seen = [node], {node}
     while pending:
         for user in pending.pop().users:

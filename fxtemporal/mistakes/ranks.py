@@ -1,4 +1,4 @@
-"""Layers that meet an input of another kind, and compute something all the same."""
+"""Layers that get an input of the wrong kind, but still compute something."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["linear_on_map", "map_into_recurrence", "missing_time_axis"]
 _RECURRENT = ops_with(Trait.RECURRENT)
 
 _HEAVY = 1 << 20
-"""Weights that a map costs a recurrent layer, from which on pooling it is worth a word."""
+"""Smallest number of input weights of a recurrent layer for which pooling is suggested."""
 
 _PIXELS = 16
-"""The least H·W of a map that is one."""
+"""Smallest H·W that counts as a feature map."""
 
 
 def _gives_maps(op: Op) -> bool:
@@ -30,7 +30,7 @@ def _gives_maps(op: Op) -> bool:
 
 
 def linear_on_map(program: Program) -> Iterator[Finding]:
-    """A Linear that runs along the width of a map, because nothing was flattened before it."""
+    """Find a Linear that works along the width of a map, because no flatten is before it."""
     for node, op in calls(program, ("linear",)):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
@@ -51,7 +51,7 @@ def linear_on_map(program: Program) -> Iterator[Finding]:
 
 
 def missing_time_axis(program: Program) -> Iterator[Finding]:
-    """A Conv3d that reads (B, C, H, W) as one clip, an LSTM that reads (B, features) as one."""
+    """Find a Conv3d that reads (B, C, H, W) as one clip, or an LSTM (B, features) as a sequence."""
     for node, op in calls(program, {"conv3d", *_RECURRENT}):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
@@ -78,7 +78,7 @@ def missing_time_axis(program: Program) -> Iterator[Finding]:
 
 
 def map_into_recurrence(program: Program) -> Iterator[Finding]:
-    """A recurrent layer that reads a flattened map, with a weight for each of its pixels."""
+    """Find a recurrent layer that reads a flattened map, with weights for each of its pixels."""
     for node, op in calls(program, _RECURRENT):
         source = op.args["input"]
         sizes = shape(source) if isinstance(source, fx.Node) else None
@@ -106,7 +106,7 @@ def map_into_recurrence(program: Program) -> Iterator[Finding]:
 
 
 def _weights(program: Program, node: fx.Node, features: int) -> int:
-    """The entries of the weights of a recurrent layer that read its input."""
+    """The number of entries of a recurrent layer's weights that read its input."""
     tensors: list[torch.Tensor] = []
     if node.op == "call_module":
         tensors = list(program.gm.get_submodule(str(node.target)).parameters())

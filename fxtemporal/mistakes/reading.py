@@ -1,4 +1,4 @@
-"""Where a value comes from, and where it goes, past what does not change what its axes mean."""
+"""Follows a value through the graph, past ops that do not change the meaning of its axes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fxtemporal.ir.program import Program
 __all__ = ["KEEPS_AXES", "before", "calls", "made_from", "place", "tensor"]
 
 KEEPS_AXES = Trait.ELEMENTWISE | Trait.NORMALIZES
-"""Ops whose result has the axes of their input."""
+"""Traits of ops whose result has the axes of their input."""
 
 
 def tensor(node: object) -> torch.Tensor | None:
-    """The value of ``node`` where that is a tensor."""
+    """The value of ``node`` if it is a tensor, else None."""
     value = value_of(node) if isinstance(node, fx.Node) else None
     return value if isinstance(value, torch.Tensor) else None
 
@@ -32,7 +32,7 @@ def calls(program: Program, names: Collection[str]) -> Iterator[tuple[fx.Node, O
 
 
 def before(program: Program, node: fx.Node) -> fx.Node | None:
-    """The one tensor that ``node`` is computed from; None where there is none, or several."""
+    """The one tensor from which ``node`` is computed; None if there is none, or several."""
     op = program.op(node) if node.op.startswith("call") else None
     source = None if op is None else op.args.get("input")
     if source is None:
@@ -42,7 +42,7 @@ def before(program: Program, node: fx.Node) -> fx.Node | None:
 
 
 def made_from(program: Program, node: fx.Node, through: Trait) -> Iterator[fx.Node]:
-    """``node``, then what it was made from, and so on, while the ops have one of ``through``."""
+    """``node``, then its source, and so on, while the ops have one of the traits ``through``."""
     while True:
         yield node
         op = program.op(node) if node.op.startswith("call") else None

@@ -1,4 +1,4 @@
-"""Axes of time that are mixed with others, or copied to and fro, or not needed."""
+"""Mistakes with the time axis: mixed with other axes, permuted needlessly, or not needed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _VIEWS = frozenset(("view", "reshape"))
 
 
 def axes_mixed(program: Program) -> Iterator[Finding]:
-    """A view that cuts across axes: (B, C, T, H, W) as (B·T, C, H, W) without a permutation.
+    """Find a view that cuts across axes: (B, C, T, H, W) as (B·T, C, H, W) without a permutation.
 
-    A view may put neighbours together, and take an axis apart. Where its sizes are those of whole
-    axes in another order, as here B·T and C, or cannot come from neighbours at all, each row of the
+    A view may join adjacent axes, and split an axis. If its sizes are those of whole axes in
+    another order, as here B·T and C, or cannot come from adjacent axes at all, each row of the
     result holds parts of several rows.
     """
     for node, op in calls(program, _VIEWS):
@@ -46,7 +46,7 @@ def axes_mixed(program: Program) -> Iterator[Finding]:
 
 
 def _wide(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Without the axes of one entry, which may stand anywhere."""
+    """``sizes`` without axes of size 1, whose position does not matter."""
     return tuple(size for size in sizes if size != 1)
 
 
@@ -61,7 +61,7 @@ def _regroups_neighbours(given: tuple[int, ...], made: tuple[int, ...]) -> bool:
 
 
 def _in_order(parts: tuple[int, ...], wholes: tuple[int, ...]) -> bool:
-    """Whether each of ``wholes`` is a product of neighbours: (2, 3, 4) gives (6, 4)."""
+    """Whether each of ``wholes`` is a product of adjacent ``parts``: (2, 3, 4) gives (6, 4)."""
     return set(_ends(wholes)) <= set(_ends(parts))
 
 
@@ -79,12 +79,12 @@ def _in_any_order(parts: tuple[int, ...], wholes: tuple[int, ...]) -> bool:
 
 
 def _ends(sizes: tuple[int, ...]) -> list[int]:
-    """How many entries lie before the end of each axis, slowest first: (2, 3, 4) → 2, 6, 24."""
+    """The running products of the sizes, slowest first: (2, 3, 4) → 2, 6, 24."""
     return list(itertools.accumulate(sizes, operator.mul))
 
 
 def flattened_2plus1d(program: Program) -> Iterator[Finding]:
-    """A Conv1d over time behind a Conv2d over space, with permutations between them."""
+    """Find a Conv1d over time after a Conv2d over space, with permutations between them."""
     for node, op in calls(program, ("conv1d",)):
         if not isinstance(op.args["input"], fx.Node) or not _kernel(program, op) > 1:
             continue
@@ -117,7 +117,7 @@ def _permutes(program: Program, node: fx.Node) -> bool:
 
 
 def squeezed_conv3d(program: Program) -> Iterator[Finding]:
-    """A Conv3d that leaves one frame of several, which is dropped."""
+    """Find a Conv3d that reduces several frames to one, whose time axis is then dropped."""
     for node, op in calls(program, ("conv3d",)):
         source = op.args["input"]
         given = shape(source) if isinstance(source, fx.Node) else None
@@ -145,7 +145,7 @@ def squeezed_conv3d(program: Program) -> Iterator[Finding]:
 
 
 def _behind(program: Program, node: fx.Node) -> Iterator[fx.Node]:
-    """The readers of ``node``, and of what keeps its axes, as long as there is one."""
+    """The single reader of ``node``, then its single reader, and so on, while axes are kept."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         yield node

@@ -5,9 +5,9 @@
     frames = TimeDistributed(resnet18())        # (B, T, 3, H, W) -> (B, T, 1000)
     out = frames(clip)                          # resnet18 sees (B·T, 3, H, W) once
 
-:class:`Conv2Plus1d` is the (2+1)D convolution: one over space, then one over time, in place of a
-3-D convolution. Built from an existing one it is its best approximation of a given rank, and the
-convolution itself at full rank::
+:class:`Conv2Plus1d` is the (2+1)D convolution: one over space, then one over time, which replace a
+3-D convolution. Built from an existing 3-D convolution, it is the best approximation of a given
+rank; at full rank it is exact::
 
     Conv2Plus1d.from_conv3d(conv, rank=0.5)
 """

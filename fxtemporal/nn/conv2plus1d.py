@@ -1,4 +1,4 @@
-"""The (2+1)D convolution: one over space, then one over time, in place of a 3-D convolution."""
+"""The (2+1)D convolution: one over space, then one over time, instead of a 3-D convolution."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Conv2Plus1d(nn.Module):
 
     (B, C_in, T, H, W) -> (B, mid_channels, T, H', W') -> (B, C_out, T', H', W'), as in R(2+1)D
     (Tran et al. 2018, arXiv 1711.11248): stride, padding and dilation are split between the two,
-    and a normalization and a non-linearity may stand between them.
+    with an optional normalization and non-linearity between them.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: as for ``nn.Conv3d``, of the whole.
+            padding_mode, device, dtype: as for ``nn.Conv3d``, for the layer as a whole.
         mid_channels: channels between the two; by default the paper's (:func:`paper_rank`),
             which keeps the parameter count of the 3-D convolution.
         norm: True for ``nn.BatchNorm3d``, or a callable that makes a layer from ``mid_channels``.
         activation: a module, or a callable that makes one (``nn.ReLU``); None for none.
-        order: ``"temporal-spatial"`` turns the two around.
+        order: ``"temporal-spatial"`` swaps the two convolutions.
 
-    ``spatial`` and ``temporal`` are ``nn.Conv3d``; ``norm`` and ``activation`` are modules, or
-    None where absent, so that the state dict has ``spatial.*``, ``temporal.*`` and, if wanted,
-    ``norm.*``. The bias is the last convolution's; the first has one only where an activation
-    follows it directly, and it would not be absorbed.
+    ``spatial`` and ``temporal`` are ``nn.Conv3d``; ``norm`` and ``activation`` are modules or None.
+    So the state dict has ``spatial.*``, ``temporal.*`` and, with a norm, ``norm.*``. The last
+    convolution has the bias. The first has one only if an activation follows it directly, since
+    otherwise the later layers absorb it.
 
     Raises:
         ValueError: a setting is out of range; the message names it.
@@ -75,7 +75,7 @@ class Conv2Plus1d(nn.Module):
         spatial_first = order == "spatial-temporal"
         kernel = _triple("kernel_size", kernel_size)
         if mid_channels is None:
-            # Temporal first, the two kernels change places, and so do the channels around them.
+            # With temporal first, the two kernels are swapped, and so are the outer channels.
             ends = (in_channels, out_channels) if spatial_first else (out_channels, in_channels)
             mid_channels = paper_rank(*ends, kernel, groups=groups)
         if mid_channels < 1 or mid_channels % groups:
@@ -121,7 +121,7 @@ class Conv2Plus1d(nn.Module):
         self.add_module(second, convolution(second, mid_channels, out_channels, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, T', H', W'); unbatched where there is no BatchNorm."""
+        """(B, C_in, T, H, W) -> (B, C_out, T', H', W'); without BatchNorm also without B."""
         spatial_first = self.order == "spatial-temporal"
         x = self.spatial(x) if spatial_first else self.temporal(x)
         if self.norm is not None:
@@ -136,23 +136,23 @@ class Conv2Plus1d(nn.Module):
 
     @classmethod
     def from_conv3d(cls, conv: nn.Conv3d, rank: Rank = "paper") -> Conv2Plus1d:
-        """The closest (2+1)D convolution of a given rank; at full rank, the convolution itself.
+        """The closest (2+1)D convolution of a given rank; at full rank it equals ``conv``.
 
         ``W[o, c, t, h, w] = sum_m A[o, m, t] · B[m, c, h, w]``: the truncated SVD of the weight as
-        a (C_out·kT) × (C_in·kH·kW) matrix, the singular values shared evenly by both factors. In a
-        grouped convolution each group has a matrix and an SVD of its own, and an equal share of
-        the rank. The bias goes to ``temporal``; ``spatial`` has none, so that padding with zeros
-        still pads with zeros, and every other padding mode acts on each axis by itself anyway.
+        a (C_out·kT) × (C_in·kH·kW) matrix, with the singular values split evenly between the
+        factors. In a grouped convolution each group has its own matrix and SVD, and an equal share
+        of the rank. The bias goes to ``temporal``; ``spatial`` has none, so that padding with zeros
+        still pads with zeros. Every other padding mode acts on each axis separately anyway.
 
         Args:
-            conv: left as it is. The result has its dtype, device, ``requires_grad`` and mode.
+            conv: is not changed. The result has its dtype, device, ``requires_grad`` and mode.
             rank: the channels between the factors: ``"paper"`` (:func:`paper_rank`), an integer
                 from 1 to the full rank (a multiple of ``groups``), or a fraction in (0, 1] of the
-                full rank, ``min(C_in·kH·kW, kT·C_out)``. Mind that 1 is an integer, 1.0 is all.
+                full rank, ``min(C_in·kH·kW, kT·C_out)``. Note: 1 is one channel, 1.0 the full rank.
 
         Raises:
-            ValueError: ``conv`` is no plain ``nn.Conv3d``, its weight has no values to factorize
-                (the meta device, or not finite), or the rank is out of range.
+            ValueError: ``conv`` is not a plain ``nn.Conv3d``, its weight has no values to factorize
+                (meta device), or not finite ones, or the rank is out of range.
         """
         if type(conv) is not nn.Conv3d:
             raise ValueError(
@@ -189,15 +189,15 @@ class Conv2Plus1d(nn.Module):
         order: Order = "spatial-temporal",
         **settings: Any,
     ) -> Conv2Plus1d:
-        """The layer whose two weights are the factors of a matrix.
+        """A layer whose two weights are the factors of a matrix.
 
         Args:
             weight: the (C_out, C_in/groups, kT, kH, kW) weight that is replaced: the result has
                 its dtype, device and ``requires_grad``.
-            bias: (C_out,), or None. Of a parameter, the new bias has the ``requires_grad``.
-            right: (groups, m, C_in/groups·taps), the convolution that comes first.
-            left: (groups, C_out/groups·taps, m), the one behind it.
-            order: which of the two goes over space.
+            bias: (C_out,), or None. The new bias has the ``requires_grad`` of a parameter given.
+            right: (groups, m, C_in/groups·taps), the first convolution.
+            left: (groups, C_out/groups·taps, m), the second convolution.
+            order: whether the first convolution is over space or over time.
             **settings: stride, padding, dilation and padding_mode, as for ``nn.Conv3d``.
         """
         outputs, inputs, kt, kh, kw = weight.shape
@@ -226,7 +226,7 @@ class Conv2Plus1d(nn.Module):
         return result
 
     def product(self) -> Tensor:
-        """The (C_out, C_in/groups, kT, kH, kW) weight that both multiply to, in float64."""
+        """The (C_out, C_in/groups, kT, kH, kW) product of the two weights, in float64."""
         groups = self.spatial.groups
         spatial, temporal = (c.weight.detach().double() for c in (self.spatial, self.temporal))
         if self.order == "spatial-temporal":
@@ -239,11 +239,11 @@ class Conv2Plus1d(nn.Module):
 
 
 def paper_rank(in_channels: int, out_channels: int, kernel_size: Size, *, groups: int = 1) -> int:
-    """The middle channels with which a (2+1)D convolution has as many weights as a 3-D one.
+    """The number of middle channels that gives a (2+1)D convolution the weights of the 3-D one.
 
     ``M = floor(kT·kH·kW·N_in·N_out / (kH·kW·N_in + kT·N_out))``, at least 1 (arXiv 1711.11248,
-    section 3.5, where kH = kW = d). It is always below the full rank. With ``groups``, the M of
-    one group times their number.
+    section 3.5, where kH = kW = d). It is always below the full rank. With ``groups``, it is the M
+    of one group times ``groups``.
     """
     kt, kh, kw = _triple("kernel_size", kernel_size)
     inputs, outputs = kh * kw * in_channels // groups, kt * out_channels // groups

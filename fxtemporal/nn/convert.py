@@ -1,8 +1,8 @@
-"""R(2+1)D from a 3-D network: every dense Conv3d becomes two convolutions, to be trained.
+"""Converts a 3-D network to R(2+1)D: every dense Conv3d becomes two convolutions, to be trained.
 
-This is another architecture, not a cheaper form of the same numbers: between the factors stand a
+This is another architecture, not a cheaper form of the same numbers: between the factors are a
 BatchNorm and a non-linearity, as in D. Tran et al., A Closer Look at Spatiotemporal Convolutions
-for Action Recognition, CVPR 2018 (arXiv 1711.11248). For the factors of a trained network see
+for Action Recognition, CVPR 2018 (arXiv 1711.11248). To factorize a trained network see
 :class:`fxtemporal.Factorize`.
 """
 
@@ -40,24 +40,24 @@ def convert_to_2plus1d(
 ) -> M:
     """A copy of ``model`` in which every Conv3d over time and space is a new :class:`Conv2Plus1d`.
 
-    A convolution that is flat in time or in space already stays, with its weights. The new ones
-    are initialized as PyTorch does, for training from scratch.
+    A convolution that is already flat in time or in space stays, with its weights. New convolutions
+    have PyTorch's default initialization, for training from scratch.
 
     Args:
-        model: left as it is.
+        model: is not changed.
         mid_channels: the channels between two factors: ``"paper"`` keeps each layer's number of
-            parameters (:func:`fxtemporal.nn.paper_rank`); an int for all; a mapping from module
-            paths, or patterns of them such as ``"layer1.*"``, of which the first that fits counts;
-            or a function of the path and the layer. Where the last two say nothing (no pattern
-            fits, None), it is the paper's.
+            parameters (:func:`fxtemporal.nn.paper_rank`); an int for all layers; a mapping from
+            module paths, or patterns such as ``"layer1.*"``, of which the first match counts; or a
+            function of the path and the layer. If no pattern matches, or the function returns None,
+            the paper's number is used.
         norm: True for ``nn.BatchNorm3d`` between the factors, or a callable that makes a layer from
             the channels; False for none.
-        activation: makes the non-linearity behind it; None for none.
+        activation: makes the non-linearity after the norm; None for none.
 
     Raises:
-        PassError: a Conv3d carries hooks or a parametrization, computes something of its own, or
-            shares its weight with another module: what should become of it is not known.
-        ValueError: ``mid_channels`` is no positive multiple of a layer's groups.
+        PassError: a Conv3d carries hooks or a parametrization, is a subclass with its own forward,
+            or shares its weight with another module: it is not clear how to replace it.
+        ValueError: ``mid_channels`` is not a positive multiple of a layer's groups.
 
     Example::
 
@@ -147,7 +147,7 @@ def _pair(
 
 
 _TORCHVISION = (
-    # the stem, in which the five layers stand side by side
+    # the stem, which is a flat list of five layers
     (r"^stem\.0\.", "stem.0.spatial."),
     (r"^stem\.1\.", "stem.0.norm."),
     (r"^stem\.3\.", "stem.0.temporal."),
@@ -160,9 +160,9 @@ _TORCHVISION = (
 
 
 def from_torchvision_r2plus1d(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint of torchvision's ``r2plus1d_18``, with the names of a converted ``r3d_18``.
+    """A checkpoint of torchvision's ``r2plus1d_18``, renamed for a converted ``r3d_18``.
 
-    Its channels are torchvision's own, 45 in the stem and one count a block::
+    It has torchvision's numbers of channels, 45 in the stem and one number per block::
 
         mid = {"stem.0": 45, "layer1.*": 144, "layer2.0.*": 230, "layer2.1.*": 288,
                "layer3.0.*": 460, "layer3.1.*": 576, "layer4.0.*": 921, "layer4.1.*": 1152}

@@ -17,18 +17,18 @@ __all__ = ["TimeDistributed"]
 class TimeDistributed(nn.Module):
     """Apply a module to every frame: Keras's ``TimeDistributed``.
 
-    Every tensor given, (B, T, ...), is folded to (B·T, ...), the module is called once, and every
+    Every input tensor, (B, T, ...), is folded to (B·T, ...), the module is called once, and every
     tensor that it returns, (B·T, ...), is unfolded to (B, T, ...). The parameters are the same for
     all frames; B and T are free, and may be 0.
 
-    Tensors may be nested in tuples, lists and dicts, as positional or keyword arguments, and so
-    may what the module returns. Arguments that are no tensors are handed on as they are.
+    Tensors may be nested in tuples, lists and dicts, as positional or keyword arguments, and in the
+    module's result. Arguments that are not tensors are passed on unchanged.
 
-    In training mode, as in Keras, all frames are one batch. A BatchNorm inside takes its
-    statistics over the B·T frames at once, and updates its running statistics, and
-    ``num_batches_tracked``, once a call; a loop over the frames would take them a frame at a time,
-    over B samples, and update T times. Dropout draws a mask of its own for each frame, all in one
-    call. In evaluation mode neither differs from the loop.
+    In training mode, as in Keras, all frames are one batch. A BatchNorm inside takes its statistics
+    over all B·T frames at once, and updates its running statistics, and ``num_batches_tracked``,
+    once a call. A loop over frames would take them over the B samples of each frame, and update
+    them T times. Dropout draws a separate mask for each frame, all in one call. In evaluation mode
+    neither differs from the loop.
 
     Example::
 
@@ -44,16 +44,15 @@ class TimeDistributed(nn.Module):
         """Call the module on all frames at once.
 
         Args:
-            *args: handed to the module, each tensor folded from (B, T, ...) to (B·T, ...).
-            mask: (B, T), or (B, T, ...): which frames count. If the module's ``forward`` takes a
-                ``mask`` by keyword (or ``**kwargs``), it gets it as (B·T,), or (B·T, ...);
-                otherwise the mask is ignored, as Keras does.
+            *args: passed to the module, each tensor folded from (B, T, ...) to (B·T, ...).
+            mask: (B, T), or (B, T, ...): the frames that count. If the module's ``forward`` has a
+                keyword argument ``mask`` (or ``**kwargs``), the mask is passed as (B·T,), or
+                (B·T, ...); otherwise it is ignored, as in Keras.
             **kwargs: as ``*args``.
 
         Raises:
-            ValueError: a tensor has fewer than three dimensions, or another (B, T) than the
-                first; no tensor is given; or the module returns something with no frames to
-                unfold.
+            ValueError: a tensor has fewer than three dimensions, or another (B, T) than the first;
+                no tensor is given; or the module returns a tensor without frames to unfold.
         """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         frames: tuple[int, int] | None = None
@@ -94,7 +93,7 @@ class TimeDistributed(nn.Module):
 
 
 def _argument(place: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """What a user calls the argument that is the ``place``-th leaf: ``args[0]``, ``x['a']``."""
+    """The user's name for the ``place``-th leaf of the arguments: ``args[0]``, ``x['a']``."""
     path, _ = pytree.tree_flatten_with_path((args, kwargs))[0][place]
     outer, inner = path[1], pytree.keystr(path[2:])
     name = outer.key if isinstance(outer, pytree.MappingKey) else f"args{pytree.keystr(path[1:2])}"

@@ -1,4 +1,4 @@
-"""The rewrites, one a file, and what one is made of: a :class:`Rule` and its :class:`Site`.
+"""The rewrites, one per file, and their building blocks: :class:`Rule` and :class:`Site`.
 
 The order in ``DEFAULT_PASSES`` is the order in which they run::
 
@@ -42,13 +42,13 @@ __all__ = [
 ]
 
 DEFAULT_PASSES: tuple[Rule[Any], ...] = (
-    SplitConcat(),  # before the loop that it leaves less of a recurrence
+    SplitConcat(),  # before TimeDistribute, which batches the half that is split off
     TimeDistribute(),  # before the forms: T copies of a Conv3d become one
     RecurrentCells(),
-    TimeDistribute(),  # again: what reads the states of a cell step by step
-    OverlappingWindows(),  # what is done to the frames of clips, which loops over clips became
+    TimeDistribute(),  # again: for ops that read the states of a cell step by step
+    OverlappingWindows(),  # after TimeDistribute, which makes loops over clips visible to it
     FoldBatchNorm(),
-    MergeConvolutions(),  # behind the BatchNorms that stood between the branches
+    MergeConvolutions(),  # after the BatchNorms between the branches are folded
     Conv3dForms(),
     Pool3dForms(),
 )
@@ -58,5 +58,5 @@ PORTABLE_PASSES: tuple[Rule[Any], ...] = tuple(
     for rule in DEFAULT_PASSES
     if not isinstance(rule, MergeConvolutions | Conv3dForms | Pool3dForms)
 )
-"""Those that leave less to do on any engine: for one that cannot be measured here. Which form of a
-convolution or a pooling is the fastest depends on the engine, and is left to it."""
+"""The passes that reduce work on any engine, for an engine that cannot be measured here. The
+fastest form of a convolution or a pooling depends on the engine, and is left to it."""

@@ -1,4 +1,4 @@
-"""What there is to choose from at a Conv3d, and what was chosen."""
+"""The choice of a form for a Conv3d: the candidates, and the form chosen."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ UNCHANGED = {CONTIGUOUS: "conv3d", LAST: "conv3d_channels_last_3d"}
 
 @dataclass(frozen=True, eq=False)
 class ToChoose:
-    """One Conv3d that is to get a form: all that decides how long each takes.
+    """One Conv3d that is to get a form, with all that decides how long each form takes.
 
-    ``confined``: only forms that spread no NaN are among those to choose from; ``bitwise``: only
-    those that give conv3d's numbers, to the last bit, of a clip of these sizes.
+    ``confined``: only forms that spread no NaN are candidates. ``bitwise``: only forms whose
+    numbers equal those of conv3d to the last bit, for a clip of these sizes.
     """
 
     key: str
@@ -60,7 +60,7 @@ class ToChoose:
         )
 
     def _gives_the_bits(self, form: Form) -> bool:
-        """Whether the numbers are conv3d's, of a clip that is contiguous or channels_last_3d."""
+        """Whether ``form`` equals conv3d to the last bit, on a clip in either memory layout."""
         g = self.geometry
         assert g.frames is not None
         assert g.size is not None
@@ -76,7 +76,7 @@ class ToChoose:
 
 @dataclass(frozen=True)
 class FormChoice:
-    """The form of one site, in the layout of its region; milliseconds as it was, and so."""
+    """The form chosen for one site, its region's layout, and milliseconds before and after."""
 
     form: str
     layout: str

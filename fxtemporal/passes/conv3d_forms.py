@@ -1,4 +1,4 @@
-"""Put an exact, cheaper form in place of a Conv3d.
+"""Replaces a Conv3d by an exact, cheaper form.
 
 Video networks are full of 3-D convolutions that are not 3-D at all: (1, 7, 7) stems, (3, 1, 1)
 temporal halves, (1, 1, 1) shortcuts, kernels that span every frame; and a dense kernel has forms
@@ -9,9 +9,9 @@ the same numbers::
     after    w = self.layer1[0].conv1.weight
              y = conv3d_in_form("conv3d_winograd_4", x, w, None, stride, ..., prepared)
 
-Which form is the fastest is measured (:mod:`fxtemporal.tuning.conv3d_forms`), and the rule is given
-what was chosen. Without that, a table says: it knows the flat kernels alone. Zeros that ``F.pad``
-puts before and after the clip, as causal networks do, become part of the convolution.
+The fastest form is found by timing (:mod:`fxtemporal.tuning.conv3d_forms`), and the rule is given
+the choices. Without choices it uses a table, which has flat kernels only. Zeros that ``F.pad`` puts
+before and after the clip, as causal networks do, become part of the convolution.
 
 The parameters stay where they are, so the state dict is that of the original.
 """
@@ -49,10 +49,10 @@ __all__ = ["Conv3dForms", "Conv3dSite"]
 PREFERENCE = tuple(
     f"conv3d_{name}" for name in ("pointwise", "full_extent", "temporal", "spatial", "patchify")
 )
-"""The first form of these whose domain holds the layer is taken where nothing was measured."""
+"""The table: without measurements, the first of these forms that is exact for the layer."""
 
 _FUNCTIONS = {"conv3d_full_extent": conv3d_spanning}
-"""What is called where a form holds for one number of frames alone: it leaves that number free."""
+"""Functions for forms that hold for one number of frames only; these work for any number."""
 
 _ARGUMENTS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -80,8 +80,8 @@ _TITLES = {
 class Conv3dSite:
     """One call of a Conv3d. ``op`` is None for a module that is not exactly an ``nn.Conv3d``.
 
-    ``source`` is what it convolves, (B, C, T, H, W); where zeros are put around a clip first, what
-    they are put around: ``geometry`` has them as ``time_padding``.
+    ``source`` is its input, (B, C, T, H, W). If the graph pads a clip with frames of zeros first,
+    ``source`` is the clip, and ``geometry`` has the zeros as ``time_padding``.
     """
 
     node: fx.Node
@@ -92,7 +92,7 @@ class Conv3dSite:
 
     @property
     def form(self) -> str | None:
-        """The form that the table knows for it."""
+        """The form that the table gives; None if it gives none."""
         if self.geometry is None:
             return None
         legal = (name for name in PREFERENCE if not any(FORMS[name].blockers(self.geometry)))
@@ -102,10 +102,10 @@ class Conv3dSite:
 class Conv3dForms(Rule[Conv3dSite]):
     """Conv3d → an exact form of it.
 
-    ``choices`` says which, by the site's key; None: the table of flat kernels. With ``confined``, a
-    form that spreads NaN (:attr:`fxtemporal.functional.Form.confined`) is never taken: it is no
-    candidate for :meth:`to_choose`, and a choice of one counts as none. With ``bitwise``, those to
-    choose from give conv3d's numbers to the last bit.
+    ``choices`` gives the form by the site's key; None: the table of flat kernels. With ``confined``
+    a form that spreads NaN (:attr:`fxtemporal.functional.Form.confined`) is never used: it is no
+    candidate in :meth:`to_choose`, and choosing it counts as no choice. With ``bitwise`` the
+    candidates equal conv3d to the last bit.
     """
 
     name = "conv3d-forms"
@@ -134,13 +134,13 @@ class Conv3dForms(Rule[Conv3dSite]):
         return self._but(choices=choices)
 
     def group(self, remark: Remark) -> str:
-        """All sites that were measured; else those of one form."""
+        """One group for all measured sites; one for each form otherwise."""
         if "milliseconds" in remark.detail:
             return self.name
         return f"{self.name} {remark.detail.get('form') or remark.target}"
 
     def _but(self, **settings: Any) -> Conv3dForms:
-        """The same rule with some of its settings changed."""
+        """This rule with some settings changed."""
         return Conv3dForms(**(vars(self) | settings))
 
     def _choice(self, site: Conv3dSite) -> FormChoice | None:
@@ -185,7 +185,7 @@ class Conv3dForms(Rule[Conv3dSite]):
             given = program.tensor(weight).detach()
             kernel = (site.geometry.out_channels, *given.shape[1:])
             if given.is_meta or given.shape != kernel or given.dtype != value.dtype:
-                continue  # merged with others: no weight of its own to look at
+                continue  # merged with others: it has no weight of its own
             batch = value.shape[0] if value.dim() == 5 else 1
             bias = site.op.args["bias"] is not None
             asked = self.confined, self.bitwise
@@ -291,7 +291,7 @@ class Conv3dForms(Rule[Conv3dSite]):
 
 
 def _make_contiguous_behind(program: Program, start: fx.Node) -> None:
-    """Give a contiguous tensor to what, behind a channels_last_3d region, may rely on strides."""
+    """Make tensors contiguous for readers of a channels_last_3d region that may rely on strides."""
     pending, seen = [start], {start}
     while pending:
         node = pending.pop()
@@ -313,13 +313,13 @@ def _makes_contiguous(user: fx.Node) -> bool:
 
 
 def _relies_on_strides(user: fx.Node, op: Op | None) -> bool:
-    """Whether ``user`` can tell the layout of its input: a view, the caller, code unknown here."""
+    """Whether ``user`` may depend on its input's strides: a view, an output, an unknown call."""
     own = str(getattr(user.target, "__module__", "")).startswith("fxtemporal.")
     return user.op == "output" or (op.name == "view" if op is not None else not own)
 
 
 def _causal(program: Program, source: Any) -> tuple[fx.Node, tuple[int, int]] | None:
-    """``(x, (before, after))`` where ``source`` is x with frames of zeros around it."""
+    """``(x, (before, after))`` if ``source`` is x padded with frames of zeros, else None."""
     op = program.op(source) if isinstance(source, fx.Node) else None
     if op is None or op.name != "pad" or not isinstance(op.args["input"], fx.Node):
         return None
@@ -337,7 +337,7 @@ def _sizes(kernel: tuple[int, ...]) -> str:
 
 
 def _target(program: Program, op: Op | None, node: fx.Node) -> str:
-    """The module whose weight it is, or the node where the weight is no module's."""
+    """The module that owns the weight; the node's name if no module owns it."""
     weight = None if op is None else origin(program, op.args["weight"])
     if weight is not None and weight.endswith(".weight"):
         return weight.removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""The graph's code after every pass, in files, where ``$FXTEMPORAL_DUMP`` names a folder.
+"""Writes the graph's code after every pass to files, if ``$FXTEMPORAL_DUMP`` names a folder.
 
 ::
 
@@ -19,12 +19,12 @@ __all__ = ["Dump"]
 
 
 class Dump:
-    """Files ``00-captured.py``, ``01-split-concat.py``, … in a folder of the name of ``model``.
+    """Writes ``00-captured.py``, ``01-split-concat.py``, … to a folder named after ``model``.
 
-    Those that an earlier run left there are removed. Does nothing where no folder is named.
+    Files of an earlier run are removed. Does nothing if no folder is named.
 
     Raises:
-        FxTemporalError: the disk refuses a file.
+        FxTemporalError: a file cannot be written.
     """
 
     def __init__(self, model: object) -> None:

@@ -1,8 +1,8 @@
-"""Fold a BatchNorm in eval mode into the convolution before it.
+"""Folds a BatchNorm in eval mode into the convolution before it.
 
-In eval mode a BatchNorm multiplies each channel by a constant and adds another one: so does a
-convolution with other weights, at no cost. Between the two the whole activation is written and read
-once more, which on a CPU is a good part of a video network's time::
+In eval mode a BatchNorm multiplies each channel by a constant and adds another one. A convolution
+with other weights does the same at no cost. A separate BatchNorm reads and writes the whole
+activation once more, which on a CPU is a good part of a video network's time::
 
     before   y = self.norm(self.conv(x))              nn.Conv3d, nn.BatchNorm3d
     after    w, b = self._prepared_0(...)             computed once, see fxtemporal.ir.prepared
@@ -13,8 +13,8 @@ the output channels. The result differs by rounding: each weight is rounded once
 the result by about one unit in the last place of its dtype.
 
 Every conv and conv_transpose, and a linear on (B, C), takes part; a weight that several
-convolutions share is folded anew for each. The parameters stay where they are. The result is right
-in eval mode alone: :func:`fxtemporal.optimize` holds the mode of each BatchNorm that was folded.
+convolutions share is folded for each separately. The parameters stay where they are. The result is
+right in eval mode only: :func:`fxtemporal.optimize` guards the mode of each folded BatchNorm.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LAYERS = (Conv, nn.Linear)
 _STATISTICS = ("running_mean", "running_var")
 _AFFINE = ("weight", "bias")
 _RANKS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
-"""The dimensions that a BatchNorm insists on."""
+"""The rank of input that a BatchNorm requires."""
 
 
 @leaf_function
@@ -65,8 +65,8 @@ def folded(
 ) -> tuple[Tensor, Tensor]:
     """The weight and bias of a convolution followed by a BatchNorm.
 
-    Computed in float32 at least, and rounded once, to the dtype of ``weight``. The output channels
-    are its dimension 0, or, ``transposed``, dimension 1 of each of ``groups`` parts.
+    Computed in float32 or wider, and rounded once, to the dtype of ``weight``. The output channels
+    are dimension 0 of ``weight``; if ``transposed``, dimension 1 of each of its ``groups`` parts.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     factor = (var.to(wide) + eps).rsqrt()
@@ -87,7 +87,7 @@ def folded(
 
 @dataclass(frozen=True, eq=False)
 class Normalized:
-    """One BatchNorm and the layer whose output it reads; an op is None where it is not known."""
+    """One BatchNorm and the layer whose output it reads; an op is None if it is not known."""
 
     node: fx.Node
     key: str
@@ -262,7 +262,7 @@ class FoldBatchNorm(Rule[Normalized]):
         return {"into": _target(layer_op, layer)}
 
     def modes(self, model: nn.Module, applied: Sequence[Remark]) -> Mapping[str, Specialization]:
-        """Each BatchNorm is what it was folded as in eval mode alone."""
+        """Eval mode for each folded BatchNorm: only then is its folded form right."""
         why = "its BatchNorm was folded into the layer before it"
         modules = dict(model.named_modules())
         return {
@@ -283,7 +283,7 @@ def _sources(op: Op, names: Iterable[str]) -> list[Any]:
 
 
 def _target(op: Op | None, node: fx.Node) -> str:
-    """The module whose buffer or weight it is, or the node where it is no module's."""
+    """The module that owns the statistics or weight; the node's name if no module does."""
     args = {} if op is None else op.args
     home = args.get("running_mean") or args.get("weight")
     if isinstance(home, Attr) and "." in home.name:

@@ -1,17 +1,17 @@
-"""Run frames that are folded into the batch in several chunks.
+"""Runs frames that are folded into the batch in several chunks.
 
-Folding T frames holds the activations of all of them at once; in chunks, only those of one chunk
+Folding T frames holds the activations of all of them at once. In chunks, only those of one chunk
 are alive, and on a CPU they may stay in its cache::
 
     before                              after, in 2 chunks
     y = x.flatten(0, 1)                 y = x.flatten(0, 1)             # (B·T, C, H, W)
     y = relu(conv(y))                   a, b = cut(y, 2)                # (B·T/2, C, H, W) each
-                                        a = relu(conv(a))               # then freed but for a
+                                        a = relu(conv(a))               # frees all but the result
                                         b = relu(conv(b))
                                         y = joined([a, b], y)           # (B·T, C', H', W')
 
-The parameters are the same for each chunk. How many chunks a region runs in is decided by
-:mod:`fxtemporal.tuning.chunk_counts`.
+All chunks use the same parameters. :mod:`fxtemporal.tuning.chunk_counts` decides how many chunks a
+region runs in.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = ["FoldInChunks"]
 
 
 class FoldInChunks(Rule[Region]):
-    """Regions that work on folded frames → the same, a chunk of the frames at a time.
+    """Regions that work on folded frames → the same ops on one chunk of the frames at a time.
 
-    ``chunks`` is the number of chunks of each region, by its key; others are not looked at.
+    ``chunks`` maps the key of a region to its number of chunks; other regions are left alone.
     """
 
     name = "fold-in-chunks"
@@ -48,7 +48,7 @@ class FoldInChunks(Rule[Region]):
         self.chunks = dict(chunks)
 
     def candidates(self, program: Program) -> Iterable[Region]:
-        # The last first: rewriting a region replaces what later ones read, and nothing before it.
+        # Last region first: a rewrite replaces nodes that later regions read, none before it.
         found = [region for region in regions_of(program) if region.key in self.chunks]
         return reversed(found)
 
@@ -58,7 +58,7 @@ class FoldInChunks(Rule[Region]):
         return Site(self.name, candidate.key, target, next(filter(None, places), None))
 
     def preconditions(self, program: Program, candidate: Region) -> Iterator[Reason]:
-        """A region is what may be cut: there are none."""
+        """None: the analysis returns only regions that may be cut."""
         yield from ()
 
     def nodes(self, program: Program, candidate: Region) -> Iterable[fx.Node]:
@@ -94,7 +94,7 @@ def _module_path(program: Program, region: Region) -> str:
 
 
 class _Chunked:
-    """Puts n copies of a region, each on a part of the rows, behind its last node."""
+    """Inserts n copies of a region, each on a part of the rows, after its last node."""
 
     def __init__(self, program: Program, region: Region, chunks: int) -> None:
         self.program = program
@@ -127,7 +127,7 @@ class _Chunked:
                 self.graph.erase_node(node)
 
     def _dependents(self) -> list[fx.Node]:
-        """What stands among the nodes of the region, and reads what it computes."""
+        """Nodes outside the region that stand among its nodes and depend on them."""
         reads = set(self.own)
         late = []
         node = self.own[0]
@@ -143,7 +143,7 @@ class _Chunked:
         return [self._new(value, operator.getitem, pieces, i) for i in range(self.chunks)]
 
     def _chunk(self, rows: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-        """The region on one piece of each of its inputs; what leaves it, by its node."""
+        """Copy the region for one piece of each input; ``{node of the region: its copy}``."""
         for node in self.own:
             if node in self.region.counted:
                 rows[node] = self._counted_view(node, rows)
@@ -155,13 +155,13 @@ class _Chunked:
         return {node: self._own_memory(node, rows[node]) for node in self.region.outputs}
 
     def _counted_view(self, node: fx.Node, rows: dict[fx.Node, fx.Node]) -> fx.Node:
-        """A view whose first size counts the rows: now those of the piece."""
+        """Copy a view whose first size counts the rows: it now counts those of the piece."""
         op = self.program.op(node)
         assert op is not None
         number = self.region.counted[node]
         size = self.graph.call_method("size", (rows[op.args["input"]], 0))
         known = {**self.asked, **rows}
-        first = iter([size])  # what stands behind the first size counts something else
+        first = iter([size])  # only the first size counts rows, even if another has the same node
 
         def replaced(n: fx.Node) -> fx.Node:
             return next(first, known.get(n, n)) if n is number else known.get(n, n)
@@ -169,7 +169,7 @@ class _Chunked:
         return self._copy(node, replaced)
 
     def _shape(self, node: fx.Node, piece: fx.Node) -> fx.Node:
-        """What stands in for all of ``node`` where only its shape is asked for."""
+        """A stand-in for the whole of ``node``, for readers that only ask for its shape."""
         if not isinstance(needed_value(node), torch.Tensor):
             return piece  # the length of a tuple
         if node not in self.shapes:
@@ -177,7 +177,7 @@ class _Chunked:
         return self.shapes[node]
 
     def _own_memory(self, node: fx.Node, piece: fx.Node) -> fx.Node:
-        """A part of a larger tensor is copied, so that the rest of it can go."""
+        """``piece``, copied if it is part of a larger tensor, so that the rest can be freed."""
         value = needed_value(node)
         if value.untyped_storage().nbytes() <= value.numel() * value.element_size():
             return piece

@@ -1,8 +1,7 @@
-"""Convolutions that read the same input through the same window become one.
+"""Merges convolutions that read the same input through the same window.
 
-The branches of an Inception block begin with a 1×1×1 convolution each, of the same input. One
-convolution over all their kernels reads that input once, and gives the engine more to do at a
-time::
+Each branch of an Inception block begins with a 1×1×1 convolution of the same input. One convolution
+with all their kernels reads that input once, and gives the engine more work at a time::
 
     before   a = self.branch0(x)                          C → 64
              b = self.branch1(x)                          C → 96
@@ -10,11 +9,11 @@ time::
              y = F.conv3d(x, w, ...)
              a, b = narrow(y, channels, 0, 64), narrow(y, channels, 64, 96)
 
-The slices are views where what reads them makes memory of its own; where it might notice that they
-share theirs (a view, an in-place op, an output), they are copied, so that each is what it was. An
-in-place ReLU that nobody else can see writes into new memory instead: as a write into a slice it
-would invalidate what autograd keeps of the others. A convolution called twice on one input is
-computed once. That it is legal does not say that it pays: measuring decides that.
+The slices are views if their readers allocate new memory. A reader that could notice the shared
+memory (a view, an in-place op, an output) gets a copy. An in-place ReLU whose write nobody else can
+see becomes out-of-place: a write into a slice would invalidate what autograd saved for the others.
+A convolution called twice on one input is computed once. A legal merge is not always faster:
+measuring decides.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ class MergeConvolutions(Rule[Branches]):
 
 
 def _window(program: Program, node: fx.Node, op: Op | None) -> tuple[Any, ...] | None:
-    """What must be the same for two convolutions to be one; None for what is not one."""
+    """A key that is equal for convolutions that can be merged; None if ``node`` is none."""
     if op is None:
         if node.op != "call_module" or not node.all_input_nodes:
             return None
@@ -171,7 +170,7 @@ def _window(program: Program, node: fx.Node, op: Op | None) -> tuple[Any, ...] |
             return None
         sizes = (module.stride, module.padding, module.dilation)
         biased = module._parameters.get("bias", module) is not None
-        dtype = next(module.parameters()).dtype  # not of its weight, which may be parametrized
+        dtype = next(module.parameters()).dtype  # not weight.dtype: weight may be parametrized
         name, kernel = f"conv{len(module.kernel_size)}d", tuple(module.kernel_size)
         args = (*sizes, module.padding_mode, not biased)
         return (name, node.all_input_nodes[0], kernel, dtype, *args)
@@ -200,7 +199,7 @@ def _channels(program: Program, op: Op) -> int:
 
 
 def _name(program: Program, node: fx.Node, op: Op | None) -> str:
-    """The module whose weight it is, or the node where the weight is no module's."""
+    """The module that owns the weight; the node's name if no module owns it."""
     weight = None if op is None else origin(program, op.args["weight"])
     if weight is not None and weight.endswith(".weight"):
         return weight.removesuffix(".weight")
@@ -208,7 +207,7 @@ def _name(program: Program, node: fx.Node, op: Op | None) -> str:
 
 
 def _move_before(first: fx.Node, value: Any) -> None:
-    """Prepared values, and what they are prepared from, move to before ``first``."""
+    """Move the prepared ``value``, and the nodes it is prepared from, before ``first``."""
     if not isinstance(value, fx.Node) or value < first:
         return
     for source in value.all_input_nodes:
@@ -217,12 +216,12 @@ def _move_before(first: fx.Node, value: Any) -> None:
 
 
 def _weights(op: Op) -> tuple[Any, Any]:
-    """What tells two convolutions of one input and one window apart."""
+    """A key that tells apart convolutions of one input and one window: their weights."""
     return derivation(op.args["weight"]), derivation(op.args["bias"])
 
 
 class _Slice:
-    """What is to be done with one branch, found out before the graph changes."""
+    """The changes to make for one branch, decided before the graph changes."""
 
     def __init__(self, program: Program, aliasing: Aliasing, node: fx.Node) -> None:
         self.graph = program.graph
@@ -233,7 +232,7 @@ class _Slice:
         self.copied = not all(_reads_only(program, user) for user in rest)
 
     def take(self, merged: fx.Node, dim: int, span: tuple[int, int]) -> None:
-        """``span`` (start, length) of ``merged`` along ``dim`` in place of the branch."""
+        """Replace the branch by ``span`` (start, length) of ``merged`` along ``dim``."""
         graph, node = self.graph, self.node
         with graph.inserting_before(node):
             part = graph.call_method("narrow", (merged, dim, *span))
@@ -248,7 +247,7 @@ class _Slice:
             graph.erase_node(relu)
         for other in self.shared:
             if other.op.startswith("call"):
-                forget_value(other)  # it lies in other memory now
+                forget_value(other)  # its memory is another one now
         node.replace_all_uses_with(part)
         parameters = [value for value in node.all_input_nodes if value.op == "get_attr"]
         graph.erase_node(node)
@@ -265,6 +264,6 @@ def _hidden_relu(program: Program, aliasing: Aliasing, user: fx.Node, node: fx.N
 
 
 def _reads_only(program: Program, user: fx.Node) -> bool:
-    """Whether ``user`` cannot tell a slice of a larger tensor from a tensor of its own."""
+    """Whether ``user`` works the same on a slice of a larger tensor as on a separate tensor."""
     op = program.op(user) if user.op.startswith("call") else None
     return op is not None and op.owns and not written_by(program, user)

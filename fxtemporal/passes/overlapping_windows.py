@@ -1,15 +1,15 @@
-"""Compute each frame once, where overlapping clips would compute it once a clip.
+"""Computes each frame once, where overlapping clips would compute it once a clip.
 
-Clips of w frames, one every s frames, hold each frame w/s times. What a model does to each frame by
-itself, a backbone before a temporal head, can be done before the clips are cut::
+Clips of w frames, one every s frames, hold each frame w/s times. Work on single frames, such as a
+backbone before a temporal head, can be done before the clips are cut::
 
     before                                          after
     clips = x.unfold(1, w, s).movedim(-1, 2)        y = net(x.flatten(0, 1))     # B·T frames
     y = net(clips.flatten(0, 2))   # B·N·w frames   y = y.unflatten(0, (B, T))
                                                     y = y.unfold(1, w, s).movedim(2, -1)...
 
-Loops over clips look like that once time-distribute has re-rolled them. What is a clip, and what is
-done to its frames alone, is told by :mod:`fxtemporal.analysis.overlapping_clips`.
+Loops over clips have this form once time-distribute has re-rolled them.
+:mod:`fxtemporal.analysis.overlapping_clips` finds the clips and the work on single frames.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class OverlappingWindows(Rule[Windows]):
 
 
 class _Rewriter:
-    """Copies the body onto the frames, and cuts clips of what others read of it."""
+    """Copies the body onto the frames, and cuts clips of the results that others read."""
 
     def __init__(self, program: Program, windows: Windows) -> None:
         self.program = program
@@ -116,7 +116,7 @@ class _Rewriter:
                 self.graph.erase_node(node)
 
     def _hold(self) -> None:
-        """Check what a view of the clips spells out: the frames are folded whatever their size."""
+        """Guard sizes that a view of the clips has as constants: folded frames accept any size."""
         base = self.windows.base
         where = self.program.location(self.windows.body[0])
         for axis, size in self.windows.spelled_out:
@@ -126,7 +126,7 @@ class _Rewriter:
             self.graph.call_function(guard, (actual, size, text, where, why))
 
     def _covered(self) -> fx.Node:
-        """The base without the frames at its end that no clip holds."""
+        """The base without the last frames that no clip holds."""
         windows = self.windows
         clips = self.graph.call_method("size", (windows.unfold, windows.dim))
         covered: fx.Node = self.graph.call_function(operator.mul, (clips, windows.step))
@@ -137,7 +137,7 @@ class _Rewriter:
         return value
 
     def _frames(self, layout: Layout) -> fx.Node:
-        """All frames of the base, folded as the entry folds those of the clips."""
+        """All frames of the base, folded in the order in which the entry folds the clips."""
         clip_frames = rank(self.windows.base) or 0
         groups = [tuple(a for a in axes if a != clip_frames) for axes in layout]
         groups[0] = tuple(sorted(groups[0]))
@@ -151,7 +151,7 @@ class _Rewriter:
         return value
 
     def _clips(self, node: fx.Node) -> fx.Node:
-        """The clips of a result, in the order that its readers know."""
+        """The clips of a result, in the order that its readers expect."""
         order = self.windows.order[node]
         axes = tuple(sorted(order))[:-1]
         with self.graph.inserting_after(self.copies[node]):

@@ -1,8 +1,8 @@
 """Runs rules over a program.
 
-``optimize`` and ``audit`` go through the same loop: candidates, preconditions, rewrite, remark.
-``audit`` runs it on a copy that is thrown away, so that what it says of a later pass already takes
-the earlier ones into account, and the two cannot disagree.
+``optimize`` and ``audit`` run the same loop: candidates, preconditions, rewrite, remark. ``audit``
+runs it on a copy that is thrown away. So its remarks on a later pass take the earlier passes into
+account, and the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Skip:
-    """Why a legal site is not to be rewritten: found wrong, or not worth it."""
+    """Why a legal site must not be rewritten: the result was wrong, or it does not pay."""
 
     status: Status
     reason: Reason
@@ -38,7 +38,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The rewritten program, and a remark for each site in the order they were met."""
+    """The rewritten program, and a remark for each site, in the order of the visits."""
 
     program: Program
     remarks: tuple[tuple[Key, Remark], ...]
@@ -61,9 +61,9 @@ def run_rules(
 ) -> Outcome:
     """Rewrite a copy of ``captured`` by every rule in turn.
 
-    ``skips`` are sites to leave, and what to say of them; with ``only``, all but those are left
-    and nothing is said. A rewrite that raises is undone, by starting again without it. With
-    ``costs``, each remark says what its site costs; ``dump`` is told of the program after each.
+    ``skips`` maps sites to leave alone to the reason for it. With ``only``, all other sites are
+    left alone without a reason. If a rewrite raises, all starts again without it. With ``costs``,
+    each remark has the cost of its site. ``dump`` is called with the program after each rule.
     """
     skips = dict(skips or {})
     rules = tuple(rules)
@@ -81,7 +81,7 @@ def run_rules(
         except _RewriteError as failure:
             text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
             skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))
-        except Exception:  # a rewrite left a broken graph: which one did, a check after each says
+        except Exception:  # a rewrite broke the graph: check after each one to find out which
             if careful:
                 raise
             careful = True
@@ -126,9 +126,9 @@ def _sweep(
     costs: Costs | None,
     remarks: dict[Key, Remark],
 ) -> bool:
-    """One look at every candidate of ``rule``; True where a rewrite calls for another look.
+    """Visit every candidate of ``rule`` once; return True if a rewrite requires another visit.
 
-    ``careful``: check the graph after each rewrite, which takes as long as there are nodes.
+    ``careful``: check the graph after each rewrite, which takes time in proportion to its nodes.
     """
     for candidate in rule.candidates(program):
         site = rule.site(program, candidate)
@@ -166,7 +166,7 @@ def _sweep(
 
 
 class _Ledger:
-    """What a site cost before it was rewritten, and what the whole program did."""
+    """Costs of a site and of the whole program before a rewrite."""
 
     def __init__(self, costs: Costs, program: Program, nodes: Iterable[fx.Node]) -> None:
         self.costs = costs
@@ -174,5 +174,5 @@ class _Ledger:
         self.total = costs.total(program)
 
     def site(self, program: Program) -> SiteCost:
-        """What it costs now is what the whole program costs more, or less, than before."""
+        """The site's cost before, and after: changed by as much as the whole program's."""
         return SiteCost(self.before, self.before + (self.costs.total(program) - self.total))

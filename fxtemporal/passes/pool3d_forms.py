@@ -1,7 +1,7 @@
-"""Put an exact, cheaper form in place of a 3-D pooling whose window is flat along some axis.
+"""Replaces a 3-D pooling whose window is flat along some axis by an exact, cheaper form.
 
-Video networks pool space and time apart: (1, 3, 3) after a stem, (2, 1, 1) between stages, and one
-average over everything before the classifier. The forms of :mod:`fxtemporal.functional.pool3d`
+Video networks pool space and time separately: (1, 3, 3) after a stem, (2, 1, 1) between stages, and
+one average over everything before the classifier. The forms of :mod:`fxtemporal.functional.pool3d`
 compute the same with 2-D poolings and means::
 
     before   y = self.pool(x)                      nn.MaxPool3d, window (1, 3, 3)
@@ -132,7 +132,7 @@ class Pool3dForms(Rule[Pool3dSite]):
 
 
 def _window(op: Op) -> PoolWindow | None:
-    """None where a size of it is a value of the graph."""
+    """The window of ``op``; None if one of its sizes is a value of the graph."""
     values = [op.args.get(name) for name in ("kernel_size", "padding", "output_size")]
     entries = [entry for value in values if value is not None for entry in value]
     if not all(entry is None or isinstance(entry, int) for entry in entries):

@@ -1,7 +1,7 @@
-"""Let the steps of a recurrent cell run as one call of the recurrent net.
+"""Replaces the steps of a recurrent cell by one call of the recurrent net.
 
 Models that read a clip frame by frame often call ``nn.LSTMCell`` in a loop. The state goes from
-step to step, so the steps cannot share a batch, but they are one op for all that::
+step to step, so the steps cannot share a batch, but one op computes them all::
 
     before                                        after
     for t in range(T):                            y = x.movedim(1, 0)                # (T, B, F)
@@ -9,10 +9,9 @@ step to step, so the steps cannot share a batch, but they are one op for all tha
         outs.append(h)
     out = torch.stack(outs, dim=1)                out = y.movedim(0, 1)              # (B, T, H)
 
-which multiplies all inputs with the weights at once, and goes back to Python once instead of T
-times. What is such a loop is told by :mod:`fxtemporal.analysis.cell_chains`. The weights stay those
-of the cell. The inputs of all steps move up to the first of them, where
-:mod:`fxtemporal.analysis.effects` says that they may.
+which multiplies all inputs by the weights at once, and returns to Python once instead of T times.
+:mod:`fxtemporal.analysis.cell_chains` finds such loops. The weights stay those of the cell. The
+inputs of all steps move up to the first step, if :mod:`fxtemporal.analysis.effects` allows it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class RecurrentCells(Rule[Chain]):
     """T calls of a recurrent cell → one call over (T, B, F)."""
 
     name = "recurrent-cells"
-    moves_others = True  # the outputs of one chain are the inputs of the next layer's
+    moves_others = True  # the outputs of one chain are the inputs of the next layer's chain
 
     def candidates(self, program: Program) -> Iterable[Chain]:
         return chains_of(program)
@@ -60,7 +59,7 @@ class RecurrentCells(Rule[Chain]):
         aliasing = Aliasing(program)
         written = list(_written(program, candidate.nodes, aliasing))
         yield from written
-        if not written:  # the same writes would stand in the way once more
+        if not written:  # else the same writes would be reported twice
             first = candidate.nodes[0]
             inputs = needed_by((step.op.args["input"] for step in candidate.steps), first)
             yield from Mover(program, aliasing).blockers(inputs, frozenset(candidate.nodes), first)
@@ -91,11 +90,11 @@ class RecurrentCells(Rule[Chain]):
         return detail
 
 
-# -- what stands against it ------------------------------------------------------------------------
+# -- blockers --------------------------------------------------------------------------------------
 
 
 def _unlike(program: Program, steps: Sequence[CellStep]) -> Iterator[Reason]:
-    """Steps whose tensors do not fit into one call, or would be computed in another precision."""
+    """Reasons if the steps do not fit into one call, or it would have another precision."""
     where = program.called(steps[0].node)
     op = steps[0].op
     if (op.args["b_ih"] is None) != (op.args["b_hh"] is None):
@@ -123,7 +122,7 @@ def _unlike(program: Program, steps: Sequence[CellStep]) -> Iterator[Reason]:
 
 
 def _tensors(program: Program, step: CellStep) -> list[Tensor | None]:
-    """The values of a step's input, of the states that it reads and of those that it leaves."""
+    """The values of a step's input, of the states that it reads and of those that it returns."""
     state = step.op.args["hx"]
     given = state if isinstance(state, tuple) else () if state is None else (state,)
     found: list[Tensor | None] = []
@@ -146,7 +145,7 @@ def _rounds_to_tf32(value: Tensor) -> bool:
 
 
 def _cells_read(program: Program, steps: Sequence[CellStep]) -> Iterator[Reason]:
-    """Who reads c of a step before the last: the net gives h of every step, c of the last alone."""
+    """Reasons if c of an earlier step is read: the net gives h of every step, but c of the last."""
     if steps[0].op.name != "lstm_cell":
         return
     for step, after in pairwise(steps):
@@ -180,7 +179,7 @@ def _from_hidden(program: Program, step: CellStep, node: fx.Node) -> bool:
 
 
 def _written(program: Program, cells: Sequence[fx.Node], aliasing: Aliasing) -> Iterator[Reason]:
-    """In-place writes into a state: it would be a part of all of them."""
+    """A reason if a state is written in place: the states would share memory in one output."""
     for writer, written in aliasing.writes():
         if any(aliasing.share(written, cell) for cell in cells):
             text = f"{program.called(writer)}: the in-place write reaches a state of the cell"

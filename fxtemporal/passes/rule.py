@@ -1,11 +1,11 @@
-"""What a rewrite is made of: a rule, its reasons, and the remark it leaves behind.
+"""The parts of a rewrite: a rule, its sites, its reasons, and the remark on each site.
 
 A :class:`Rule` finds *candidates* (frozen dataclasses that carry all the rewrite needs), lists the
 *preconditions* that fail (a generator: each blocker is one ``yield``; nothing yielded means legal)
 and *rewrites*. :mod:`fxtemporal.passes.pipeline` runs rules; ``audit`` and ``optimize`` run the
 same loop.
 
-Every site that a rule looks at ends as one :class:`Remark`. The codes in :class:`Code` are stable:
+Every site that a rule looks at gets one :class:`Remark`. The codes in :class:`Code` are stable:
 scripts and CI settings may rely on them.
 """
 
@@ -33,9 +33,9 @@ Status = Literal["applied", "missed", "failed"]
 
 @dataclass(frozen=True)
 class Site:
-    """One place that a rule looks at: what it is called, and where the user wrote it.
+    """One place that a rule looks at: its name, and where the user wrote it.
 
-    ``key`` is the same each time the same program is searched by the same rule.
+    ``key`` is the same each time the same rule searches the same program.
     """
 
     rule: str
@@ -46,12 +46,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Remark:
-    """What became of one site.
+    """The result for one site: applied or not, and why.
 
     ``target`` is a module path or a node name, ``location`` is ``file:line`` in the user's code,
-    ``detail`` a plain dict: what it became, frames folded, FLOPs and parameters, milliseconds.
-    ``what`` says what the site is, ``becomes`` what the rewrite makes of it, and ``cost`` what it
-    costs as it is and after; None where the shapes are not known.
+    ``detail`` a plain dict: the new form, frames folded, FLOPs and parameters, milliseconds.
+    ``what`` describes the site, ``becomes`` the result of the rewrite. ``cost`` is the cost before
+    and after; None if the shapes are not known.
     """
 
     rule: str
@@ -66,7 +66,7 @@ class Remark:
 
     @property
     def left(self) -> tuple[Reason, ...]:
-        """Of a site that was rewritten: why a part of it was not."""
+        """The reasons why a part of a rewritten site was left."""
         entries = self.detail.get("left_because", ())
         return tuple(Reason(Code(e["code"]), e["text"], e.get("location")) for e in entries)
 
@@ -88,24 +88,24 @@ C = TypeVar("C")
 
 
 class Rule(ABC, Generic[C]):
-    """One kind of rewrite. Stateless: what one site needs travels in its candidate.
+    """One kind of rewrite. Stateless: a candidate carries all that its site needs.
 
-    Adding one: a file in ``passes/``, a line in ``DEFAULT_PASSES``, a test file.
+    To add one: a file in ``passes/``, a line in ``DEFAULT_PASSES``, a test file.
     """
 
     name: str
     exact: bool = True
-    """Whether the rewrite computes the same numbers; rules that do not run first, unverified."""
+    """Whether the rewrite computes the same numbers. Rules that do not run first, unverified."""
     options: tuple[str, ...] = ()
-    """Arguments of the class that a text can give, each as strings: ``"name{option=a,b}"``."""
+    """Arguments of the class that a pass name can set, as strings: ``"name{option=a,b}"``."""
     moves_others: bool = False
-    """Whether a rewrite can change what the other candidates are, so that they are sought anew."""
+    """Whether a rewrite can change the other candidates, so that they are searched again."""
     folds_loops: bool = False
-    """Whether a rewrite holds all frames of a loop at once, so that memory may speak against it."""
+    """Whether a rewrite holds all frames of a loop at once, which can take too much memory."""
     alike: bool = False
-    """Whether its sites stand or fall together, where it is measured what pays."""
+    """Whether all its sites are kept or left together after timing."""
     chooses: bool = False
-    """Whether it has several ways to rewrite a site, and the fastest is still to be found."""
+    """Whether a site has several possible rewrites, and timing is still to find the fastest."""
 
     @abstractmethod
     def candidates(self, program: Program) -> Iterable[C]:
@@ -113,7 +113,7 @@ class Rule(ABC, Generic[C]):
 
     @abstractmethod
     def site(self, program: Program, candidate: C) -> Site:
-        """Its name and place."""
+        """The name and place of ``candidate``."""
 
     @abstractmethod
     def preconditions(self, program: Program, candidate: C) -> Iterator[Reason]:
@@ -124,11 +124,11 @@ class Rule(ABC, Generic[C]):
         """Change the graph; return the remark's ``detail``."""
 
     def detail(self, program: Program, candidate: C) -> Mapping[str, Any]:
-        """What a remark says of a site that is left alone."""
+        """The remark's ``detail`` for a site that is left alone."""
         return MappingProxyType({})
 
     def nodes(self, program: Program, candidate: C) -> Iterable[fx.Node]:
-        """What the site is made of: its cost is theirs."""
+        """The nodes of the site, whose cost is the site's cost."""
         return ()
 
     def what(self, program: Program, candidate: C) -> str:
@@ -136,25 +136,25 @@ class Rule(ABC, Generic[C]):
         return ""
 
     def becomes(self, program: Program, candidate: C) -> str:
-        """What the rewrite makes of it, in a few words: ``"2-D convolutions of its frames"``."""
+        """What the site becomes, in a few words: ``"2-D convolutions of its frames"``."""
         return ""
 
-    # what the stages of optimize ask
+    # for the stages of optimize
 
     def keeping(self, *, confined: bool, bitwise: bool) -> Rule[C]:
-        """The same rule, kept to what was promised of NaN and of the last bit."""
+        """This rule, limited to rewrites that spread no NaN, or keep the last bit."""
         return self
 
     def to_choose(self, program: Program) -> Iterable[Any]:
-        """Of a rule that ``chooses``: the sites to measure each way of."""
+        """The sites whose possible rewrites are to be timed, if the rule ``chooses``."""
         return ()
 
     def choosing(self, choices: Mapping[str, Any]) -> Rule[C]:
-        """The same rule, with the way to take at each site, by its key."""
+        """This rule with a fixed choice for each site, by its key."""
         return self
 
     def group(self, remark: Remark) -> str:
-        """Sites of one group are kept or left together, as they measure."""
+        """The group of the site; timing keeps or drops the sites of one group together."""
         return self.name if self.alike else f"{self.name} {remark.target}"
 
     def modes(self, model: nn.Module, applied: Sequence[Remark]) -> Mapping[str, Specialization]:

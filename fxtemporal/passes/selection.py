@@ -1,6 +1,6 @@
-"""Passes as users name them: ``"conv3d-forms"``, ``"time-distribute{allow=randomness}"``.
+"""Finds passes by the names that users write: ``"time-distribute{allow=randomness}"``.
 
-In braces stand options of the pass, with spaces between them, and commas between their values::
+Braces hold the options of the pass, separated by spaces; commas separate the values of an option::
 
     passes_of(["time-distribute{allow=randomness,training-batchnorm}"])
     → (TimeDistribute(allow=("randomness", "training-batchnorm")),)
@@ -25,7 +25,7 @@ def passes_of(chosen: Sequence[str | Rule[Any]] | None) -> tuple[Rule[Any], ...]
     """The passes that ``chosen`` names, in its order; all exact ones for None.
 
     Raises:
-        PassError: no pass is called so, or it has no such option.
+        PassError: no pass has that name, or the pass has no such option.
     """
     if chosen is None:
         return DEFAULT_PASSES

@@ -1,8 +1,8 @@
-"""Split a layer that reads a frame joined with a state, so that the frame's half can be batched.
+"""Splits a layer that reads a frame joined with a state, so that the frame's half can be batched.
 
 ConvLSTM, ConvGRU and most recurrent cells written by hand run one layer over the frame and the
-state together. That makes all of it part of the recurrence, although a layer is linear in its
-input channels and half of them wait for nothing::
+state together. That makes all of it part of the recurrence. But the layer is linear in its input
+channels, and the frame's channels do not depend on the state::
 
     before   for t in range(T):
                  gates = conv(cat([x[:, t], h], 1))                       T convolutions over all
@@ -10,11 +10,11 @@ input channels and half of them wait for nothing::
              for t in range(T):
                  gates = conv2d(x[:, t], wx, bias) + conv2d(h, wh)        T over h, T over frames
 
-The frames' half is then a loop without a recurrence: time-distribute, which runs next, makes one
-convolution of it. The slices are views of the parameter, made once a call, so that gradients reach
-it and the state dict stays. Results differ by the order of a sum.
+The frames' half is then a loop without a recurrence: time-distribute, which runs next, makes it one
+convolution. The slices are views of the parameter, made once a call, so that gradients reach it and
+the state dict is unchanged. Results differ by the order of a sum.
 
-A state that is the same at each step, such as coordinates, is run once for all of them.
+A state that is the same at each step, such as coordinates, is convolved once for all steps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SplitConcat(Rule[Cell]):
     """layer(cat([frame, state])) → layer(frame) + layer(state)."""
 
     name = "split-concat"
-    moves_others = True  # the state of one cell may be what another computes
+    moves_others = True  # the state of one cell may be the output of another
 
     def candidates(self, program: Program) -> Iterable[Cell]:
         return tuple(cells_of(program))
@@ -96,7 +96,7 @@ class SplitConcat(Rule[Cell]):
 
 
 def _target(cell: Cell) -> str:
-    """The module whose weight it is, or the node where the weight is no module's."""
+    """The module that owns the weight; the node's name if no module owns it."""
     layer, op = cell.first.layer, cell.first.op
     weight = None if op is None else op.args["weight"]
     if isinstance(weight, Attr) and weight.name.endswith(".weight"):
@@ -111,7 +111,7 @@ def _value(program: Program, part: Part) -> torch.Tensor:
 
 
 def _visible_writes(program: Program, cell: Cell) -> Iterator[Reason]:
-    """In-place writes that the layer would see in the parts, but does not see in their join."""
+    """Reasons for in-place writes that the layer sees in the parts but not in their ``cat``."""
     aliasing = Aliasing(program)
     for writer, written in aliasing.writes():
         reached = set(aliasing.shared_with(written))
@@ -127,7 +127,7 @@ def _visible_writes(program: Program, cell: Cell) -> Iterator[Reason]:
 def _hidden(
     aliasing: Aliasing, cell: Cell, step: ConvStep, writer: fx.Node, reached: set[fx.Node]
 ) -> bool:
-    """Whether the join of ``step`` keeps a write from its layer, or from the batched frames."""
+    """Whether the ``cat`` of ``step`` hides a write from its layer, or from the batched frames."""
     if step.join < writer < step.layer:
         return not reached.isdisjoint((step.join, *step.join.all_input_nodes))
     frames = {p for i, p in enumerate(step.parts) if i not in cell.state and isinstance(p, fx.Node)}
@@ -136,14 +136,14 @@ def _hidden(
 
 
 def _fixed(cell: Cell) -> list[Any]:
-    """What all steps read: the weights, and parameters that are parts."""
+    """Values that all steps read: the weights, and parts that are parameters."""
     op = cell.first.op
     weights = [] if op is None else [op.args["weight"], op.args["bias"]]
     return weights + [p for step in cell.steps for p in step.parts if isinstance(p, Attr)]
 
 
 def _holds(program: Program, value: Any, reached: set[fx.Node]) -> bool:
-    """Whether ``value`` is, or is in the memory of, one of the nodes ``reached``."""
+    """Whether ``value`` is one of the nodes ``reached``, or shares memory with one."""
     if not isinstance(value, Attr):
         return value in reached
     memory = program.tensor(value.name).untyped_storage()._cdata
@@ -155,7 +155,7 @@ def _holds(program: Program, value: Any, reached: set[fx.Node]) -> bool:
 
 
 class _Splitter:
-    """Puts a sum in place of each step; the weights are cut before the first of them."""
+    """Replaces each step by a sum; the weights are sliced before the first step."""
 
     def __init__(self, program: Program, cell: Cell) -> None:
         self.program = program
@@ -185,7 +185,7 @@ class _Splitter:
                 self.graph.erase_node(step.join)
 
     def _slice(self, weight: fx.Node, half: tuple[int, ...]) -> fx.Node:
-        """The input channels of ``weight`` that the parts of ``half`` have."""
+        """``weight`` for the input channels of the parts in ``half``."""
         runs: list[list[int]] = []
         for position in half:
             start = sum(self.cell.first.channels[:position])
@@ -207,7 +207,7 @@ class _Splitter:
         return reduce(lambda a, b: self._call(step, operator.add, a, b), halves)
 
     def _state(self, step: ConvStep) -> fx.Node:
-        """The state's half; one for all steps whose states are the same tensors, never written."""
+        """The state's half: one node for all steps with the same, never written, states."""
         parts = tuple(step.parts[position] for position in self.cell.state)
         if parts not in self.states or not self.written.isdisjoint(parts):
             self.states[parts] = self._half(step, self.cell.state, None)
@@ -229,7 +229,7 @@ class _Splitter:
         return self._call(step, self.convolution, joined, weight, bias, *rest)
 
     def _part(self, step: ConvStep, part: Part) -> fx.Node:
-        """``part`` in the memory layout that the join gave it: the layer hands its layout on."""
+        """``part`` in the memory layout of the ``cat``, which the layer's output takes over."""
         node: fx.Node = self.program.argument(self.sums.get(part, part))
         layout = suggest_memory_format(needed_value(step.join))
         if suggest_memory_format(_value(self.program, part)) == layout:
@@ -238,7 +238,7 @@ class _Splitter:
         return self.graph.call_method("contiguous", (node,), kwargs)
 
     def _pads(self) -> tuple[int, ...]:
-        """What F.pad adds: the last dimension first, before and after."""
+        """Padding in the order of F.pad: from the last dimension on, before and after."""
         padding = self.args["padding"]
         kernel = _kernel(self.program, self.args["weight"])
         pads: list[int] = []

@@ -1,4 +1,4 @@
-"""Re-roll an unrolled per-frame loop into one call over all frames.
+"""Re-rolls an unrolled per-frame loop into one call over all frames.
 
 A loop over frames reaches the graph as T copies of its body. This pass runs the body once, on the
 frames folded into the batch::
@@ -8,9 +8,9 @@ frames folded into the batch::
         outs.append(relu(conv(x[:, t])))        y = relu(conv(y))              # once
     out = torch.stack(outs, dim=1)              out = y.unflatten(0, (-1, T))  # (B, T, C', H', W')
 
-What is a copy of what is told by :mod:`fxtemporal.analysis.families`, what may be folded by
-:mod:`fxtemporal.analysis.batching_rules`. An op of the body that does not fold stays in the loop
-and reads its frame from the batched result.
+:mod:`fxtemporal.analysis.families` finds the copies, :mod:`fxtemporal.analysis.batching_rules` the
+ops that fold. An op of the body that does not fold stays in the loop and reads its frame from the
+batched result.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class TimeDistribute(Rule[Loop]):
     """Loops over frames → one body over (B·T, ...).
 
     Args:
-        allow: reason codes that do not keep a frame in its loop, although the result is then
-            another one. The rule is lossy with them, and looks only at loops that they block:
+        allow: reason codes that no longer keep frames in their loop, although the result changes.
+            With them the rule is lossy, and looks only at loops that they block:
 
             - ``"training-batchnorm"``: a normalization in training mode takes its statistics over
               all B·T frames at once, not over the B samples of a frame. Its running statistics are
@@ -61,12 +61,12 @@ class TimeDistribute(Rule[Loop]):
               independent as before, but other numbers come from the same seed.
 
     Raises:
-        PassError: another code, which no result would be right without.
+        PassError: another code; ignoring it would give a wrong result.
     """
 
     name = "time-distribute"
     options = ("allow",)
-    moves_others = True  # one loop may read what another joins
+    moves_others = True  # one loop may read the frames that another joins
     folds_loops = True
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
@@ -155,10 +155,10 @@ def _body_path(body: list[Family]) -> str:
 
 
 class _Rewriter:
-    """Puts one batched node in place of the lanes of each family, and mends what read them.
+    """Replaces the lanes of each family by one batched node, and updates their readers.
 
-    Each batched node stands before the first lane of its family. All it reads stands before that:
-    invariants do, because that lane reads them, and the batched inputs do by the same argument.
+    Each batched node stands before the first lane of its family. So do all its inputs: invariants,
+    because that lane reads them, and batched inputs, by the same argument.
     """
 
     def __init__(self, program: Program, loop: Loop) -> None:
@@ -190,7 +190,7 @@ class _Rewriter:
                 self._erase(node)
 
     def _erase(self, node: fx.Node) -> None:
-        """Drop a lane that nothing reads, and what cut it out of its source."""
+        """Erase a lane that nothing reads, and the nodes that cut it out of its source."""
         if node.users:
             return
         pieces = [n for n in node.all_input_nodes if n not in self.lanes and _cuts(self.program, n)]
@@ -201,7 +201,7 @@ class _Rewriter:
     # each kind of family
 
     def _frames(self, family: Family, source: Source) -> Stacked:
-        """All frames that the loop reads, as one tensor: a view where they are evenly spaced."""
+        """All frames that the loop reads, as one tensor: a view if they are evenly spaced."""
         base, dim = source.base, source.dim
         frames = tuple(sorted(family.lanes))
         if source.cut == "list":
@@ -213,7 +213,7 @@ class _Rewriter:
             reach = frames[-1] + source.length
             last = needed_value(base).shape[dim] < reach + step
             if last and frames[0] == 0 and self._checked(base, dim, family.first):
-                value = base  # unfold leaves out what does not fill a window
+                value = base  # unfold drops frames at the end that fill no window
             else:
                 value = self._pick(family, source, tuple(range(frames[0], reach)))
             value = self.graph.call_method("unfold", (value, dim, source.length, step))
@@ -235,7 +235,7 @@ class _Rewriter:
         return Stacked(self.graph, frames, axis, value, folded=folded, anchor=folded)
 
     def _listed_frames(self, family: Family, base: fx.Node, frames: tuple[int, ...]) -> Stacked:
-        """The entries of a list, stacked: a copy, which folding pays back."""
+        """The entries of a list, stacked: a copy, but folding gains more than it costs."""
         entries = [self.graph.call_function(operator.getitem, (base, frame)) for frame in frames]
         for entry in entries:
             mark_no_frame(entry)
@@ -248,7 +248,7 @@ class _Rewriter:
         return Stacked(self.graph, frames, 1, stacked, folded=folded, anchor=folded)
 
     def _pick(self, family: Family, source: Source, frames: tuple[int, ...]) -> fx.Node:
-        """Just those frames: all of ``base`` only where a check holds it to that many."""
+        """Only those frames; ``base`` itself if a guard fixes its size to their number."""
         base, dim = source.base, source.dim
         size = needed_value(base).shape[dim]
         step = step_of(frames) or 1
@@ -268,10 +268,10 @@ class _Rewriter:
         return check is not None and check < before
 
     def _hold(self, family: Family, source: Source) -> None:
-        """Check that the op which cut the frames cuts the same ones at the size it is called with.
+        """Guard that the op which cuts the frames cuts the same ones at the size of a call.
 
-        chunk() divides what it meets; a slice, or the last piece of split(), is cut short by the
-        end, where narrow() would raise an error that explains nothing.
+        chunk() divides whatever size it gets. A slice, or the last piece of split(), is shorter at
+        the end of the tensor, where narrow() would raise an error that explains nothing.
         """
         base, dim = source.base, source.dim
         if (
@@ -317,7 +317,7 @@ class _Rewriter:
         for node, operand in zip(op.nodes(), family.operands, strict=True):
             if isinstance(operand, Lane):
                 value = self.values[operand.family]
-                if op.name == "item":  # of the tuple of all frames, also where few are read
+                if op.name == "item":  # of the tuple with all frames, even if only some are read
                     frames = tuple(frame - operand.offset for frame in value.frames)
                 inputs[node] = value.take(tuple(frame + operand.offset for frame in frames))
         if plan.how is How.MAPPED:
@@ -353,7 +353,7 @@ class _Rewriter:
     def _in_front(
         self, family: Family, plan: Batching, frames: tuple[int, ...], value: fx.Node
     ) -> Stacked:
-        """(T, ...), with the samples where the others of their origin have them."""
+        """``value``, (T, ...), with its frames on the axis used by other lanes of its origin."""
         stacked = Stacked(self.graph, frames, 0, value)
         if plan.origin is family or isinstance(value_of(family.first), list | tuple):
             return stacked
@@ -365,7 +365,7 @@ class _Rewriter:
     def _mapped(
         self, family: Family, frames: tuple[int, ...], inputs: Mapping[fx.Node, Stacked]
     ) -> Stacked:
-        """An op that does not fold, on each frame by itself."""
+        """An op that does not fold, on each frame separately, through ``torch.vmap``."""
         node, plan = family.first, self.loop.plans[family]
         name, dims = spelled(node), mapped_dims(node, plan.call.lanes)
         replaced = {lane: value.at(0).unfolded() for lane, value in inputs.items()}
@@ -383,12 +383,12 @@ class _Rewriter:
         }
 
     def _repeated(self, family: Family, frames: int, axis: int) -> dict[fx.Node, fx.Node]:
-        """What a join of each frame takes besides lanes, (B, ...), once for each: (B·T, ...)."""
+        """The other inputs of a per-frame cat or stack, (B, ...), repeated for each frame."""
         uniform = self._uniform_inputs(family)
         found = {}
         for node, operand in zip(_inputs(family), family.operands, strict=True):
             if not isinstance(operand, Lane):
-                given = uniform.get(node, node)  # what the lanes read by now
+                given = uniform.get(node, node)  # the node that the lanes read now
                 value = self.graph.call_method("unsqueeze", (given, axis))
                 sizes = [-1] * ((rank(node) or 0) + 1)
                 sizes[axis] = frames
@@ -399,7 +399,7 @@ class _Rewriter:
     def _broadcast(
         self, family: Family, frames: tuple[int, ...], inputs: dict[fx.Node, Stacked]
     ) -> Stacked:
-        """An element-wise op with the frames in front, (T, ...), where all else broadcasts."""
+        """An element-wise op with the frames as dimension 0, (T, ...); other inputs broadcast."""
         dimensions = rank(family.first) or 0
         first = {node: value.at(0).unfolded() for node, value in inputs.items()}
         for node in first:
@@ -421,16 +421,16 @@ class _Rewriter:
         return node
 
     def _private(self, writer: fx.Node, written: fx.Node) -> bool:
-        """Whether the batched value may be written too: all frames are written at once now.
+        """Whether the batched value may be written in place, for all frames at once.
 
-        So it must be memory of the loop's own, and all that reads it before the write must be
-        batched, and stand before the write.
+        The loop must own its memory, and all nodes that read it before the write must be batched,
+        and stand before the write.
         """
         family = self.lanes.get(written)
         if family is None or family not in self.loop.plans or not computes(family):
             return False
         if len(family.nodes) > len(family.lanes):
-            return False  # the same call twice gave memory twice
+            return False  # a call made twice per frame allocated memory twice
         for node in self.loop.aliasing.shared_with(written):
             if node is writer or self.loop.aliasing.derives_from(node, writer):
                 continue
@@ -447,7 +447,7 @@ class _Rewriter:
         return True
 
     def _resized(self, op: Op, folded: fx.Node) -> fx.Node:
-        """A view whose first size counts samples: it now counts samples × frames."""
+        """A view whose first size counted samples; it now counts samples × frames."""
         samples = self.graph.call_method("size", (folded, 0))
         rest = [
             self.uniforms.get(self.lanes[size], size) if size in self.lanes else size
@@ -456,10 +456,10 @@ class _Rewriter:
         method = "reshape" if op.name == "view" else op.name  # a fold may have other strides
         return self.graph.call_method(method, (folded, (samples, *rest)))
 
-    # what read the lanes
+    # the readers of the lanes
 
     def _readers(self) -> set[fx.Node]:
-        """Every node that is not batched itself and reads one that is."""
+        """Every node that is not batched itself but reads a batched one."""
         return {
             user
             for node, family in self.lanes.items()
@@ -469,13 +469,13 @@ class _Rewriter:
         }
 
     def _read_frames(self, reader: fx.Node) -> None:
-        """A reader that stays outside takes its frame out of the batched value."""
+        """Make ``reader``, which is not batched, read its frame from the batched value."""
         op = self.program.op(reader)
         written = written_by(self.program, reader)
         for node in reader.all_input_nodes:
             family, lane = self.loop.lanes.get(node, (None, 0))
             if family is None or family not in self.values or family.source:
-                continue  # a frame of the input still stands in the graph
+                continue  # a frame of the input is still in the graph
             frame = self.values[family].frame_of(lane)
             with self.graph.inserting_before(reader):
                 if node in written:
@@ -490,11 +490,11 @@ class _Rewriter:
             reader.replace_input_with(node, frame)
 
     def _frame_of_its_own(self, node: fx.Node) -> fx.Node:
-        """The frame in memory that nothing else sees; a view with gaps, of what it was taken of."""
+        """The frame in its own memory. A view with gaps is taken again, of a copy of its source."""
         family, lane = self.loop.lanes[node]
         sources = [n for n in node.all_input_nodes if n in self.loop.lanes]
         known = all(self.loop.lanes[source][0] in self.values for source in sources)
-        op = family.op  # what writes or computes must not be done twice
+        op = family.op  # an op that writes or computes must not run twice
         view = op is not None and Trait.MOVES in op.traits and not (op.inplace or op.owns)
         if _is_dense(node) or not (view and known and sources):
             return self.graph.call_method("clone", (self.values[family].frame_of(lane),))
@@ -503,7 +503,7 @@ class _Rewriter:
 
 
 def _is_dense(node: fx.Node) -> bool:
-    """Whether a copy of ``node`` can lie as it does: no entry twice, and no gaps."""
+    """Whether a copy of ``node`` can have its strides: no overlap and no gaps."""
     value = value_of(node)
     if not isinstance(value, torch.Tensor):
         return True

@@ -1,1 +1,1 @@
-"""What was done and why: text, JSON, Markdown, SARIF, HTML."""
+"""Reports on rewrites and their reasons, as text, JSON, Markdown, SARIF and HTML."""

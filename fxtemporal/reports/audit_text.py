@@ -1,4 +1,4 @@
-"""An audit as text: a line that sums it up, a table, and what to change.
+"""Renders an audit as text: a summary line, a table, and the changes to make.
 
 On a terminal too narrow for the table each row becomes a short paragraph.
 """
@@ -28,12 +28,12 @@ from fxtemporal.reports.wording import (
 __all__ = ["audit_text"]
 
 _NARROW = 110
-"""Columns below which a table would only wrap."""
+"""Columns below which a table would wrap."""
 _HEADERS = ("what", "where", "would become", "FLOPs", "share", "predicted", "measured")
 
 
 def audit_text(report: ReportData, width: int = 160) -> str:
-    """The audit, no wider than ``width`` columns where its words allow."""
+    """The audit as text, at most ``width`` columns wide if its words allow."""
     parts = [_filled(summary(report), width)]
     if applied := rows_by_cost(report):
         table = _table(report, applied, width)
@@ -70,7 +70,7 @@ def _cells(report: ReportData, remark: Remark) -> list[str]:
 
 
 def _table(report: ReportData, applied: list[Remark], width: int) -> str | None:
-    """None where the words do not fit."""
+    """The table of applied rewrites; None if its words do not fit."""
     rows = [_cells(report, remark) for remark in applied]
     kept = [k for k in range(len(_HEADERS)) if any(row[k] for row in rows)]
     rows = [[row[k] for k in kept] for row in rows]
@@ -106,7 +106,7 @@ def _mistakes(report: ReportData, width: int) -> Iterator[str]:
 
 
 def _left(left: list[Remark], width: int) -> Iterator[str]:
-    """Each site; sites of one rule that are left for the same reasons stand together."""
+    """A paragraph for each site; sites of one rule with the same reasons share one."""
     groups: dict[tuple[str, ...], list[Remark]] = {}
     for remark in left:
         codes = tuple(code for code, *_ in cures(remark))

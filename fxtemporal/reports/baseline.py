@@ -1,7 +1,7 @@
-"""What is new since an earlier report: ``fxtemporal audit MODEL --baseline FILE``.
+"""Filters a report to what is new since an earlier one: ``fxtemporal audit MODEL --baseline FILE``.
 
 A finding is known if the earlier report has one of the same kind, about the same module, for the
-same reasons; lines may have moved. Each entry of the earlier report answers for one finding.
+same reasons; lines may have moved. Each entry of the earlier report matches one finding.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Known = Counter[tuple[str, ...]]
 
 
 def read_baseline(path: Path) -> Known:
-    """What a report that was written as JSON has.
+    """The entries of a report that was written as JSON.
 
     Raises:
-        FxTemporalError: it cannot be read, or is no report.
+        FxTemporalError: the file cannot be read, or is not a report.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def read_baseline(path: Path) -> Known:
 
 
 def new_since(report: Report, known: Known) -> Report:
-    """The report without what is known; ``Report.known`` counts what was left out."""
+    """The report without known entries; ``Report.known`` counts these."""
     left = Counter(known)
     count = 0
 

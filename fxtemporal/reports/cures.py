@@ -1,7 +1,7 @@
-"""What a user can do about each reason: the line to change, and how.
+"""Cures: what a user can do about each reason.
 
-A reason says what stands in the way; its cure, which is the same wherever that stands, says what to
-write instead, or that nothing needs to be done.
+A reason names the blocker at one site. Its cure, the same at every site, says what to write
+instead, or that nothing needs to be done.
 """
 
 from __future__ import annotations
@@ -63,4 +63,4 @@ CURES: Mapping[Code, str] = MappingProxyType(
         Code.REWRITE_RAISED: "please report it, with the model; the result is right without it",
     }
 )
-"""For every code of :class:`fxtemporal.ir.reasons.Code`."""
+"""The cure for every code of :class:`fxtemporal.ir.reasons.Code`."""

@@ -1,4 +1,4 @@
-"""What a report holds: remarks, findings, times, costs, and what was compared."""
+"""The data of a report: remarks, findings, times, costs and the comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ReportData"]
 
 @dataclass(frozen=True)
 class ReportData:
-    """What :class:`fxtemporal.Report` tells of, without the ways to show it."""
+    """The data of :class:`fxtemporal.Report`, without its renderings."""
 
     mode: Literal["optimize", "audit"]
     remarks: tuple[Remark, ...]
@@ -41,14 +41,14 @@ class ReportData:
 
     @property
     def gain(self) -> float | None:
-        """How many times as fast the network is: measured if it was, else predicted."""
+        """The speed-up of the network: measured if it was, else predicted."""
         if self.timing is not None:
             return self.timing.speedup
         return None if self.structure is None else self.structure.speedup
 
     @property
     def timing_text(self) -> str:
-        """What was measured of the whole network."""
+        """The measured time of the whole network, as a sentence."""
         if self.timing is None:
             return ""
         return (
@@ -73,7 +73,7 @@ class ReportData:
         }
 
     def factorization(self) -> str:
-        """A table of the factorized layers: ranks, what they cost, and how far they are off."""
+        """A table of the factorized layers: ranks, costs and errors."""
         rows = []
         for remark in self.factorized:
             detail = remark.detail

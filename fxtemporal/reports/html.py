@@ -1,11 +1,11 @@
-"""A report as one self-contained page of HTML: no network, no script but its filters.
+"""Renders a report as one self-contained HTML page: no network, no script but its filters.
 
 ::
 
     summary · what each module costs, before and after · the rewrites, with bars of milliseconds
     usual mistakes · what was left as it is, with filters · the curve of a factorization
 
-In a notebook the same stands in a frame of its own, so that neither changes the other's look.
+In a notebook the page is in its own frame, so that the styles of the two do not mix.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _rewrites(report: ReportData) -> str:
 
 
 def _times(remark: Remark) -> tuple[float, float]:
-    """Milliseconds before and after: measured, or else predicted."""
+    """Milliseconds before and after: measured if known, else predicted."""
     if (times := milliseconds(remark)) is not None:
         return times
     if remark.cost is None:

@@ -1,4 +1,4 @@
-"""A report as Markdown, for a pull request or a wiki."""
+"""Renders a report as Markdown, for a pull request or a wiki."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _table(rows: list[list[str]], headers: list[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """A code span, also of a name that holds backquotes."""
+    """A code span; ``text`` may have backquotes."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " * bool(longest)
     return f"{fence}{space}{text}{space}{fence}"

@@ -1,4 +1,4 @@
-"""Pictures as files: what a factorization costs, and milliseconds before and after."""
+"""Draws plots to files: the curve of a factorization, and milliseconds before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw(
     settings: Mapping[str, Any],
     path: str | os.PathLike[str],
 ) -> None:
-    """Shares and predicted errors as a line, and the budget that was asked for as a point.
+    """Draw shares and predicted errors as a line, and the requested budget as a point.
 
     Raises:
         FxTemporalError: Matplotlib is not installed.
@@ -36,7 +36,7 @@ def draw(
 
 
 def draw_bars(times: Mapping[str, tuple[float, float]], path: str | os.PathLike[str]) -> None:
-    """Milliseconds before and after, by engine.
+    """Draw milliseconds before and after, by engine.
 
     Raises:
         FxTemporalError: Matplotlib is not installed.
@@ -54,7 +54,7 @@ def draw_bars(times: Mapping[str, tuple[float, float]], path: str | os.PathLike[
 
 
 def _figure() -> tuple[Any, Any]:
-    """A figure of its own, which needs no display, and its axes."""
+    """A figure that needs no display, and its axes."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What was done, what was not, and why: for people as a table, for programs as JSON."""
+"""The report: rewrites applied or not, and why, as a table for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Report(ReportData):
     """The outcome of :func:`fxtemporal.optimize` or :func:`fxtemporal.audit`.
 
     ``mode`` is ``"optimize"`` or ``"audit"``: in an audit, ``"applied"`` means that the rewrite
-    would be. ``frontend`` says what captured the model (``"fx"``, ``"export"``, ``"given"``) and
-    ``note`` why the tracer did not. ``gradients`` says why the result refuses to be trained.
-    ``comparison`` and ``timing`` (of the whole network) are None where nothing was run, and
-    ``memory`` where nothing was made. ``settings`` is what the choices were made with. ``curve``
-    has, of a factorization with a budget, what could be left of the budgeted quantity, as a share,
-    and the error of the output that was predicted for each.
+    would be applied. ``frontend`` says what captured the model (``"fx"``, ``"export"``,
+    ``"given"``), and ``note`` why the tracer did not. ``gradients`` says why the result refuses to
+    train. ``comparison`` and ``timing`` (of the whole network) are None if nothing was run,
+    ``memory`` if no module was made. ``settings`` are the settings of the call. For a factorization
+    with a budget, ``curve`` has pairs (share left of the budgeted quantity, predicted error of the
+    output).
 
-    ``findings`` are usual mistakes, looked for in an audit. ``structure`` is what each module costs
-    before and after, None without shapes. ``stopped`` says why the forward failed, if it did, and
-    ``known`` counts what was left out because a baseline has it.
+    ``findings`` are common mistakes, found in an audit. ``structure`` has each module's cost before
+    and after; None without shapes. ``stopped`` says why the forward failed, if it did. ``known``
+    counts entries left out because a baseline has them.
 
-    In a notebook a report shows itself as HTML.
+    In a notebook a report is shown as HTML.
     """
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the predicted error of the output against what is left of the budgeted quantity.
+        """Draw the predicted error of the output against the share of the budgeted quantity.
 
         Args:
             path: a ``.png`` or ``.svg`` file.
@@ -61,7 +61,7 @@ class Report(ReportData):
         return markdown(self)
 
     def to_sarif(self) -> dict[str, Any]:
-        """A SARIF 2.1.0 log as a plain dict: code hosts show it on the lines it is about."""
+        """A SARIF 2.1.0 log as a plain dict: code hosts show its results at the user's lines."""
         return sarif(self)
 
     def to_html(self) -> str:
@@ -75,7 +75,7 @@ class Report(ReportData):
         return self.text()
 
     def text(self, width: int = 160) -> str:
-        """The table, no wider than ``width`` columns if its words allow, and what follows it."""
+        """The table, at most ``width`` columns wide if its words allow, and the lines after it."""
         if self.mode == "audit":
             return audit_text(self, width)
         lines = [self._table(width), ""]
@@ -119,12 +119,12 @@ class Report(ReportData):
         target = max(width // 5, 12)
         taken = [max(len(row[k]) for row in (headers, *rows)) for k in (0, 1, 2, 3)]
         taken[1] = min(taken[1], target)
-        what = max(width - sum(taken) - 2 * len(taken), 30)  # a gap is two wide
+        what = max(width - sum(taken) - 2 * len(taken), 30)  # gaps are two columns wide
         return tabulate(rows, headers, maxcolwidths=[None, target, None, None, what])
 
 
 def _say(remark: Remark) -> str:
-    """The last column: each reason, or what the site became."""
+    """The last column: each reason, or the result for the site."""
     if remark.reasons:
         return "\n".join(f"{reason.code}: {reason.text}" for reason in remark.reasons)
     return ", ".join(f"{key} {_short(value)}" for key, value in remark.detail.items() if value)

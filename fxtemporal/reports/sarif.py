@@ -1,4 +1,4 @@
-"""A report as SARIF 2.1.0, so that code hosts show what was found on the lines it is about.
+"""Renders a report as SARIF 2.1.0, so that code hosts show its results at the user's lines.
 
 The format: OASIS, *Static Analysis Results Interchange Format (SARIF) Version 2.1.0*, 2020.
 """
@@ -27,7 +27,7 @@ _LOCATION = re.compile(r"(.+):(\d+)")
 
 
 def sarif(report: ReportData) -> dict[str, Any]:
-    """One run with a result for each rewrite, each reason and each usual mistake."""
+    """One run with a result for each rewrite, each reason and each common mistake."""
     results = [*_results(report)]
     driver = {
         "name": "fxtemporal",
@@ -100,14 +100,14 @@ def _result(rule: str, level: str, text: str, target: str, location: str | None)
 
 
 def _artifact(path: str) -> dict[str, str]:
-    """Relative to the working directory where the file lies below it: hosts map that to lines."""
+    """The location of ``path``: relative paths stay relative, so that hosts can map them."""
     if PurePath(path).is_absolute():
         return {"uri": Path(path).as_uri()}
     return {"uri": quote(PurePath(path).as_posix()), "uriBaseId": "ROOT"}
 
 
 def _described(results: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each rule that has a result, and what it is about."""
+    """``(rule, description)`` for each rule that has a result."""
     texts = {str(code): CURES[code] for code in Code}
     texts |= {str(mistake): str(mistake).replace("-", " ") for mistake in Mistake}
     names = dict.fromkeys(result["ruleId"] for result in results)

@@ -1,4 +1,4 @@
-"""The drawings of the page: SVG, in the colours of its style."""
+"""SVG drawings for the HTML page, in the colours of its style."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _WIDTH = 480
 _ROW = 26
 _LABEL = 180
 _STACK = 5
-"""Sheets of a stack, at most: a module that is called 16 times is drawn as five."""
+"""The most sheets of a stack: a module that is called 16 times is drawn as five."""
 
 
 def blocks(found: Sequence[Block], longest: float, kind: str) -> str:
-    """A bar a module, as wide as it is long in time; called several times, a stack of them."""
+    """A bar per module, with a width in proportion to its time; a stack if it is called often."""
     shown = [block for block in found if block.cost.milliseconds > longest * 0.004][:40]
     widest = max((block.cost.milliseconds for block in shown), default=0.0)
     scale = (_WIDTH - _LABEL - 70) / max(widest, longest / 3, 1e-9)
@@ -42,7 +42,7 @@ def blocks(found: Sequence[Block], longest: float, kind: str) -> str:
 
 
 def bars(before: float, after: float, longest: float) -> str:
-    """Two bars of milliseconds on the scale of the longest of all sites."""
+    """Two bars of milliseconds, scaled to the longest time of all sites."""
     if not before or not longest:
         return ""
     parts = []
@@ -56,7 +56,7 @@ def bars(before: float, after: float, longest: float) -> str:
 
 
 def curve(points: Sequence[tuple[float, float]]) -> str:
-    """Error against share, both from 0."""
+    """A curve of error against share, both from 0."""
     highest = max((error for _, error in points), default=0.0) or 1.0
     places = [(50 + 400 * x, 170 - 150 * error / highest) for x, error in sorted(points)]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)

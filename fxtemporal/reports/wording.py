@@ -1,4 +1,4 @@
-"""The words and numbers that every rendering of a report shares, and the order of its rows."""
+"""Words, numbers and the order of rows, shared by all renderings of a report."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = [
 
 
 _MANY = 3
-"""Alike sites without FLOPs, from so many on, stand in one row."""
+"""The least number of equal sites without FLOPs that are shown in one row."""
 _GONE = 50
-"""So many times as fast, next to nothing is left of a site."""
+"""The speed-up from which a site is reported as gone."""
 
 
 def by_cost(remarks: Iterable[Remark]) -> list[Remark]:
-    """Remarks, those of the sites that are predicted to take the longest first."""
+    """Remarks, sorted by the predicted time of their sites, the longest first."""
     return sorted(remarks, key=lambda r: 0 if r.cost is None else -r.cost.before.milliseconds)
 
 
@@ -46,7 +46,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def flops(count: int) -> str:
-    """``1.3 G``: the next prefix from a thousand on."""
+    """A number of FLOPs as text: ``1.3 G``."""
     value = float(count)
     for prefix in ("", " k", " M", " G"):
         if value < 1000:
@@ -64,7 +64,7 @@ def share(remark: Remark, report: ReportData) -> str:
 
 
 def predicted(remark: Remark, report: ReportData) -> str:
-    """``3.6×, -71 %``: the site's own gain, and that of the model's time."""
+    """``3.6×, -71 %``: the site's speed-up, and the change of the model's time."""
     if remark.cost is None or remark.status != "applied" or not remark.cost.before.calls:
         return ""
     before, after = remark.cost.before.milliseconds, remark.cost.after.milliseconds
@@ -75,7 +75,7 @@ def predicted(remark: Remark, report: ReportData) -> str:
 
 
 def milliseconds(remark: Remark) -> tuple[float, float] | None:
-    """What the site was measured to take before and after; None where it was not."""
+    """The measured times of the site, before and after; None if it was not measured."""
     for kind in ("", "network_"):
         before = remark.detail.get(f"{kind}milliseconds_before")
         after = remark.detail.get(f"{kind}milliseconds")
@@ -90,7 +90,7 @@ def measured_gain(remark: Remark) -> float | None:
 
 
 def measured(remark: Remark) -> str:
-    """``2.1× (8.3 → 3.9 ms)``; of the network with it and without it, where that was measured."""
+    """``2.1× (8.3 → 3.9 ms)``; " of all" marks times of the network without and with the site."""
     times, gain = milliseconds(remark), measured_gain(remark)
     if times is None or gain is None:
         return ""
@@ -99,19 +99,19 @@ def measured(remark: Remark) -> str:
 
 
 def line_of(location: str) -> str:
-    """A location as it is read: libraries by their name, not by where they are installed."""
+    """A location as shown: a library's file without the folder where it is installed."""
     return re.sub(r"^.*[/\\](?:site|dist)-packages[/\\]", "", location)
 
 
 def place(remark: Remark) -> str:
-    """``model.py:12 (backbone)``."""
+    """The place of a site as text: ``model.py:12 (backbone)``."""
     if remark.location is None:
         return remark.target
     return f"{line_of(remark.location)} ({remark.target})"
 
 
 def rows_by_cost(report: ReportData) -> list[Remark]:
-    """What was applied, by cost; sites without FLOPs that differ in place alone are one row."""
+    """Applied rewrites by cost; sites without FLOPs that differ only in place share a row."""
     groups: dict[object, list[Remark]] = {}
     for remark in by_cost(report.by_status("applied")):
         alike = remark.cost is not None and not remark.cost.before.flops and not remark.left
@@ -135,13 +135,13 @@ def _together(group: list[Remark]) -> Remark:
 
 
 def left_by_cost(report: ReportData) -> list[Remark]:
-    """What failed, what was missed, and what is left of a rewrite: whatever has reasons."""
+    """Remarks with reasons, by cost: failed, missed, and applied in part."""
     missed = (*report.by_status("failed"), *report.by_status("missed"))
     return by_cost((*missed, *(r for r in report.by_status("applied") if r.left)))
 
 
 def cures(remark: Remark) -> list[tuple[str, str, str, str]]:
-    """For each reason: its code, its sentence, the line to change, and how."""
+    """For each reason: its code, its sentence, the line to change, and its cure."""
     return [
         (
             str(reason.code),
@@ -154,7 +154,7 @@ def cures(remark: Remark) -> list[tuple[str, str, str, str]]:
 
 
 def summary(report: ReportData) -> str:
-    """One line: what can be gained, where, and how much of the model that is."""
+    """One line: the rewrites, the gain, and the share of the model."""
     if report.stopped:
         return f"The model does not run: {report.stopped}"
     applied = report.by_status("applied")

@@ -1,1 +1,1 @@
-"""What knows nothing of models: errors, files, sizes, silence."""
+"""General code without knowledge of models: errors, files, sizes, clock, silence."""

@@ -23,7 +23,7 @@ def in_bytes(size: int | str, name: str) -> int:
     """The number of bytes that ``512``, ``"512MiB"`` or ``"1.5 GB"`` stands for.
 
     Raises:
-        PassError: none; the message calls it ``name``.
+        PassError: ``size`` is not a size of at least one byte; the message calls it ``name``.
     """
     found: int | None = None
     if isinstance(size, str) and (match := _SIZE.fullmatch(size)) is not None:

@@ -1,4 +1,4 @@
-"""The one clock: how long a call takes, the device's work included, and when time is over."""
+"""The clock: the time of a call, including the device's work, and deadlines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What ``call()`` gives, and the seconds that it took.
+    """The result of ``call()``, and the seconds that it took.
 
-    A GPU works on after a call came back: it is waited for, before and after.
+    A GPU may still work after a call returns: the clock waits for it, before and after.
     """
     _synchronize()
     start = time.perf_counter()
@@ -26,19 +26,19 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """The time of one call, the device's work included."""
+    """Milliseconds of one call, including the device's work."""
     return timed(call)[1] * 1e3
 
 
 class Deadline:
-    """``seconds`` from now."""
+    """The point in time ``seconds`` from now."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.perf_counter() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds until then; 0 when it is over."""
+        """Seconds until the deadline; 0 after it."""
         return max(0.0, self._end - time.perf_counter())
 
     @property

@@ -1,4 +1,4 @@
-"""Sets that grow together: union-find.
+"""Disjoint sets that can be united: union-find.
 
 ::
 
@@ -19,25 +19,25 @@ T = TypeVar("T", bound=Hashable)
 
 
 class DisjointSets(Generic[T]):
-    """Each item is a set of its own until it is united with another."""
+    """Disjoint sets of items; each item is its own set until it is united with another."""
 
     def __init__(self) -> None:
         self._above: dict[T, T] = {}
 
     def find(self, item: T) -> T:
-        """The item that stands for the set of ``item``."""
+        """The representative of the set of ``item``."""
         while (above := self._above.get(item, item)) != item:
             self._above[item] = self._above.get(above, above)
             item = above
         return item
 
     def unite(self, one: T, other: T) -> None:
-        """Make one set of two; what stood for that of ``other`` stands for both."""
+        """Unite the sets of two items; the representative of ``other``'s set is that of both."""
         if (mine := self.find(one)) != (theirs := self.find(other)):
             self._above[mine] = theirs
 
     def groups(self, items: Iterable[T]) -> list[list[T]]:
-        """``items`` by the set they are in, in the order in which they come."""
+        """``items`` grouped by their sets, in their given order."""
         found: dict[T, list[T]] = {}
         for item in items:
             found.setdefault(self.find(item), []).append(item)

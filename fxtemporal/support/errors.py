@@ -6,7 +6,7 @@
     ├── CaptureError          the model could not be turned into a graph
     │   └── ForwardError      because it fails on the example inputs
     ├── PassError             a pass was given settings that it cannot follow
-    ├── VerificationError     a result did not equal the original, and could not be mended
+    ├── VerificationError     a result did not equal the original, and could not be repaired
     ├── GradientError         a result is asked for gradients that are not the model's
     ├── SpecializationError   a module was called at a size that its trace had fixed
     └── LoweringError         a backend could not build or load an artifact
@@ -40,8 +40,8 @@ class CaptureError(FxTemporalError):
 class ForwardError(CaptureError):
     """The forward raises on the example inputs.
 
-    ``text`` is what it raised, ``location`` the line of the user's code, ``module_path`` the module
-    that was called there, and ``shapes`` what that was given, as far as each is known.
+    ``text`` is the message it raised, ``location`` the line of the user's code, ``module_path`` the
+    module that was called there, and ``shapes`` the shapes of its inputs, as far as known.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PassError(FxTemporalError):
 
 
 class VerificationError(FxTemporalError):
-    """The result differs from the original beyond rounding, and no rewrite could be blamed."""
+    """The result differs from the original by more than rounding, and no rewrite is the cause."""
 
 
 class SpecializationError(FxTemporalError):
@@ -72,7 +72,7 @@ class SpecializationError(FxTemporalError):
 
 
 class GradientError(FxTemporalError):
-    """A result whose gradients are not the model's was asked for them: train the model itself."""
+    """Gradients were asked of a result whose gradients are not the model's: train the model."""
 
 
 class LoweringError(FxTemporalError):

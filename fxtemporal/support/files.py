@@ -1,10 +1,10 @@
-"""Files that are written whole or not at all.
+"""Writes files completely or not at all.
 
 ::
 
-    with staged(path) as draft:           a place of the same name, in a folder of its own
-        torch.save(model, draft)          whatever fails here, nothing is left behind
-                                          and what stood at ``path`` stays
+    with staged(path) as draft:           the same name, in a temporary folder
+        torch.save(model, draft)          if this fails, nothing is left behind,
+                                          and an old file at ``path`` is kept
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ __all__ = ["staged", "write_whole"]
 
 @contextmanager
 def staged(path: Path, last: str | None = None) -> Iterator[Path]:
-    """A place to build ``path`` at; all that lies there is moved in the end, ``last`` at last.
+    """A temporary path to build ``path`` at; at the end all files next to it are moved into place.
+
+    The file named ``last`` is moved last.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: a file cannot be written.
     """
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -36,10 +38,10 @@ def staged(path: Path, last: str | None = None) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put a file of ``text`` in the place of what stood at ``path``.
+    """Write ``text`` to ``path``; an old file is replaced only when the new one is complete.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: the file cannot be written.
     """
     with staged(path) as draft:
         draft.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Silence for what is tried, and may fail.
+"""Silences logs, warnings and stderr while something is tried that may fail.
 
-It is this thread's alone: what others log, warn of and write goes on being seen. Nothing of it is
-saved and put back, so that two threads can be quiet at once, and end in any order.
+It affects this thread only: other threads' logs, warnings and output are still shown. No previous
+state is saved and restored, so that two threads can be quiet at once, and end in any order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _changes = threading.Lock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch logs and warns of on the way to an error: the error says it all."""
+    """Silence torch's logs and warnings before an error: the error itself has the information."""
     here = threading.get_ident()
     with _changes:
         _quiet_threads[here] += 1
@@ -44,14 +44,14 @@ def _is_quiet() -> bool:
 
 
 class _AnyText:
-    """In place of the pattern of a warning filter: matches every text in a thread that is quiet."""
+    """Pattern of a warning filter that matches every text in a quiet thread, and none elsewhere."""
 
     def match(self, text: str) -> bool:
         return _is_quiet()
 
 
 class _Stderr:
-    """``stream``, but for what a thread that is quiet writes."""
+    """``stream`` without the output of quiet threads."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -82,7 +82,7 @@ def _listen(handlers: bool) -> None:
 
 
 def _leave() -> None:
-    """What is left where another thread has put filters or streams of its own around is inert."""
+    """Remove filters and stream; one that another thread has wrapped stays, but has no effect."""
     if _FILTER in warnings.filters:
         warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
         warnings._filters_mutated()  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def _leave() -> None:
 
 
 def _handlers() -> Iterator[logging.Handler]:
-    """Those that what torch logs may reach."""
+    """The log handlers that torch's logs may reach."""
     loggers = [logging.root, *list(logging.root.manager.loggerDict.values())]
     for logger in loggers:
         if isinstance(logger, logging.Logger):

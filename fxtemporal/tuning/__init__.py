@@ -1,1 +1,1 @@
-"""What is faster on this machine: measured, and remembered."""
+"""Tuning: measures what is faster on this machine, and remembers it."""

@@ -1,8 +1,8 @@
-"""Measuring: is the rewritten network faster, on this device, at these shapes?
+"""Measures which rewrites make the network faster, on this device, at these shapes.
 
-Two graphs are timed against each other in one process, turn by turn, so that both see the same
-drift of the machine; the medians are compared. Rewrites are then tried without, a group at a time,
-and a group that costs more than it gains is left out.
+Two graphs are timed against each other in one process, in alternation, so that both see the same
+drift of the machine; the medians are compared. Then each group of rewrites is left out in turn, and
+a group that costs more than it gains stays out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from fxtemporal.tuning.timing import Timing
 __all__ = ["Verdict", "worth_keeping"]
 
 _LONGEST = 1.0
-"""Seconds for one race of the network; slow ones take three rounds."""
+"""Most seconds for one race of the network; a slow network still takes three rounds."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of groups of rewrites: the final race of the ``network``, and races without a
-    group against with it: those that it ``lost``, and so is left out, and what others gain.
+    """The result for groups of rewrites. ``network``: the timing of the final network.
+
+    ``lost``: groups dropped, with their timing; ``gains``: groups kept, with theirs.
     """
 
     network: Timing
@@ -40,14 +41,13 @@ def worth_keeping(
     tick: Callable[[str], None],
     sure: frozenset[str] = frozenset(),
 ) -> Verdict:
-    """Which groups of rewrites do not pay, and what each gains or costs.
+    """Find the groups of rewrites that do not pay, and what each gains or costs.
 
-    ``build(groups)`` gives the module with just those groups applied. From all of them, each group
-    is left out in turn and stays out where the network is faster without it; if what remains does
-    not beat the original, nothing stays. Groups that are ``sure`` were measured before, site by
-    site: they are left out only if the network turns out slower with them. What an engine compiles
-    twice runs faster once than the other time, so that there the network has to win by a margin,
-    and again when both are compiled anew.
+    ``build(groups)`` gives the module with exactly those groups applied. Starting from all, each
+    group is left out in turn, and stays out if the network is faster without it. If the rest does
+    not beat the original, nothing is kept. Groups in ``sure`` were measured before, site by site:
+    they are left out only if the network is slower with them. Two compilations of one module differ
+    in speed, so a compiled network must win by a margin, and again after both are compiled again.
     """
     tune = races.tune
     margin = 0.0 if tune.target == "eager" else tune.margin

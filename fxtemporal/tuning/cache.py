@@ -1,15 +1,15 @@
-"""What was measured, kept on disk for the next time.
+"""A cache of measured times on disk.
 
-One JSON file an environment, in the folder that :class:`fxtemporal.Tune` names, else in
-``$FXTEMPORAL_CACHE``, else in ``~/.cache/fxtemporal`` (``$XDG_CACHE_HOME``). The environment is
-what every figure depends on: the versions of torch, of the engine's packages and of fxtemporal,
-the device's name and its instruction set, and the number of threads. An entry's key says the rest
-in words, the engine that ran last::
+One JSON file per environment, in the folder that :class:`fxtemporal.Tune` names, else in
+``$FXTEMPORAL_CACHE``, else in ``~/.cache/fxtemporal`` (``$XDG_CACHE_HOME``). The environment is all
+that every time depends on: the versions of torch, of the engine's packages and of fxtemporal, the
+device's name and instruction set, and the number of threads. An entry's key says the rest in words,
+with the engine as its last word::
 
     conv3d 64->64 k(3, 3, 3) s(1, 1, 1) ... 112x112 float32 contiguous eager   {"conv3d": 6.1, ...}
 
-A file that cannot be read counts as empty, and a folder that cannot be written is left alone: a
-cache saves time, and never decides whether something works.
+A file that cannot be read counts as empty, and a folder that cannot be written is ignored: the
+cache saves time, but nothing depends on it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from fxtemporal.tuning.engines import versions
 __all__ = ["Cache", "default_folder", "environment"]
 
 _FORMAT = 2
-"""Raised when figures of older files no longer mean the same."""
+"""Version of the files: increased when the figures of older files mean something else."""
 
 
 def default_folder() -> Path:
-    """Where figures are kept unless another folder is named."""
+    """The folder of the cache unless another one is named."""
     if (named := os.environ.get("FXTEMPORAL_CACHE")) is not None:
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -43,7 +43,7 @@ def default_folder() -> Path:
 
 
 def environment(device: torch.device, target: str) -> dict[str, str]:
-    """What figures of the engine ``target`` depend on, besides what was measured."""
+    """All that figures of the engine ``target`` depend on, besides what is measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -67,7 +67,7 @@ def _cpu() -> str:
 
 
 class Cache:
-    """Milliseconds by key, and then by name; read once, and written whole by :meth:`save`."""
+    """``{key: {name: milliseconds}}``; read once, and written as a whole by :meth:`save`."""
 
     def __init__(self, folder: Path | None, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)
@@ -80,14 +80,14 @@ class Cache:
             self._entries = self._read(self._path)
 
     def get(self, key: str) -> dict[str, float]:
-        """What was measured under ``key``."""
+        """The figures stored under ``key``."""
         return {**self._entries.get(key, {}), **self._new.get(key, {})}
 
     def put(self, key: str, figures: Mapping[str, float]) -> None:
         self._new.setdefault(key, {}).update(figures)
 
     def save(self) -> None:
-        """Write what is new beside what others wrote meanwhile; the file is replaced whole."""
+        """Merge new figures with those that others wrote meanwhile, and replace the file."""
         if self._path is None or not self._new:
             return
         entries = self._read(self._path)

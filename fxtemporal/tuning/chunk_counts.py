@@ -1,10 +1,9 @@
-"""In how many chunks folded frames run, and which loops stay loops: under a memory limit, or not.
+"""Chooses the number of chunks of folded frames, and the loops to leave unfolded.
 
-With a limit, only what fits is a candidate: each region of folded frames in 1, 2, 4, ... T chunks,
-and each loop left as it was. Where the folded frames fit in no number of chunks, loops are left.
-Without one, chunks are tried where a region holds so much that it leaves every cache, also for a
-loop that did not pay folded whole. Among the candidates the fastest measured wins; where the time
-for measuring is over, the fewest chunks that fit.
+With a memory limit, only candidates that fit count: each region of folded frames in 1, 2, 4, ... T
+chunks. If no number of chunks fits, loops are left unfolded. Without a limit, chunks are tried for
+regions too large for every cache, and for loops that did not pay when folded in one piece. The
+fastest candidate wins; if the time for measuring is over, the one with the fewest chunks that fits.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from fxtemporal.tuning.timing import Timing
 __all__ = ["ChunkChooser", "Chunking", "sized"]
 
 _AT_ONCE = 3
-"""Numbers of chunks that are timed together, beside the best so far."""
+"""How many numbers of chunks are timed together, in addition to the best so far."""
 
 _MOST_SECONDS = 0.3
-"""For one race."""
+"""Most seconds for one race."""
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """Which loops are ``left``, in how many ``chunks`` each region runs, and why not otherwise.
+    """A choice: the loops ``left`` unfolded, and the number of ``chunks`` of each region.
 
-    ``why`` has a reason for each loop that is left here, and for each region in one piece.
-    ``bytes`` is the estimated peak, ``program`` what to run.
+    ``why`` has a reason for each loop left, and for each region in one piece. ``bytes`` is the
+    estimated peak, ``program`` the resulting program.
     """
 
     left: frozenset[str]
@@ -53,7 +52,7 @@ class Chunking:
 
     @property
     def rule(self) -> FoldInChunks:
-        """What makes the chunks."""
+        """The rule that makes the chunks."""
         return FoldInChunks(self.chunks)
 
 
@@ -61,12 +60,12 @@ class ChunkChooser:
     """Finds the :class:`Chunking` for one model.
 
     Args:
-        build: the rewritten program with the loops of some groups left as loops.
+        build: makes the rewritten program with the loops of the given groups left unfolded.
         loops: every group of loops that may be folded.
-        slow: those that were measured, and did not pay folded whole.
-        races: to measure, on the example; what ``tune`` says is there too.
-        deadline: of measuring.
-        tick: told what is being done.
+        slow: the groups that were measured, and did not pay when folded in one piece.
+        races: times modules on the example, with the settings in ``tune``.
+        deadline: the end of measuring.
+        tick: called with the name of each step.
     """
 
     def __init__(
@@ -99,10 +98,10 @@ class ChunkChooser:
             best = self._against_loops(best, folded)
         return best
 
-    # what fits
+    # candidates that fit
 
     def _fitting(self) -> Chunking:
-        """The first that fits: all loops folded that pay, all but one of them, none."""
+        """The first that fits: all profitable loops folded; all but one; none."""
         chosen = self._smallest(self.slow)
         if self._fits(chosen):
             return chosen
@@ -125,7 +124,7 @@ class ChunkChooser:
         return Reason(Code.MEMORY_LIMIT, text)
 
     def _smallest(self, left: frozenset[str]) -> Chunking:
-        """With these loops left, the fewest chunks that fit; the lowest peak where none do."""
+        """With these loops left, the fewest chunks that fit; if none fit, the lowest peak."""
         program = self.build(left)
         regions = [
             r for r in regions_of(program) if self.tune.limit is not None or self._large(program, r)
@@ -151,7 +150,7 @@ class ChunkChooser:
         return _bytes(program, region) > self.races.large
 
     def _with(self, whole: Chunking, chunks: Mapping[str, int]) -> Chunking:
-        """``whole``, whose regions run in one piece, with these in ``chunks``."""
+        """``whole``, whose regions run in one piece, with regions split into ``chunks``."""
         rule = FoldInChunks({key: count for key, count in chunks.items() if count > 1})
         program = run_rules(whole.program, (rule,)).program
         return replace(whole, chunks=dict(chunks), program=program, bytes=peak(program).bytes)
@@ -159,12 +158,12 @@ class ChunkChooser:
     def _fits(self, choice: Chunking) -> bool:
         return self.tune.limit is None or choice.bytes <= self.tune.limit
 
-    # what is fastest
+    # the fastest candidate
 
     def _tuned(self, best: Chunking) -> Chunking:
         """The fastest number of chunks for each region, the largest first.
 
-        Once a region gains nothing, the smaller ones are left as they are.
+        Once a region gains nothing, smaller ones are not tried.
         """
         if not best.chunks:
             return best
@@ -178,7 +177,9 @@ class ChunkChooser:
                 if best.chunks[key] == 1:
                     why[key] = lost
                 continue
-            wanted = held[key] / self.races.large  # each as large as the cache
+            wanted = (
+                held[key] / self.races.large
+            )  # so that each chunk is about as large as the cache
             least = max(best.chunks[key] + 1, min(wanted, regions[key].frames))
             counts = [count for count in _counts(regions[key]) if count >= least]
             times: dict[str, float] = {}
@@ -202,12 +203,12 @@ class ChunkChooser:
         return replace(best, why=why)
 
     def _fewest(self, times: Mapping[str, float]) -> str:
-        """The fewest chunks that are as fast as the fastest, within the margin."""
+        """The fewest chunks whose time is within the margin of the fastest."""
         enough = min(times.values()) * (1 + self.tune.margin)
         return min((count for count, ms in times.items() if ms <= enough), key=int)
 
     def _brought_back(self, best: Chunking, loop: str) -> Chunking:
-        """A loop that did not pay folded whole may pay in chunks."""
+        """``best``, with ``loop`` folded in chunks if that is faster; in one piece it was not."""
         trial = self._smallest(best.left - {loop})
         if not trial.chunks or not self._fits(trial):
             return best
@@ -222,14 +223,14 @@ class ChunkChooser:
         if not self._fits(loops):
             return best
         self.tick("measuring chunks against the loop")
-        timing = self.races.race(loops.module, best.module, self._seconds())  # time or no time
+        timing = self.races.race(loops.module, best.module, self._seconds())  # even with no time
         if timing.speedup > 1:
             return best
         text = f"{timing.before:.3g} ms as a loop, {timing.after:.3g} ms in chunks that fit"
         return replace(loops, why=dict.fromkeys(folded, Reason(Code.NOT_FASTER, text)))
 
     def _race(self, one: Chunking, other: Chunking) -> Timing | None:
-        """None where the time is over."""
+        """The timing of the two; None if the time is over."""
         if (seconds := self._seconds()) == 0:
             return None
         self.tick("measuring chunks")
@@ -262,7 +263,7 @@ def _in_one_piece(times: Mapping[str, float]) -> Reason:
 
 
 def sized(number: int) -> str:
-    """``1.5 MiB``"""
+    """A number of bytes as text: ``1.5 MiB``."""
     value, units = float(number), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024

@@ -1,10 +1,10 @@
-"""Which form of each Conv3d is the fastest, found by timing them on the device.
+"""Finds the fastest form of each Conv3d by timing on the device.
 
-A site's legal forms are timed against each other, turn by turn, on a random input of its shape and
-the layer's own weight, in both memory layouts; what was measured is kept on disk
-(:mod:`fxtemporal.tuning.cache`). Layout is then decided for each region of the graph as a whole
-(:mod:`fxtemporal.analysis.layout_regions`): the sum of its sites' best times in that layout, and of
-the copies at its edges.
+A site's legal forms are timed against each other, in alternation, on a random input of its shape
+and the layer's own weight, in both memory layouts; the times are kept on disk
+(:mod:`fxtemporal.tuning.cache`). The layout is then chosen for each region of the graph
+(:mod:`fxtemporal.analysis.layout_regions`), by the sum of its sites' best times in that layout and
+of the copies at its edges.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ __all__ = ["FormChooser"]
 
 _FINALISTS = 3
 _CLOSE = 1.25
-"""A layout that is so many times as slow as the other, by the sums, does not come to a race."""
+"""Layouts slower than the best by this factor, by summed times, are not timed on the network."""
 
 
 class FormChooser:
-    """Times what is not in the cache, for half the time there is; the rest stays as it is."""
+    """Times forms that are not in the cache, for half of the available time.
+
+    Sites that are not measured in that time keep the layer itself.
+    """
 
     def __init__(
         self,
@@ -54,8 +57,8 @@ class FormChooser:
         self._regions = layout_regions(program)
 
     def variants(self) -> dict[str, FormChoices]:
-        """Ways to choose for all sites: each region in the layout that it adds up to be fastest
-        in, and all in one layout, for a race of the whole network to decide."""
+        """Choices for all sites, for a race of the whole network to decide: each region in its own
+        fastest layout by summed times, and all regions in one layout."""
         best: dict[str, FormChoice] = {}
         total = dict.fromkeys((CONTIGUOUS, LAST), 0.0)
         layouts = (CONTIGUOUS, LAST) if self._target == "eager" else (CONTIGUOUS,)
@@ -86,7 +89,7 @@ class FormChooser:
         }
 
     def _chosen(self, region: LayoutRegion, layout: str) -> dict[str, FormChoice]:
-        """The fastest form of each site; the layer itself where none is faster by the margin."""
+        """The fastest form of each site; the layer itself if none is faster by the margin."""
         found = {}
         for node in region.nodes:
             site = self._sites.get(node)
@@ -96,7 +99,7 @@ class FormChooser:
             as_it_was = self._times(site, CONTIGUOUS).get("conv3d", 0.0)
             own = UNCHANGED[layout]
             if layout == LAST:
-                times.pop("conv3d", None)  # whose weight is laid out anew at every call
+                times.pop("conv3d", None)  # it converts its weight at every call
             form = min(times, key=lambda name: times[name], default=own)
             if times and times[form] > times[own] * (1 - self._margin):
                 form = own
@@ -104,7 +107,7 @@ class FormChooser:
         return found
 
     def _slowest_first(self) -> list[ToChoose]:
-        """The sites, those first for which it matters most should the time be over."""
+        """The sites, the most expensive first, since the time for measuring may run out."""
 
         def size(site: ToChoose) -> int:
             return -int(site.weight.numel()) * int(needed_value(site.node).numel())
@@ -112,10 +115,10 @@ class FormChooser:
         return sorted(self._sites.values(), key=size)
 
     def _times(self, site: ToChoose, layout: str) -> dict[str, float]:
-        """Milliseconds of each form; {} when the time is over.
+        """Milliseconds of each form; {} if the time is over.
 
-        Another engine than eager mode takes long to compile a form: it has the choice among those
-        that are the fastest in eager mode.
+        Other engines than eager mode take long to compile a form: they only time the forms that are
+        fastest in eager mode.
         """
         eager = self._measured(site, layout, "eager", site.forms)
         if self._target == "eager":
@@ -126,7 +129,7 @@ class FormChooser:
     def _measured(
         self, site: ToChoose, layout: str, target: str, forms: Iterable[str]
     ) -> dict[str, float]:
-        """From the cache, or measured now."""
+        """Milliseconds of each form, from the cache or measured now."""
         key = f"{site.described(layout)} {target}"
         names = {self._name(site, form): form for form in ("conv3d", *forms)}
         known = self._cache.get(key)
@@ -141,7 +144,7 @@ class FormChooser:
 
     @staticmethod
     def _name(site: ToChoose, form: str) -> str:
-        """The rank decides how long the low-rank form takes, and is no part of the geometry."""
+        """The form's name in the cache; with the rank for the low-rank form, whose time it sets."""
         if form != "conv3d_low_rank":
             return form
         return f"{form} of rank {temporal_rank(site.weight)}"

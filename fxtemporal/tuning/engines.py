@@ -1,15 +1,15 @@
-"""The engines that run a graph while choices are measured for them.
+"""The engines that can run a graph, for timing choices on them.
 
 ::
 
     compiled = compile_with("openvino", model, (clip,))
-    compiled.run(clip)        # tensors in, tensors out, whatever runs in between
+    compiled.run(clip)        # tensors in, tensors out, on every engine
     compiled.seconds          # from the module to its first result
 
 Every engine runs in float32 on torch's number of threads, with the input sizes fixed. OpenVINO and
-ONNX Runtime take and give NumPy arrays, which share memory with the tensors; only OpenVINO's
-results are copied, lest the next call overwrite them. Both engines are optional, and imported only
-when asked for.
+ONNX Runtime take and return NumPy arrays, which share memory with the tensors; only OpenVINO's
+results are copied, so that the next call does not overwrite them. Both engines are optional, and
+imported only when used.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Inputs = tuple[Tensor, ...]
 class Engine:
     """One engine.
 
-    ``build`` makes of a module what runs it, ``packages`` are what it needs beside torch, and
-    ``scope`` is entered around building and the first call, before the clock starts.
+    ``build`` makes a callable of a module, ``packages`` are required besides torch, ``scope`` is
+    entered around building and the first call, before the clock starts.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model on an engine: ``run`` calls it, ``seconds`` is what its first result took."""
+    """A model on an engine: ``run`` calls it, ``seconds`` is the time to its first result."""
 
     run: Callable[..., Any]
     seconds: float
@@ -65,10 +65,10 @@ def _inductor(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
 
 
 def _of_its_own(model: nn.Module) -> nn.Module:
-    """``model`` behind a forward that no other module has.
+    """``model`` wrapped in a module with its own forward.
 
-    Dynamo keeps what it compiled with the code of a forward, 8 times at most; modules of one class
-    share that code, and the ninth would run in eager mode.
+    Dynamo keeps at most 8 compilations with the code of a forward. Modules of one class share that
+    code, and the ninth would run in eager mode.
     """
 
     class Alone(nn.Module):
@@ -89,9 +89,9 @@ def _increment(x: Tensor) -> Tensor:
 
 @contextmanager
 def _inductor_scope() -> Iterator[None]:
-    """Frozen weights and empty caches, so that no compilation profits from an earlier one.
+    """Freeze weights and use empty caches, so that no compilation profits from an earlier one.
 
-    A first, tiny compilation pays for what is paid once a machine, the precompiled headers.
+    A first, tiny compilation does the work that is done once a machine: precompiled headers.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         for context in in_fresh_cache(folder, freezing=True):
@@ -103,8 +103,9 @@ def _inductor_scope() -> Iterator[None]:
 def _converted(model: nn.Module, inputs: Inputs) -> Any:
     """An OpenVINO model of fixed input sizes.
 
-    Converted from the module, which keeps an ``nn.LSTM`` whole. Where ``torch.jit.trace`` refuses
-    the module (it knows no comparison of booleans), from an exported program, which does not.
+    Converted from the module, which keeps an ``nn.LSTM`` as one op. If ``torch.jit.trace`` refuses
+    the module (it cannot compare booleans), it is converted from an exported program, which does
+    not keep it.
     """
     import openvino
 
@@ -121,7 +122,7 @@ def _openvino(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
 
 
 def _onnxruntime(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
-    import onnx  # noqa: F401  # both are needed by the exporter, which names only one of them
+    import onnx  # noqa: F401  # the exporter needs both, but its error names only one
     import onnxscript  # noqa: F401
 
     program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
@@ -130,7 +131,7 @@ def _onnxruntime(model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
 
 
 def _by_position(session: Session) -> Callable[..., Any]:
-    """Called like a module: a tensor if there is one result, else a tuple of them."""
+    """``session`` as a function that is called like a module: it returns a tensor or a tuple."""
 
     def run(*args: Tensor) -> Any:
         tensors = session(args)
@@ -166,14 +167,14 @@ def compile_with(engine: str, model: nn.Module, inputs: Inputs) -> Compiled:
         return run
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters warn of what they did to the LSTM
+        warnings.simplefilter("ignore")  # the exporters warn about the LSTM
         with chosen.scope():
             run, seconds = timed(built)
     return Compiled(run, seconds)
 
 
 def reset() -> None:
-    """Forget what Inductor compiled so far: it keeps 8 forms of one forward, and no more."""
+    """Drop all compilations of Inductor, which keeps at most 8 of one forward."""
     torch.compiler.reset()
 
 

@@ -1,4 +1,4 @@
-"""Races between networks, each run once a machine."""
+"""Races between networks; each result is kept in the cache."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["Races"]
 class Races:
     """Races of whole networks on the engine that ``tune`` names, each run once and remembered.
 
-    What is remembered goes by the code and the layers of both, and the shapes of the inputs. With
-    ``frozen``, an engine other than eager mode is given what :func:`~fxtemporal.ir.freeze.freeze`
-    makes of a module: it compiles what is derived from the weights as constants.
+    The key of a result is the code and the layers of both, and the shapes of the inputs. With
+    ``frozen``, modules are frozen (:func:`~fxtemporal.ir.freeze.freeze`) for engines other than
+    eager mode, which then compile values derived from the weights as constants.
     """
 
     large = 32 * 2**20
@@ -64,7 +64,7 @@ class Races:
         return race(self._on_engine(before), self._on_engine(after), self.inputs, seconds)
 
     def again(self, before: nn.Module, after: nn.Module, seconds: float) -> Timing:
-        """Another race of the two, each compiled once more, the second of them first."""
+        """A second race of the two, after both are compiled again, ``after`` first."""
         once_more = Races(self.inputs, self.tune, self.cache, self.frozen)
         for module in (after, before):
             once_more._on_engine(module)
@@ -72,7 +72,7 @@ class Races:
         return once_more.race(before, after, seconds, key)
 
     def wins(self, one: nn.Module, other: nn.Module) -> bool:
-        """Whether ``one`` runs, and is the faster of the two."""
+        """Whether ``one`` runs, and is faster than ``other``."""
         try:
             return self.race(other, one, _SECONDS).speedup > 1
         except Exception:  # a view may refuse the layout, in any way
@@ -127,5 +127,5 @@ class Races:
 
 
 _SECONDS = 1.0
-"""For a race of which the winner alone matters."""
+"""Seconds for a race of which only the winner matters."""
 _FIELDS = {"before", "after", "speedup", "low", "high", "rounds"}

@@ -1,4 +1,4 @@
-"""One session of each engine: what is measured, and what an artifact runs on, are the same."""
+"""The sessions of the engines, used both for timing and for running artifacts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fxtemporal.support.errors import LoweringError
 __all__ = ["Session", "onnxruntime_session", "openvino_session"]
 
 Session: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]
-"""Tensors in, tensors out, by position."""
+"""An engine with a loaded model: input tensors in, output tensors out, by position."""
 
 
 def onnxruntime_session(model: str | bytes) -> Session:
-    """ONNX Runtime on the CPU, with as many threads as torch has, on a file or its content."""
+    """ONNX Runtime on the CPU, with torch's number of threads, for a file or its content."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    # Its threads spin while a call runs, as they do by default, but not on into what comes next.
+    # Its threads spin while a call runs, as by default, but stop when it ends.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     runtime = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [given.name for given in runtime.get_inputs()]
@@ -38,18 +38,18 @@ def onnxruntime_session(model: str | bytes) -> Session:
 
 
 def openvino_session(model: Any) -> Session:
-    """OpenVINO on the CPU, in float32, with as many threads as torch has, on a file or a model."""
+    """OpenVINO on the CPU, in float32, with torch's number of threads, for a file or a model."""
     import openvino
 
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that have it
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = openvino.Core().compile_model(model, "CPU", settings)
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        # Results are copied, lest the next call overwrite them.
+        # Results are copied, so that the next call does not overwrite them.
         results = compiled([x.cpu().numpy() for x in tensors], share_inputs=True)
         return [torch.from_numpy(results[i]) for i in range(len(compiled.outputs))]
 

@@ -1,4 +1,4 @@
-"""How choices are made: by measuring, or by what is known beforehand."""
+"""Settings for choices that are made by measuring."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["Tune"]
 
 @dataclass(frozen=True)
 class Tune:
-    """How choices are measured.
+    """Settings for measuring: the engine, the time, the memory limit and the cache.
 
-    ``target`` is what will run the graph, and what is measured: ``"eager"``, ``"inductor"``,
-    ``"openvino"`` or ``"onnxruntime"`` (:mod:`fxtemporal.tuning.engines`). ``seconds`` is the most
-    that all measuring may take, ``margin`` what a rewrite must gain over noise before it counts
-    (0.02: two per cent).
+    ``target`` is the engine that will run the graph, and on which choices are timed: ``"eager"``,
+    ``"inductor"``, ``"openvino"`` or ``"onnxruntime"`` (:mod:`fxtemporal.tuning.engines`).
+    ``seconds`` limits the time of all measuring. ``margin`` is the gain that a rewrite needs before
+    it counts as faster (0.02: two per cent).
 
-    ``memory_limit`` bounds the activations that one call holds at its peak: bytes, or a text like
-    ``"512MiB"`` or ``"2GB"``; None: no limit. It holds for the peak at the example's shapes, as
-    :mod:`fxtemporal.analysis.peak_memory` estimates it from the graph: tensors alive at once,
-    inputs and outputs among them, without parameters, gradients, and what kernels allocate for
-    themselves. Folded frames then run in as many chunks as it takes, or the loop stays a loop.
+    ``memory_limit`` bounds the peak of activations of one call: bytes, or a text like ``"512MiB"``
+    or ``"2GB"``; None: no limit. It applies to the peak at the example's shapes, as
+    :mod:`fxtemporal.analysis.peak_memory` estimates it from the graph: all tensors alive at once,
+    with inputs and outputs, without parameters, gradients and the workspaces of kernels. Folded
+    frames then run in as many chunks as needed, or the loop stays a loop.
 
-    ``cache``: a folder where what was measured of single layers is kept for the next time; True for
-    the usual one (:mod:`fxtemporal.tuning.cache`), False for none.
+    ``cache``: a folder that keeps the times of measurements; True for the default folder
+    (:mod:`fxtemporal.tuning.cache`), False for no cache.
 
     Raises:
         PassError: a setting that is out of range.

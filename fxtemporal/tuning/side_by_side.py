@@ -1,6 +1,6 @@
-"""Functions timed side by side: in turn, round after round, in one process.
+"""Times functions side by side: in turn, round after round, in one process.
 
-Rounds are compared one by one, so that a machine that slows down for a while counts for nothing.
+Rounds are compared one by one, so that a machine that slows down for a while has no effect.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def quartiles(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Durations:
-    """What one function took, in milliseconds, round by round."""
+    """The times of one function, in milliseconds, round by round."""
 
     values: tuple[float, ...]
 

@@ -1,4 +1,4 @@
-"""Timing in turn: who is faster, and by how much."""
+"""Times modules and calls in alternation, to find the faster one and the ratio."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 class Timing:
     """Milliseconds of two graphs, interleaved: medians, and the quartiles of their ratio.
 
-    ``speedup`` above 1: the second is the faster.
+    ``speedup`` above 1: the second is faster.
     """
 
     before: float
@@ -42,7 +42,7 @@ class Timing:
     rounds: int
 
     def wins(self, margin: float = 0.0) -> bool:
-        """Whether the second is the faster, by more than ``margin`` and in most of the rounds."""
+        """Whether the second is faster, by more than ``margin``, and in most of the rounds."""
         return self.speedup > 1 + margin and self.low > 1
 
     def to_dict(self) -> dict[str, float]:
@@ -50,7 +50,7 @@ class Timing:
 
 
 class _OnEngine(nn.Module):
-    """What an engine made of a module, to be called like the module."""
+    """A compiled module, to be called like the original module."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _OnEngine(nn.Module):
 
 
 class Refused(nn.Module):
-    """A module that an engine does not take: it loses every race."""
+    """A module that an engine refuses: it loses every race."""
 
 
 def on_engine(
@@ -70,7 +70,7 @@ def on_engine(
     """``module`` as ``target`` runs it.
 
     Raises:
-        PassError: the engine is not installed, or takes no such inputs.
+        PassError: the engine is not installed, or does not take such inputs.
     """
     if target == "eager":
         return module
@@ -81,7 +81,7 @@ def on_engine(
         return _OnEngine(compile_with(target, StandIn(module).module, args).run)
     except ImportError as error:
         raise PassError(f"tune: target={target!r} is not installed: {error}") from error
-    except Exception:  # what an engine does not know, it refuses in any way
+    except Exception:  # an engine may refuse an op by any exception
         return Refused()
 
 
@@ -89,7 +89,7 @@ def on_engine(
 def call_of(
     module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> Iterator[Callable[[], object]]:
-    """A call with inputs of its own, of a module whose weights and buffers are its own too."""
+    """A call on copies of the inputs, of a stand-in with copies of the weights and buffers."""
     args, kwargs = own_inputs(inputs)
     if isinstance(module, _OnEngine):
         yield partial(module, *args, **kwargs)
@@ -107,7 +107,7 @@ def race(
 ) -> Timing:
     """Time ``before(*inputs)`` against ``after(*inputs)`` for about ``seconds``.
 
-    ``rounds`` bounds how often, from and to; a race that one of them clearly wins ends early.
+    ``rounds`` is the least and the most number of rounds; a clear win ends the race early.
     """
     if isinstance(before, Refused) or isinstance(after, Refused):
         ratio = float(isinstance(before, Refused)) - float(isinstance(after, Refused)) + 1.0
@@ -146,7 +146,7 @@ def race(
 def interleaved(calls: Mapping[str, Callable[[], object]], always: str) -> dict[str, float]:
     """Milliseconds of each call: medians of rounds in which each has its turn.
 
-    What is hopeless by its first call that counts is not called again, but for ``always``.
+    A call that is hopelessly slow in its first counted round is dropped, except ``always``.
     """
     if not calls:
         return {}
@@ -167,17 +167,17 @@ def interleaved(calls: Mapping[str, Callable[[], object]], always: str) -> dict[
 
 _LAPS = (3, 7)
 _SECONDS = 0.12
-"""For all laps of one call that is interleaved with others."""
+"""Seconds for all rounds of one call that is interleaved with others."""
 _HOPELESS = 1.8
-"""So many times as long as the best has no chance."""
+"""A call this many times slower than the best is dropped."""
 _QUICK = 20.0
-"""Milliseconds below which the first call is mostly what is done once."""
+"""Milliseconds below which a first call is mostly one-time work."""
 _BRIEF = 250.0
-"""Milliseconds below which the first call may have paid for much besides its work."""
+"""Milliseconds below which a first call may include much one-time work."""
 _FAR = 3.0
-"""A race of slow networks is over at their first calls if one is so many times as fast."""
+"""A race of slow networks ends after their first calls if one is this many times faster."""
 _CLEAR = ((3, 1.5), (5, 1.25), (9, 1.1))
-"""After so many rounds a race is over if one of the two is that many times as fast."""
+"""``(rounds, factor)``: a race ends after so many rounds if one is faster by the factor."""
 
 
 def _quartiles(runs: tuple[list[float], list[float]]) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""Is the result right: compared with the model it came from."""
+"""Verification: compares a result with the model it came from."""

@@ -1,4 +1,4 @@
-"""Which of many rewrites makes a comparison fail."""
+"""Finds the rewrites that make a comparison fail, by bisecting."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def culprits(items: Sequence[T], passes: Callable[[Sequence[T]], bool]) -> list[T]:
-    """The items without which ``passes``, found by bisecting: log2(n) tries an item found.
+    """The items to remove so that the rest ``passes``; takes about log2(n) tries for each of them.
 
-    ``passes(())`` is taken to be true.
+    ``passes(())`` is assumed to be true.
     """
     found: list[T] = []
     remaining = list(items)

@@ -1,4 +1,4 @@
-"""How far two outputs are apart, and how far they may be."""
+"""Errors between two outputs, and the tolerance for them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PIECE = 2**22
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a result may be from the float64 reference, relative to the largest value.
+    """The allowed error of a result against the float64 reference, relative to the largest value.
 
-    ``times`` the original's own error, and never less than ``ulps`` units in the last place of the
-    dtype. ``alone`` is the same for two results of which neither is the better one.
+    ``times`` the original's own error, but at least ``ulps`` units in the last place of the dtype.
+    ``alone``: the units allowed if there is no reference, so that neither result is the better one.
     """
 
     times: float = 4.0
@@ -36,10 +36,10 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Sample:
-    """One comparison: on what inputs, and how far apart.
+    """One comparison: its inputs and its errors.
 
     Errors are relative to the largest absolute value of the reference. ``original_error`` is the
-    original's own error against float64, None where float64 was not to be had.
+    original's own error against float64; None if there is no float64 reference.
     """
 
     inputs: str
@@ -49,7 +49,7 @@ class Sample:
     bound: float
     problem: str | None = None
     asked: Literal["bits", "nan"] | None = field(default=None, repr=False)
-    """What more was asked for than numbers that are equal up to rounding, where that failed."""
+    """The promise beyond rounding that failed, if one did: equal bits, or confined NaN."""
 
     @property
     def equal(self) -> bool:
@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result beside the original, on every set of inputs that was tried."""
+    """The comparison of a result with the original, on every set of inputs tried."""
 
     samples: tuple[Sample, ...]
     exact: bool = True
@@ -95,14 +95,14 @@ class Comparison:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: an error without bound is null there."""
+    """``value``; None for an infinite or NaN number, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
     """(largest absolute difference, largest finite absolute value); NaN equals NaN.
 
-    Piece by piece: a float64 copy of a large output need not fit into memory.
+    Computed piece by piece: a float64 copy of a large output may not fit into memory.
     """
     error = largest = 0.0
     if value.numel() == 0:
@@ -125,10 +125,10 @@ def distance(value: torch.Tensor, reference: torch.Tensor) -> tuple[float, float
 def relative_error(result: Any, reference: Any) -> float:
     """max|a - b| / max|b|, the largest over all tensors in ``result``; NaN equals NaN.
 
-    Both may be nested tuples, lists and dicts, of one structure.
+    Both may be nested tuples, lists and dicts of the same structure.
 
     Raises:
-        ValueError: the two differ in structure, in shape, or in a value that is no tensor.
+        ValueError: the two differ in structure, in shape, or in a value that is not a tensor.
     """
     results, structure = pytree.tree_flatten(result)
     references, expected = pytree.tree_flatten(reference)

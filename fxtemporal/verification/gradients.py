@@ -1,11 +1,11 @@
-"""Are the gradients of a result those of the model?
+"""Compares the gradients of a result with those of the model.
 
-A graph holds the numbers of a forward, not what a user's code does to gradients on their way back:
-the backward of a custom ``torch.autograd.Function``, a hook on a tensor, a reentrant checkpoint. So
-both run on the example inputs, gradients flow back from the same random numbers, and those of every
-input and parameter are compared; and once more with NaN and Inf in frames, for one that the model
-never read must not spoil them. A result of other gradients is refused for
-training: see :meth:`fxtemporal.ir.module.OptimizedModule.refuse_gradients`.
+A graph holds the ops of a forward, not what user code does to gradients in the backward: a custom
+``torch.autograd.Function``, a hook on a tensor, a reentrant checkpoint. So the model and the result
+run on the example inputs, a backward starts from the same random numbers, and the gradients of
+every input and parameter are compared. The same is done with NaN and Inf in frames: a frame that
+the model never reads must not spoil gradients. A result with other gradients refuses to train: see
+:meth:`fxtemporal.ir.module.OptimizedModule.refuse_gradients`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = ["other_gradients", "outputs_of_parameters"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 _ROUNDING = 2**12
-"""Units in the last place of the largest gradient, which every sum over many pixels may be off."""
+"""Allowed error of a sum over many pixels, in units in the last place of the largest gradient."""
 _UNTAKEN = "it cannot be differentiated"
 _LARGE = 32
-"""A height or width of so many pixels can be halved, and what is left is still a clip."""
+"""The least height or width, in pixels, that is halved for a cheaper example."""
 Gradients = Mapping[str, Tensor | None]
 
 
 def other_gradients(
     original: nn.Module, result: nn.Module, example: Example, *, thorough: bool
 ) -> str | None:
-    """Which gradient of ``result`` is not that of ``original``; None if all are.
+    """A text that names a gradient of ``result`` that differs from ``original``; None if none does.
 
-    ``thorough``: in float64 where the model runs so, and with bad frames too.
+    ``thorough``: compare in float64 if the model runs in it, and with bad frames too.
     """
     found: str | None = None
     tried, expected = example, None
@@ -51,7 +51,7 @@ def other_gradients(
             if expected is not None and found != _UNTAKEN:
                 break
         if expected is not None and found is None:
-            break  # a model may do something else in float64: only what is the same ends it
+            break  # a model may do something else in float64: only equal gradients end the search
     if found is not None:
         return found
     for bad in _bad_examples(tried, expected or {}) if thorough else ():
@@ -85,7 +85,7 @@ def _halved(tensor: Tensor) -> Tensor:
 
 
 def outputs_of_parameters(model: nn.Module, example: Example) -> tuple[int, ...]:
-    """The outputs of ``model``, by number, that gradients of its parameters come from."""
+    """The numbers of the outputs of ``model`` that depend on its parameters."""
     args, kwargs = own_inputs(pytree.tree_map_only(Tensor, Tensor.detach, example))
     try:
         with stand_in(model) as other, torch.enable_grad(), quiet():
@@ -111,7 +111,7 @@ def _compared(
 
 
 def _gradients(model: nn.Module, example: Example, double: bool) -> Gradients | None:
-    """The gradients of inputs and parameters; None where there are none to be had."""
+    """The gradients of inputs and parameters; None if there are none."""
     for inputs_too in (True, False):  # a forward may write into its input
         try:
             with stand_in(model) as other, torch.enable_grad(), quiet():
@@ -138,7 +138,7 @@ def _backward(
     seed(0)
     outputs = _floats(module(*args, **kwargs))
     seed(1)
-    # randn_like would draw in the order of the memory, which may be another one in the result.
+    # randn_like draws in memory order, which may differ in the result.
     ends = [(t, torch.randn(t.shape, dtype=torch.float32).to(t)) for t in outputs]
     ends = [(t, cotangent) for t, cotangent in ends if t.requires_grad]
     if not ends:
@@ -169,14 +169,17 @@ def _largest(gradient: Tensor) -> float:
 
 
 def _furthest(one: Tensor, other: Tensor) -> float:
-    """The largest difference; NaN where it cannot be told so."""
+    """The largest absolute difference; NaN if the shapes differ or are empty."""
     same = one.shape == other.shape and one.numel()
     return float((one - other).abs_().max()) if same else math.nan
 
 
 def _difference(mine: Tensor | None, theirs: Tensor | None, largest: float) -> str | None:
-    """``largest``: of all gradients, whose rounding one that is zero in exact numbers has."""
-    if mine is None or theirs is None:  # for an optimizer zeros are not the same as none
+    """The difference between two gradients, in words; None if they are close.
+
+    ``largest`` of all gradients: a gradient that is exactly zero may have rounding of that size.
+    """
+    if mine is None or theirs is None:  # for an optimizer zeros differ from None
         if mine is theirs:
             return None
         return "is missing" if theirs is None else "is there, where the model gives none"
@@ -189,9 +192,9 @@ def _difference(mine: Tensor | None, theirs: Tensor | None, largest: float) -> s
 
 
 def _bad_examples(example: Example, gradients: Gradients) -> Iterator[Example]:
-    """``example`` with NaN and with Inf where the model's gradients do not come.
+    """``example`` with NaN, and with Inf, in entries that the model's gradients do not reach.
 
-    Where there are no gradients of inputs, with NaN in the first frame and in the last.
+    Without gradients of inputs: with NaN in the first frame, and in the last.
     """
     leaves, structure = pytree.tree_flatten(example)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -216,7 +219,7 @@ def _bad_examples(example: Example, gradients: Gradients) -> Iterator[Example]:
 
 
 def _unread(gradient: Tensor) -> Tensor:
-    """Where whole entries of one of the first three dimensions have a gradient of zero."""
+    """A mask of whole entries of one of the first three dimensions whose gradient is zero."""
     found = torch.zeros_like(gradient, dtype=torch.bool)
     for dim in range(min(3, gradient.dim())) if gradient.numel() else ():
         rest = [other for other in range(gradient.dim()) if other != dim]

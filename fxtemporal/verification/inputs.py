@@ -1,4 +1,4 @@
-"""Inputs to compare on: those of the user, and others of other sizes."""
+"""Inputs to compare on: fresh inputs of other sizes, and the example with bad frames."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["POISONED", "Example", "fresh_inputs", "is_float", "poisoned", "resiz
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 POISONED = "the example with "
 _MANY, _RUN = 2**18, 16
-"""Fresh values of an input of so many entries are drawn in runs: one by one takes longer than a
-forward."""
+"""An input with this many entries gets fresh values in runs: drawing one by one takes longer than
+a forward."""
 
 
 def is_float(value: Any) -> bool:
@@ -71,9 +71,9 @@ def resized(
     *,
     least_rank: int = 3,
 ) -> Example:
-    """Inputs like ``example`` of other sizes; ``change`` gives them by dimension as (old, new).
+    """Inputs like ``example`` of other sizes: ``change`` is ``{dimension: (old, new)}``.
 
-    Dimension 0 changes everywhere, another one in tensors of ``least_rank`` dimensions.
+    Dimension 0 changes in all tensors, another one in those of ``least_rank`` dimensions or more.
     """
     generator = generator or torch.Generator().manual_seed(0)
     draw = partial(_fresh, change=change, generator=generator, least_rank=least_rank)
@@ -87,7 +87,7 @@ def _fresh(
     generator: torch.Generator,
     least_rank: int,
 ) -> torch.Tensor:
-    """New values drawn from those of ``like``; ``change`` gives sizes as (old, new)."""
+    """A tensor with values drawn from ``like``; ``change`` gives its sizes as (old, new)."""
     sizes = list(like.shape)
     for dim, (old, new) in change.items():
         if (dim == 0 or like.dim() >= least_rank) and dim < like.dim() and sizes[dim] == old:

@@ -1,9 +1,9 @@
-"""Does the result compute what the original computes?
+"""Compares the outputs of a result with those of the original.
 
 Both run on the example inputs, and on fresh inputs at every other size that is free: another
-batch, another number of frames. The yardstick is the original in float64: the result may be as
-far from it as rounding explains, and the original's own distance stands beside it. Where the
-original cannot run in float64, the two are compared with each other.
+batch, another number of frames. The reference is the original in float64: the result's error may be
+as large as rounding explains, judged by the original's own error. If the original cannot run in
+float64, the two are compared with each other.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ __all__ = ["Verifier"]
 
 _LOW = (torch.bfloat16, torch.float16)
 _CHEAP_SECONDS = 0.2
-"""A model that runs within this also runs in float64 on the fresh inputs, beside the example."""
+"""A model that runs within this time is also run in float64 on fresh inputs, not only on the
+example."""
 
 
 class Verifier:
-    """Compares candidates with one original; what the original computes is computed once."""
+    """Compares candidates with one original, whose outputs are computed once."""
 
     def __init__(
         self,
@@ -89,15 +90,15 @@ class Verifier:
 
     @property
     def cheap(self) -> bool:
-        """Whether the model runs in no time, so that more can be tried on it."""
+        """Whether the model runs fast enough to try more inputs."""
         return self._cheap
 
     @property
     def outputs_with_gradients(self) -> tuple[int, ...]:
-        """The original's outputs, by number, that have gradients where these are switched off."""
+        """The numbers of the outputs that have gradients although the caller switched these off."""
         outputs, args, kwargs, _ = self._example.outputs
         given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
-        with contextlib.suppress(RuntimeError):  # a view that was written where they are off
+        with contextlib.suppress(RuntimeError):  # a view that was written with gradients off
             return tuple(
                 number
                 for number, leaf in enumerate(pytree.tree_leaves(outputs))
@@ -107,11 +108,11 @@ class Verifier:
 
     @property
     def outputs(self) -> list[Any]:
-        """The leaves of what the original gave on the example inputs."""
+        """The leaves of the original's outputs on the example inputs."""
         return pytree.tree_leaves(self._example.outputs[0])
 
     def _run(self, name: str) -> _Expected | None:
-        """The original on fresh inputs, once it is needed; None where it does not take them."""
+        """The original's run on fresh inputs, made when first needed; None if it refuses them."""
         if name not in self._runs:
             inputs, run = self._fresh[name], None
             with contextlib.suppress(Exception):  # in any way that a model may
@@ -120,7 +121,7 @@ class Verifier:
         return self._runs[name]
 
     def _with_reference(self, run: _Expected) -> _Expected:
-        """The same run in float64 beside it, where there is the time for that."""
+        """``run`` with a float64 reference, if the model is cheap."""
         if not self._cheap or run.reference is not None or run is self._example:
             return run
         reference = self._reference(self._original, run.inputs, run.outputs)
@@ -150,9 +151,9 @@ class Verifier:
         return sample if wide is None else wide
 
     def _next_to(self, run: _Expected, outputs: Any) -> Sample:
-        """The comparison with the original alone: so near to it, no reference can tell more.
+        """The comparison with the original only. If it is close enough, no reference is needed.
 
-        Half of what is always allowed, so that the original's own error has room beside it.
+        The bound is half of what is always allowed, to leave room for the original's own error.
         """
         if any(t.dtype in _LOW for t in _tensors(run.outputs) if isinstance(t, torch.Tensor)):
             return _failed(run.name, "half precision hides errors")
@@ -162,10 +163,10 @@ class Verifier:
         )
 
     def at(self, candidate: nn.Module, inputs: Example, name: str) -> Sample | None:
-        """The comparison on ``inputs``; None where the original does not take them, or both refuse.
+        """The comparison on ``inputs``; None if the original does not take them, or both refuse.
 
-        What the original refuses as specialized, the candidate has to refuse too: nobody can say
-        what its numbers would be.
+        Inputs that the original refuses as specialized, the candidate must refuse too: there are no
+        numbers to compare with.
         """
         refused = False
         try:
@@ -185,9 +186,9 @@ class Verifier:
         return self._sample(_Expected(name, inputs, outputs, None), result)
 
     def _in_float64(self, run: _Expected, candidate: nn.Module) -> Sample | None:
-        """The comparison in float64, where the rounding of half precision would hide errors.
+        """A failed comparison in float64, for outputs whose half-precision rounding hides errors.
 
-        None where that is not needed, or the candidate does not run so.
+        None if it passes, is not needed, or the candidate does not run in float64.
         """
         leaves = [leaf for leaf in _tensors(run.outputs) if isinstance(leaf, torch.Tensor)]
         if run.reference is None or not any(leaf.dtype in _LOW for leaf in leaves):
@@ -199,9 +200,9 @@ class Verifier:
         return None if sample.equal else sample
 
     def _outcome(self, model: nn.Module, inputs: Example, *, double: bool = False) -> Any:
-        """All that a call leaves: the outputs, the inputs, in training mode the buffers.
+        """All results of a call: the outputs, the inputs after it, in training mode the buffers.
 
-        A stand-in is called, so that what the forward writes stays there; ``double``: in float64.
+        A stand-in is called, so that the forward writes only into it; ``double``: in float64.
         """
         if double:
             inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
@@ -214,7 +215,7 @@ class Verifier:
             return outputs, args, kwargs, buffers
 
     def _reference(self, model: nn.Module, inputs: Example, outcome: Any) -> Any:
-        """The same in float64; None where the model cannot run so, or is in float64 itself."""
+        """``outcome`` in float64; None if the model cannot run in it, or is in float64 itself."""
         floats = [t for t in _tensors(outcome) if isinstance(t, torch.Tensor)]
         if not any(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in floats):
             return None
@@ -249,10 +250,10 @@ class Verifier:
         return worst
 
     def _noise(self, run: _Expected) -> list[float]:
-        """How far each output of the original moves with the last bits of all that it is given.
+        """How far each output of the original moves if the last bits of all its inputs change.
 
-        Relative to its largest value. Where an output is next to nothing beside what it was
-        computed from, the difference of two means, that is far more than rounding it once.
+        Relative to the output's largest value. If an output is tiny compared with its operands,
+        such as the difference of two means, that is far more than rounding it once.
         """
         if run.name not in self._noises:
             noises: list[float] = []
@@ -314,7 +315,7 @@ class Verifier:
         return Sample(name, error, error / scale, own, self._tolerance.bound(dtype, own))
 
     def _coarsest(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which an output of ``dtype`` may have been computed, with the most error."""
+        """The coarsest dtype in which an output of ``dtype`` may have been computed."""
         coarsest: torch.dtype = max((dtype, *self._given), key=lambda one: torch.finfo(one).eps)
         return coarsest
 
@@ -333,7 +334,7 @@ def _failed(name: str, problem: str) -> Sample:
 
 
 def _shaken(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """``tensor`` with other last bits."""
+    """``tensor`` with its last bits changed at random."""
     if not tensor.dtype.is_floating_point:
         return tensor
     noise = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor.device)
@@ -342,7 +343,7 @@ def _shaken(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether two tensors of one dtype and shape hold the same bits; any NaN is NaN."""
+    """Whether two tensors of one dtype and shape hold the same bits; any NaN equals any NaN."""
     if not theirs.dtype.is_floating_point:
         return torch.equal(mine, theirs)
     alike = (mine == theirs) & (mine.signbit() == theirs.signbit())

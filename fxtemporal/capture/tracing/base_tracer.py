@@ -30,15 +30,15 @@ _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
 
 
 one_capture = threading.RLock()
-"""Two captures wait for each other: what they patch is the process's."""
+"""Lock that lets one capture run at a time: what a capture patches is global to the process."""
 
 
 @contextmanager
 def in_this_thread_alone() -> Iterator[None]:
-    """Have what torch.fx patches act in this thread, and leave all others as they are.
+    """Limit the patches of torch.fx to this thread: other threads see the original functions.
 
-    ``Tracer.trace`` puts functions of its own in place of ``nn.Module.__call__`` and
-    ``__getattr__``, and sets a flag. Its patcher is given functions that ask which thread calls.
+    ``Tracer.trace`` replaces ``nn.Module.__call__`` and ``__getattr__``, and sets a flag. Here its
+    patcher installs functions, and a flag, that first ask which thread calls.
     """
     owner = threading.get_ident()
 
@@ -63,7 +63,7 @@ def in_this_thread_alone() -> Iterator[None]:
 
 
 class _InThread:
-    """True in one thread alone."""
+    """A flag that is true in one thread only."""
 
     def __init__(self, owner: int) -> None:
         self._owner = owner

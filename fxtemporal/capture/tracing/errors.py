@@ -18,7 +18,7 @@ class OpError(Exception):
 
 
 class StatefulError(Exception):
-    """The forward leaves a state behind; ``exportable`` if torch.export knows how to carry it."""
+    """The forward leaves a state behind; ``exportable`` if torch.export can carry it."""
 
     def __init__(self, text: str, *, exportable: bool = False) -> None:
         super().__init__(text)
@@ -26,4 +26,4 @@ class StatefulError(Exception):
 
 
 class GradientModeError(TraceError):
-    """The forward asks whether gradients are recorded: the graph is right for one answer alone."""
+    """The forward asks whether gradients are recorded: a graph is right for one answer only."""

@@ -1,7 +1,7 @@
-"""What a forward leaves behind on its model.
+"""Checks on the state that a forward leaves behind on its model.
 
 A graph is a function of its inputs, parameters and buffers. A forward that counts its calls, or
-keeps a tensor for the next one, is not; it must be refused, or shown to be harmless.
+keeps a tensor for the next call, is not; it must be refused, or shown to be harmless.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _EXPORTS_OWN = "self.constants"
 
 
 def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any) -> str | None:
-    """What there is to say of all that the forward of ``traced`` wrote while it was captured.
+    """Check all that the forward of ``traced`` wrote during capture; return a note on it, or None.
 
-    A tensor may be kept in an attribute if no later call reads it. Any other change makes the next
-    call another function, which no graph can be.
+    The forward may keep a tensor in an attribute if no later call reads it. Any other change makes
+    the next call a different function, which a graph cannot express.
 
     Raises:
         StatefulError: the next call may depend on this one, or on chance.
@@ -58,7 +58,7 @@ def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any
 
 
 def settle_export(exported: StandIn, states: RandomStates) -> None:
-    """Refuse what torch.export did not see the forward write: it knows of tensors alone.
+    """Refuse writes of the forward that torch.export did not see: it tracks tensors only.
 
     Raises:
         StatefulError: the next call may depend on this one, or on chance.
@@ -80,9 +80,10 @@ def _refuse_python(run: StandIn) -> None:
 
 
 def refuse_unseen(model: nn.Module, exported: ExportedProgram, example: Any) -> None:
-    """Refuse what the forward writes in a way that torch.export does not see.
+    """Refuse writes to parameters and buffers that the exported program does not repeat.
 
-    It puts attributes and parameters back, and passes by ``buffer.data = ...``. So both run once.
+    torch.export restores attributes and parameters, and does not see ``buffer.data = ...``. So the
+    model and the exported program each run once, and their writes are compared.
 
     Raises:
         StatefulError: a later call would read it.
@@ -97,7 +98,7 @@ def refuse_unseen(model: nn.Module, exported: ExportedProgram, example: Any) -> 
 
 
 def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
-    """The parameters and buffers that a call of ``model`` writes, as it leaves them."""
+    """The parameters and buffers that a call of ``model`` writes, with their values after it."""
     args, kwargs = own_inputs(example)
     before = _state(model)
     with stand_in(model, watched=True) as other, torch.no_grad(), quiet():
@@ -124,7 +125,7 @@ def _refuse_chance(states: RandomStates) -> None:
 
 
 def _repeats(model: nn.Module, example: Any) -> bool:
-    """Whether two calls of one and the same module give the same."""
+    """Whether two calls of the same module give the same outputs."""
     results = []
     with stand_in(model) as other, torch.no_grad():
         for _ in range(2):

@@ -1,8 +1,7 @@
-"""What a forward that runs on proxies is told when it asks Python a question.
+"""Patches that answer Python's questions about proxies as the real values would.
 
-``isinstance(x, Tensor)``, ``type(x)``, ``torch.finfo(x.dtype)`` get the answer that the real value
-would give. ``self.training`` gets its answer too, and is noted: what was traced is right for that
-mode alone.
+``isinstance(x, Tensor)``, ``type(x)`` and ``torch.finfo(x.dtype)`` get the answer of the real
+value. A read of ``self.training`` is answered and recorded: the trace is right for that mode only.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = [
 ]
 
 _OUTSIDE = "fxtemporal.capture.capture"
-"""The module that traces: what is further out on the stack is not the forward's."""
+"""The module that starts a trace: stack frames outside it do not belong to the forward."""
 
 
 _LONGEST_LIST = 256
@@ -118,8 +117,8 @@ def modes_read(
 ) -> Iterator[dict[str, Specialization]]:
     """Collect the modules of ``root`` whose forwards read or set a ``training`` flag, by path.
 
-    What is read is noted where ``counts()``; what is set holds by itself, unless something read the
-    flag before.
+    A flag is recorded only while ``counts()`` is true. One that the forward sets before any read
+    (``sets``) holds in every mode.
     """
     paths = {id(module): path for path, module in root.named_modules()}
     found: dict[str, Specialization] = {}
@@ -156,7 +155,7 @@ def modes_read(
 
 @contextmanager
 def custom_functions() -> Iterator[list[str]]:
-    """Collect the ``torch.autograd.Function``s that this thread calls: a graph has no backward."""
+    """Collect the ``torch.autograd.Function``s this thread calls: a graph lacks their backward."""
     owner, called = threading.get_ident(), []
     original = vars(torch.autograd.Function)["apply"]
 
@@ -174,7 +173,7 @@ def custom_functions() -> Iterator[list[str]]:
 
 @contextmanager
 def refusing_seeds() -> Iterator[None]:
-    """Refuse a forward, in this thread, that seeds torch's generator: no graph holds that."""
+    """Refuse a forward, in this thread, that seeds torch's generator: a graph cannot hold that."""
     names = ("manual_seed", "seed", "set_rng_state")
     with ExitStack() as stack:
         for owner, name in itertools.product((torch, torch.random), names):
@@ -196,7 +195,7 @@ def _refusing_to_seed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def refusing_long_lists() -> Iterator[None]:
-    """Refuse ``tolist()`` of many numbers while torch.export runs: it makes a symbol of each.
+    """Refuse ``tolist()`` of many numbers during torch.export: each would become a symbol.
 
     Raises:
         CaptureError: inside of the forward, in this thread.
@@ -220,7 +219,7 @@ def refusing_long_lists() -> Iterator[None]:
 
 
 def _frames() -> Iterator[types.FrameType]:
-    """The stack from here out to where the tracing began."""
+    """The stack frames from the caller out to where the tracing began."""
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") != _OUTSIDE:
         yield frame
@@ -234,7 +233,7 @@ def _in_a_forward() -> bool:
 
 
 def user_location() -> str | None:
-    """The innermost line of the user's code, between the traced forward and here."""
+    """The innermost line of the user's code that is running inside the traced forward."""
     for frame in _frames():
         if is_user_file(frame.f_code.co_filename):
             return short_location(frame.f_code.co_filename, frame.f_lineno)

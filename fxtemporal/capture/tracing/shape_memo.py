@@ -1,7 +1,8 @@
-"""Shapes of what was computed before.
+"""A cache of the shapes that ops gave before.
 
 A body that is called once a frame computes the same shapes T times, and a fake convolution costs
-more than tracing it. What gave new memory once, on inputs of the same shapes, gives as much again.
+more than tracing it. An op that allocated its result gives the same shape again for inputs of the
+same shapes.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ __all__ = ["ShapeMemo"]
 
 
 class ShapeMemo:
-    """Values of nodes by their op, static arguments and the shapes of their inputs."""
+    """Shapes of nodes, keyed by their op, static arguments and the shapes of their inputs."""
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
         self._fake_mode = fake_mode
         self._known: dict[Hashable, tuple[Any, ...]] = {}
 
     def key(self, node: fx.Node) -> Hashable | None:
-        """What decides the shape of ``node``; None for what must be computed each time."""
+        """All that decides the shape of ``node``; None if it must be computed each time."""
         if node.op not in ("call_module", "call_function", "call_method"):
             return None
         leaves, layout = pytree.tree_flatten((node.args, node.kwargs))
@@ -45,7 +46,7 @@ class ShapeMemo:
         return node.op, node.target, str(layout), tuple(described)
 
     def recall(self, key: Hashable) -> torch.Tensor | None:
-        """A value like the one remembered, in memory of its own."""
+        """A new tensor of the remembered shape, in its own memory; None if none is remembered."""
         known = self._known.get(key)
         if known is None:
             return None
@@ -54,7 +55,7 @@ class ShapeMemo:
             return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
 
     def remember(self, key: Hashable, node: fx.Node) -> None:
-        """Keep the shape of ``node``, if it writes nothing and is one tensor in its own memory."""
+        """Keep the shape of ``node`` if it writes nothing and is one tensor in its own memory."""
         value = needed_value(node)
         if not isinstance(value, torch.Tensor) or value.storage_offset() or value.is_complex():
             return

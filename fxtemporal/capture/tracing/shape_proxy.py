@@ -23,7 +23,7 @@ _CUTS = frozenset(
         unbind split chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk
     """.split()
 )
-"""What gives as many pieces as the size says."""
+"""Ops whose number of results depends on a size."""
 
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
@@ -31,18 +31,18 @@ _OF_GRADIENTS = ("requires_grad", "grad", "grad_fn", "is_leaf", *_HOOKS)
 
 
 class ReadingTracer(RecordingTracer):
-    """What a proxy asks of the tracer that made it."""
+    """The tracer's methods that a proxy calls."""
 
     def value_of(self, proxy: ShapeProxy, why: str) -> Any:
-        """The value behind ``proxy``, where there is one."""
+        """The value behind ``proxy``."""
         raise NotImplementedError
 
     def read(self, proxy: Any, why: str) -> Any:
-        """A number that Python needs now: from here on the graph is right for this one alone."""
+        """The number that Python needs now; a guard holds the graph to this number."""
         raise NotImplementedError
 
     def check_length(self, proxy: ShapeProxy) -> None:
-        """Python went through the pieces that an op cut a tensor into: as many it must stay."""
+        """Guard the number of pieces that an op cut a tensor into: Python looped over them."""
         raise NotImplementedError
 
 
@@ -95,7 +95,7 @@ class ShapeProxy(Proxy):
 
     def __getitem__(self, index: Any) -> Any:
         entry = self.entry(index)
-        if entry.known and entry.val is None:  # Python may ask whether it is there
+        if entry.known and entry.val is None:  # Python may test ``is None``
             self.tracer.graph.erase_node(entry.node)
             return None
         return entry
@@ -177,7 +177,7 @@ class _UnknownAttribute(Attribute):
 
 
 def _write_in_place(name: str) -> None:
-    """``x += 1`` writes into x where x is a tensor, as it would without the tracer."""
+    """Define ``x += 1`` to write into x if x is a tensor, as without the tracer."""
     in_place = getattr(operator, name)
     anew = getattr(operator, name[1:], None) or getattr(operator, name[1:] + "_")
 
@@ -210,8 +210,8 @@ for _name in (
 def expression(node: fx.Node, levels: int = 5) -> str:
     """``node`` as the user would write it: ``x.size(1)``, ``x.shape[1] // 2``.
 
-    What lies more than so many levels below is called by its name in the graph: a residual network
-    would be written out twice for each of its additions.
+    A node deeper than ``levels`` is written as its name in the graph: otherwise the text of a
+    residual network would double at each addition.
     """
 
     def text(argument: Any) -> str:

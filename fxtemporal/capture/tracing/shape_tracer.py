@@ -3,12 +3,12 @@
 Every proxy carries the value its node has on the example inputs: a fake tensor or a number. So
 ``x.size(1)`` is 10 where Python needs a number, and stays ``x.size(1)`` in the graph; the batch,
 which nothing reads, stays free. Where Python does read a number (``range(t)``, ``if t > 4``,
-``int(t)``) the graph gets a check of it, see :mod:`fxtemporal.ir.guards`::
+``int(t)``) the graph gets a guard on it, see :mod:`fxtemporal.ir.guards`::
 
     for t in range(x.size(1)):          size = x.size(1);  guard(size, 10, "x.size(1)", ...)
         outs.append(net(x[:, t]))       getitem = x[:, 0]; conv = net.conv(getitem); ...
 
-What this tracer cannot follow raises :class:`torch.fx.proxy.TraceError`, and
+A forward that this tracer cannot follow raises :class:`torch.fx.proxy.TraceError`, and
 :mod:`fxtemporal.capture.capture` turns to ``torch.export``.
 """
 
@@ -71,7 +71,7 @@ _QUERIES = frozenset(
     is_floating_point is_complex is_signed untyped_storage has_names
     """.split()
 )
-"""What tells nothing of a tensor's data."""
+"""Methods whose answer does not depend on a tensor's data."""
 _READS = frozenset("item tolist __bool__ __int__ __float__ __index__ __contains__ numpy".split())
 
 
@@ -119,8 +119,8 @@ class _RealTensors(TorchFunctionMode):
 class ShapeTracer(ReadingTracer):
     """Traces ``root(*args, **kwargs)``; without ``example`` no proxy has a value.
 
-    A function that the user's code has put under ``torch.fx.wrap`` is one node. With ``wrapped``,
-    so is one of a library; a graph without it says more.
+    A function that the user's code put under ``torch.fx.wrap`` is one node. With ``wrapped``, so is
+    a library's; without it, the graph holds the ops inside.
 
     ``modes`` holds, after a trace, the modules whose ``training`` flag the forward read.
     """
@@ -168,7 +168,7 @@ class ShapeTracer(ReadingTracer):
             return super().trace(root, concrete_args)
 
     def _nodes_of_their_own(self) -> dict[tuple[int, str], dict[str, Any]]:
-        """The functions under ``torch.fx.wrap``, where a library's own are to be traced through."""
+        """Functions under ``torch.fx.wrap`` that become one node; a library's if ``wrapped``."""
         return {
             key: namespace
             for key, namespace in symbolic_trace.wrapped_functions().items()
@@ -234,7 +234,7 @@ class ShapeTracer(ReadingTracer):
         return proxy
 
     def _default(self, proxy: ShapeProxy, value: Any, why: str) -> Any:
-        """A parameter left at its default ``value``, and a check that calls leave it there."""
+        """A parameter left at its default ``value``, with a guard that calls leave it there."""
         if _in_code(value) is value:
             return self._fixed(proxy, value, why)
         there = self.create_proxy("call_function", given, (proxy,), {})
@@ -242,14 +242,14 @@ class ShapeTracer(ReadingTracer):
         return value
 
     def _fixed(self, proxy: ShapeProxy, value: Any, why: str) -> Any:
-        """An argument that the trace takes as a constant."""
+        """An argument that the trace takes as a constant, with a guard on it."""
         if value is None or isinstance(value, (*NUMBER, str)):
             self._check(proxy.node, value, str(proxy.node.target), None, why)
             return value
         return proxy
 
     def _unpacked(self, proxy: ShapeProxy) -> Any:
-        """Lists, tuples and dicts of inputs become the same of proxies; their layout is checked."""
+        """Lists, tuples and dicts of proxies for those of inputs, with a guard on their layout."""
         value = proxy.val
         if isinstance(value, torch.Tensor):
             self._check_rank(proxy)
@@ -306,7 +306,7 @@ class ShapeTracer(ReadingTracer):
         return proxy
 
     def _rank(self, proxy: ShapeProxy) -> int:
-        """A rank, which squeeze() may have made depend on the sizes."""
+        """The rank of ``proxy``, with a guard: squeeze() may have made it depend on the sizes."""
         value = self.value_of(proxy, "dim()")
         if proxy.node.op not in ("placeholder", "get_attr") and proxy.node not in self._ranked:
             self._ranked.add(proxy.node)
@@ -337,10 +337,10 @@ class ShapeTracer(ReadingTracer):
             node.meta["location"] = location
         return node
 
-    # -- where gradients are off: what leaves a ``with torch.no_grad()`` is detached --------------
+    # -- gradients switched off: results of a ``with torch.no_grad()`` are detached ---------------
 
     def _writes_outside(self, target: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call may write into what was made where gradients are on."""
+        """Whether a call may write into a tensor that was made where gradients are on."""
         name = str(getattr(target, "__name__", target))
         module = self.root.get_submodule(target) if target in self._module_names else None
         writes = (
@@ -356,7 +356,7 @@ class ShapeTracer(ReadingTracer):
         return node in self._gradless and isinstance(value_of(node), list | tuple)
 
     def _with_its_gradients(self, node: fx.Node) -> fx.Node:
-        """``node`` as code outside of ``torch.no_grad()`` sees it: with no history."""
+        """``node``, detached if it was made under ``torch.no_grad()``."""
         if node not in self._gradless:
             return node
         if not has_value(node):
@@ -430,12 +430,12 @@ class ShapeTracer(ReadingTracer):
         return attr_val if name is None else self._attribute(name)
 
     def _hold(self, tensor: torch.Tensor) -> None:
-        """Keep a tensor that the model does not know as its own, the very same object."""
+        """Store a tensor that is not yet the model's as an attribute: the same object, no copy."""
         if self._held(tensor):
             return
         number = sum(name.startswith("_tensor_constant") for name in vars(self.root))
         name = f"_tensor_constant{number}"
-        vars(self.root)[name] = tensor  # as no parameter: the model has none of that name
+        vars(self.root)[name] = tensor  # not as a parameter: the model has none of that name
         self._names[id(tensor)] = name
 
     def _attribute(self, name: str) -> ShapeProxy:
@@ -504,7 +504,7 @@ class ShapeTracer(ReadingTracer):
 
 
 def _in_code(default: Any) -> Any:
-    """A default as generated code can write it down; None for what it cannot."""
+    """``default`` if generated code can write it down, else None."""
     leaves = pytree.tree_leaves(default)
     plain = all(leaf is None or isinstance(leaf, (*NUMBER, str)) for leaf in leaves)
     return default if plain else None

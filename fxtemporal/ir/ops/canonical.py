@@ -1,7 +1,7 @@
 """One form for each argument: ``stride=2`` and ``stride=(2, 2, 2)`` become the same value.
 
-``KINDS`` holds the forms that a signature can name. Where an argument depends on the others, a
-*fix* rewrites the bound arguments in place after that.
+``KINDS`` holds the forms that a signature can name. If an argument depends on others, a *fix* then
+rewrites the bound arguments in place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Nature = Literal["tensor", "sequence", "scalar"]
 
 
 class Context(Protocol):
-    """What a canonical form may ask about the graph."""
+    """The questions that a canonical form may ask about the graph."""
 
     def rank(self, value: Any) -> int | None:
         """The number of dimensions of a tensor, or of the first one of a tuple."""
@@ -89,7 +89,7 @@ def new_dim(value: Any, args: Arguments, context: Context) -> Any:
 
 
 def dims(value: Any, args: Arguments, context: Context) -> Any:
-    """In the order given: permute, roll, movedim."""
+    """Dimensions whose order matters: permute, roll, movedim."""
     value = flat(value, args, context)
     if not isinstance(value, tuple):
         return normal_dim(value, None)
@@ -98,7 +98,7 @@ def dims(value: Any, args: Arguments, context: Context) -> Any:
 
 
 def dim_set(value: Any, args: Arguments, context: Context) -> Any:
-    """In any order: flip, squeeze."""
+    """Dimensions in any order, sorted: flip, squeeze."""
     value = dims(value, args, context)
     if isinstance(value, tuple) and all(isinstance(item, int) for item in value):
         return tuple(sorted(value))
@@ -106,12 +106,12 @@ def dim_set(value: Any, args: Arguments, context: Context) -> Any:
 
 
 def reduced(value: Any, args: Arguments, context: Context) -> Any:
-    """The dims that a reduction takes away; None: all of them, which ``()`` means too."""
+    """The dims that a reduction removes; None for all of them, which ``()`` means too."""
     return None if value == () else dim_set(value, args, context)
 
 
 def repeated(count: int) -> Kind:
-    """One number a dimension of space (and time)."""
+    """One number for each dimension of space (and time)."""
 
     def repeat(value: Any, args: Arguments, context: Context) -> Any:
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
@@ -164,7 +164,7 @@ def unspaced(value: Any, args: Arguments, context: Context) -> Any:
 
 
 def memory_format(value: Any, args: Arguments, context: Context) -> Any:
-    """ATen writes the contiguous format 0 in its defaults, and None for "preserve"."""
+    """A memory format: ATen's defaults write 0 for contiguous, and None for "preserve"."""
     if value is None:
         return torch.preserve_format
     return torch.contiguous_format if isinstance(value, int) else value
@@ -204,7 +204,7 @@ def no_sequences(args: Arguments, context: Context) -> None:
 
 
 def commute(args: Arguments, context: Context) -> None:
-    """``1 + x`` is ``x + 1``: the scalar stands second."""
+    """``1 + x`` becomes ``x + 1``: the scalar is the second operand."""
     no_sequences(args, context)
     tensor_first = isinstance(args["input"], fx.Node | Attr)
     if not tensor_first and isinstance(args["other"], fx.Node | Attr):
@@ -282,7 +282,7 @@ def device(args: Arguments, context: Context) -> None:
 
 
 def einops(args: Arguments, context: Context) -> None:
-    """``"b  c->(b c)"`` becomes ``"b c -> (b c)"``; the sizes stand in the order of their names."""
+    """``"b  c->(b c)"`` becomes ``"b c -> (b c)"``; the sizes are sorted by name."""
     if not isinstance(args["pattern"], str):
         raise UndescribedError("a pattern that is no string")
     spaced = args["pattern"].replace("->", " -> ").replace("(", " ( ").replace(")", " ) ")
@@ -292,7 +292,7 @@ def einops(args: Arguments, context: Context) -> None:
 
 
 def recurrent(args: Arguments, context: Context) -> None:
-    """The overloads for packed sequences take their arguments in another order."""
+    """Refuse the overloads for packed sequences, whose arguments have another order."""
     if not isinstance(args["has_biases"], bool) or not isinstance(args["params"], tuple):
         raise UndescribedError("a recurrent net over a packed sequence")
 
@@ -341,7 +341,7 @@ def reversed_subtraction(args: Arguments, context: Context) -> tuple[str, Argume
 
 
 def narrow(args: Arguments, context: Context) -> tuple[str, Arguments]:
-    """A slice, when its end can be written down; a start below zero counts from the end."""
+    """A slice, if its end is a constant; a start below zero counts from the end."""
     start, length = args["start"], args["length"]
     if not (isinstance(start, int) and isinstance(length, int)):
         return "narrow", args
@@ -360,7 +360,7 @@ def convolution(args: Arguments, context: Context) -> tuple[str, Arguments]:
 
 
 def feature_dropout(args: Arguments, context: Context) -> tuple[str, Arguments]:
-    """What dropout1d, dropout2d and dropout3d become in ATen."""
+    """ATen's one op for dropout1d, dropout2d and dropout3d: the rank tells which."""
     rank = context.rank(args["input"])
     return f"dropout{rank - 2}d" if rank in (3, 4, 5) else "feature_dropout", args
 
@@ -390,7 +390,7 @@ def matrix_transpose(args: Arguments, context: Context) -> tuple[str, Arguments]
 
 
 def to(args: Arguments, context: Context) -> tuple[str, Arguments]:
-    """``x.to(dtype)``, ``x.to(device, dtype)``, ``x.to(other)``, with two flags behind."""
+    """``x.to(dtype)``, ``x.to(device, dtype)``, ``x.to(other)``, followed by two flags."""
     bound = {name: args[name] for name in ("input", "dtype", "device", "other", "memory_format")}
     flags = []
     for item in args["spec"]:
@@ -425,7 +425,7 @@ def converted_to(item: Any, context: Context) -> str:
 
 
 def einops_reduce(args: Arguments, context: Context) -> tuple[str, Arguments]:
-    """``einops.rearrange`` and ``einops.repeat`` call ``reduce``, and a trace may keep that."""
+    """``einops.rearrange`` and ``einops.repeat`` call ``reduce``, which a trace may record."""
     moved = {"rearrange": "rearrange", "repeat": "einops_repeat"}.get(str(args["reduction"]))
     if moved is None:
         return "einops_reduce", args

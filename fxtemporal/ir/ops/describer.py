@@ -1,4 +1,4 @@
-"""From a graph node to its :class:`~fxtemporal.ir.ops.Op`. Nothing else reads ``node.target``."""
+"""Describes a graph node as an :class:`~fxtemporal.ir.ops.Op`. Only this reads ``node.target``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ARITHMETIC = frozenset(
     }
 )
 DEPTH = 4
-"""How many producers are looked at, where no ``meta["val"]`` says what a node is."""
+"""How many producers to follow if no ``meta["val"]`` says what a node is."""
 
 
 def describe(node: fx.Node, root: nn.Module) -> Op | None:
@@ -83,7 +83,7 @@ def describe(node: fx.Node, root: nn.Module) -> Op | None:
 
 
 def blocked(node: fx.Node, root: nn.Module) -> Blocker | None:
-    """Why the module that a node calls is not described although its type is a known one.
+    """Why the module that a node calls is not described although its type is known.
 
     ``"hooked"``: it carries hooks. ``"parametrized"``: a weight is computed at every call.
     ``"subclass"``: it inherits from a known type, or a method is replaced on the instance.
@@ -115,8 +115,8 @@ def _module(node: fx.Node, root: nn.Module) -> nn.Module | None:
 class Describer:
     """Describes the nodes of graphs over one root module.
 
-    It holds a table of the root's parameters, which it makes anew when a tensor is not there, or
-    no longer goes by its name.
+    It holds a table of the root's parameters, and rebuilds it if a tensor is missing or has another
+    name by now.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -126,7 +126,7 @@ class Describer:
         self._producers: dict[tuple[fx.Node, int], tuple[Op | None, Nature | None]] = {}
 
     def __call__(self, node: fx.Node) -> Op | None:
-        """What a node computes; None when that is not known."""
+        """The op that a node computes; None if it is not known."""
         if self._depth == 0:
             self._producers.clear()  # the graph may have changed since
         try:
@@ -177,7 +177,7 @@ class Describer:
         return self._finish(name, args, writes=spelling.writes)
 
     def _finish(self, name: str, given: Mapping[str, Any], writes: bool = False) -> Op:
-        """Every argument in its one form, in the order of the op's signature."""
+        """The op with every argument in its canonical form, in the order of its signature."""
         row = OPS[name]
         signature = row.signature
         args = {**signature.fill(given), **given}
@@ -237,7 +237,7 @@ class Describer:
         raise UndescribedError("a tensor that is no parameter of the root")
 
     def _attribute(self, path: str) -> torch.Tensor | None:
-        """The tensor at ``path``, unless it would have to be computed (a parametrization)."""
+        """The tensor at ``path``; None if it is computed (a parametrization) or missing."""
         prefix, _, leaf = path.rpartition(".")
         try:
             owner = self.root.get_submodule(prefix)
@@ -259,7 +259,7 @@ class Describer:
         return name
 
     def _table(self) -> dict[int, tuple[torch.Tensor, str | None]]:
-        """By identity; None: a tensor that is neither a parameter nor a buffer."""
+        """``{id: (tensor, name)}``; the name is None if it is neither a parameter nor a buffer."""
         names = {key: entry for key, entry in self._names.items() if entry[1] is None}
         for name, tensor in (
             *self.root.named_parameters(remove_duplicate=False),
@@ -269,7 +269,7 @@ class Describer:
                 names[id(tensor)] = tensor, name
         return names
 
-    # ---- what is known of a value ----------------------------------------------------------------
+    # ---- facts about a value ---------------------------------------------------------------------
 
     def val(self, node: fx.Node) -> Any:
         return value_of(node)
@@ -301,7 +301,7 @@ class Describer:
         return self._producer(node)[0]
 
     def _producer(self, node: fx.Node) -> tuple[Op | None, Nature | None]:
-        """Its op and what it returns; each found once a call, for nodes share their producers."""
+        """The op of ``node`` and its nature; cached for one call, since nodes share producers."""
         key = node, self._depth
         if self._depth >= DEPTH:
             return None, None
@@ -334,7 +334,7 @@ class Describer:
         return nature
 
     def _result(self, op: Op) -> Nature | None:
-        """What an op returns, where no ``meta["val"]`` says it."""
+        """The nature of an op's result, if no ``meta["val"]`` tells it."""
         if op.name in SEQUENCES or (op.name in ("max", "min") and op.args["dim"] is not None):
             return "sequence"
         if op.name in SCALARS:

@@ -1,8 +1,8 @@
-"""``x[...]`` and ``x.attribute``: what Python spells without a name.
+"""Describes ``x[...]`` and ``x.attribute`` as ops.
 
 ``x[:, t]`` is ``select(x, 1, t)``; ``x[:, a:b]`` is ``slice(x, 1, a, b)``; ``x[:, None]`` is
-``unsqueeze(x, 1)``. What does more at once is ``getitem(x, index)``, and an item of a tuple is
-``item(x, index)``; only, ``x.shape[1]`` is ``size(x, 1)``.
+``unsqueeze(x, 1)``. An index with several such entries is ``getitem(x, index)``. An item of a tuple
+is ``item(x, index)``, except that ``x.shape[1]`` is ``size(x, 1)``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def getitem(raw_input: Any, raw_index: Any, context: Context) -> tuple[str, Argu
 def item(value: Any, index: Any, context: Context) -> tuple[str, Arguments]:
     """One item of a tuple or list, or a part of it."""
     if isinstance(index, int):
-        cut = False  # as many pieces as the size says: wrapping the index would bake it in
+        cut = False  # the number of pieces depends on a size: keep a negative index as it is
         if isinstance(value, fx.Node):
             op = context.describe(value)
             cut = op is not None and op.name in ("unbind", "split", "chunk")
@@ -86,7 +86,7 @@ def attribute(raw_input: Any, name: Any, context: Context) -> tuple[str, Argumen
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
-    """``x[a, b]`` is given as a tuple; ``x[[a, b]]`` as a list, which is one index."""
+    """The entries of an index: ``x[a, b]`` gives a tuple, ``x[[a, b]]`` a list, one index."""
     return index if isinstance(index, tuple) else (index,)
 
 
@@ -111,7 +111,7 @@ def _slice(start: Any, end: Any, step: Any) -> Entry:
 
 
 def _trimmed(entries: tuple[Entry, ...], rank: int | None) -> tuple[Entry, ...]:
-    """Without the whole slices that stand at the end; the ellipsis spelled out if possible."""
+    """``entries`` without whole slices at the end, and with the ellipsis expanded if possible."""
     dots = [position for position, entry in enumerate(entries) if entry == ELLIPSIS]
     if len(dots) == 1 and (rank is not None or dots[0] == len(entries) - 1):
         (position,) = dots

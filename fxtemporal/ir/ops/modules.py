@@ -1,7 +1,8 @@
 """Modules, one line each: the op that a module of exactly this type computes.
 
-The arguments of the call bind to the module's ``forward``; the others are the module's attributes
-of the same name. An *adapter* fills in those that go by another name or depend on its state.
+The arguments of the call bind to the module's ``forward``; the op's other arguments are attributes
+of the same name. An *adapter* fills in those with another name, or that depend on the module's
+state.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def bind_module(
     kwargs: Mapping[str, Any],
     context: Context,
 ) -> Arguments:
-    """Arguments by name. Parameters and buffers are still tensors."""
+    """The op's arguments by name. Parameters and buffers are still tensors."""
     forward = _forward_signature(type(module).forward)
     try:
         call = forward.bind(None, *args, **kwargs)
@@ -70,7 +71,7 @@ def _forward_signature(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def overridden(module: nn.Module) -> bool:
-    """A method of the class, ``forward`` above all, is replaced on this instance."""
+    """Whether a method of the class, such as ``forward``, is replaced on this instance."""
     return any(callable(getattr(type(module), name, None)) for name in vars(module))
 
 
@@ -78,7 +79,7 @@ def overridden(module: nn.Module) -> bool:
 
 
 def batch_norm(module: Any, args: Arguments, context: Context) -> Arguments:
-    """As ``_BatchNorm.forward`` does. In training, without momentum, the mean is cumulative."""
+    """Arguments as in ``_BatchNorm.forward``. In training, momentum None: a cumulative mean."""
     training = module.training or (module.running_mean is None and module.running_var is None)
     tracked = not module.training or module.track_running_stats
     return {
@@ -111,7 +112,7 @@ def plain_output_size(module: Any, args: Arguments, context: Context) -> Argumen
 
 
 def mode(name: str, value: float | None = None) -> Adapter:
-    """nn.ReflectionPad2d and its kind."""
+    """Padding modules such as nn.ReflectionPad2d, with the mode ``name``."""
 
     def adapt(module: Any, args: Arguments, context: Context) -> Arguments:
         given = getattr(module, "value", value)
@@ -165,7 +166,7 @@ def attention(module: Any, args: Arguments, context: Context) -> Arguments:
 
 
 def encoder(module: Any, args: Arguments, context: Context) -> Arguments:
-    """Of an encoder's many parts: their layout as text, and their parameters."""
+    """The parts of an encoder: their structure as text, and their parameters."""
     for part in module.modules():
         library = type(part).__module__.startswith("torch.nn.modules")
         if not library or overridden(part) or carries_hooks(part):
@@ -189,7 +190,7 @@ def softmax2d(module: Any, args: Arguments, context: Context) -> Arguments:
 
 
 def by_rank(name: str, op: str, adapt: Adapter | None = None) -> dict[type[nn.Module], Module]:
-    """``by_rank("Conv{}d", "conv{}d")``: the three of them."""
+    """The modules of 1, 2 and 3 dimensions: ``by_rank("Conv{}d", "conv{}d")``."""
     return {getattr(nn, name.format(n)): Module(op.format(n), adapt) for n in (1, 2, 3)}
 
 

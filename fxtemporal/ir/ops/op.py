@@ -1,4 +1,4 @@
-"""What a graph node means: :class:`Op`, and :class:`Attr` for the parameters it reads."""
+"""The meaning of a graph node: :class:`Op`, and :class:`Attr` for the parameters it reads."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from torch import fx
 __all__ = ["WHOLE", "Attr", "Op", "Trait"]
 
 WHOLE = ("slice", 0, None, 1)
-"""The entry of an index that takes all of a dimension, ``x[:]``."""
+"""The index entry that takes a whole dimension, ``x[:]``."""
 
 
 class Trait(enum.Flag):
-    """What is true of every call of an op. An op that is not known has none: the safe case."""
+    """A fact about every call of an op. An unknown op has no trait: the safe case."""
 
     ELEMENTWISE = enum.auto()
-    """Works on each element by itself, and broadcasts."""
+    """Works on each element independently, and broadcasts."""
     SPATIAL = enum.auto()
     """A convolution or a pooling of (B, C, ...): dimension 0 is the batch."""
     NORMALIZES = enum.auto()
     """A normalization: the result has the axes of the input."""
     RECURRENT = enum.auto()
-    """A recurrent layer: gives its outputs, and then its states."""
+    """A recurrent layer: returns its outputs, and then its states."""
     MOVES = enum.auto()
-    """Only moves data: a loop of nothing else has no computation to share."""
+    """Only moves data: a loop of such ops has no computation to share."""
     MOVES_AXES = enum.auto()
-    """Only puts axes in another order, or together, or apart."""
+    """Only permutes, joins or splits axes."""
     SAME_MEMORY = enum.auto()
-    """The result is the memory of the input, where that can be: taken twice, it is the same."""
+    """The result is a view of the input if possible: two such calls give the same memory."""
     CUTS = enum.auto()
     """Takes entries out of a dimension."""
     FACT = enum.auto()
-    """Tells the shape, dtype or device of a tensor, and nothing of its data."""
+    """Returns the shape, dtype or device of a tensor, independent of its data."""
     COUNTS = enum.auto()
-    """A fact that counts the entries of dimension 0, whatever else it counts."""
+    """A fact that counts the entries of dimension 0, possibly with others (numel)."""
     PASSES_ON = enum.auto()
-    """Gives the numbers that it gets, where it draws none."""
+    """Returns the input's numbers unchanged, if it draws no random numbers."""
     PER_CHANNEL = enum.auto()
-    """Draws a number for each channel, in the order of the channels."""
+    """Draws a random number for each channel, in the order of the channels."""
     KEEPS_LAYOUT = enum.auto()
-    """The result lies in memory as the input does."""
+    """The result has the memory layout of the input."""
     MAKES_CONTIGUOUS = enum.auto()
-    """The result is contiguous where the input is."""
+    """The result is contiguous if the input is."""
     RESTRIDES = enum.auto()
     """The strides of the result follow from those of the input."""
     REFORMATS = enum.auto()
-    """May put the result in a layout that the caller names."""
+    """May put the result in a memory layout that an argument names."""
     DENSE = enum.auto()
-    """The result lies the same in memory for any layout of the input."""
+    """The memory layout of the result does not depend on that of the input."""
     WRITES_SIZES = enum.auto()
-    """The caller writes out sizes of the result."""
+    """Sizes of the result are arguments."""
 
 
 NOTHING = Trait(0)
@@ -64,8 +64,8 @@ NOTHING = Trait(0)
 class Attr:
     """A parameter or buffer of the root module, by qualified name: ``"layer1.0.conv1.weight"``.
 
-    A tensor that can be reached under several names goes by the first of them, parameters before
-    buffers, so that tied weights compare equal.
+    A tensor with several names is called by the first of them, parameters before buffers, so that
+    tied weights compare equal.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Op:
     random: bool = False
     """Draws random numbers, as called."""
     owns: bool = False
-    """Never gives memory of an input. False where it may, or where that is not known."""
+    """Whether the result never shares memory with an input. False if it may, or is not known."""
     traits: Trait = NOTHING
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Op:
 
     @property
     def pure(self) -> bool:
-        """Does no more than compute its value: a call that nothing reads may be left out."""
+        """Only computes its value: a call whose result nothing reads may be dropped."""
         return not (self.inplace or self.random or self.updates)
 
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -110,7 +110,7 @@ class Op:
         return tuple(node for value in self.args.values() for node in _nodes(value))
 
     def static(self) -> tuple[Any, ...]:
-        """A hashable key of all but the nodes, each of which becomes ``"%"``."""
+        """A hashable key of the op, with ``"%"`` for each node."""
         return self._key(lambda node: "%")
 
     def _key(self, replace: Callable[[fx.Node], Any]) -> tuple[Any, ...]:
@@ -136,7 +136,7 @@ def _nodes(value: Any) -> Iterator[fx.Node]:
 
 
 def _exact(value: Any, replace: Callable[[fx.Node], Any]) -> Any:
-    """A key under which 1, 1.0 and True differ, 0.0 and -0.0 too, and NaN equals itself."""
+    """A key under which 1, 1.0 and True differ, 0.0 and -0.0 differ, and NaN equals itself."""
     if isinstance(value, fx.Node):
         return replace(value)
     if isinstance(value, tuple):

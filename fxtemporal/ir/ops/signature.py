@@ -1,8 +1,7 @@
-"""How a spelling takes its arguments, as Python writes it: ``"select(input, dim: dim, index)"``.
+"""Signatures of ops, written as in Python: ``"select(input, dim: dim, index)"``.
 
-An annotation names the *kind* of an argument (see :mod:`fxtemporal.ir.ops.canonical`), which says
-how its value is brought to one form. A ``*``, ``*args`` and ``**kwargs`` mean what they mean in
-Python.
+An annotation names the *kind* of an argument (see :mod:`fxtemporal.ir.ops.canonical`), which brings
+its value to one form. ``*``, ``*args`` and ``**kwargs`` have their Python meaning.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = [
 Arguments = dict[str, Any]
 
 REQUIRED: Any = object()
-"""The default of an argument that has none."""
+"""Marks an argument without a default."""
 
 RENAMED = {
     "self": "input",
@@ -39,7 +38,7 @@ RENAMED = {
     "keepdims": "keepdim",
     "train": "training",
 }
-"""The names that PyTorch accepts for the same argument, and the one used here."""
+"""``{another name that PyTorch accepts: the name used here}``."""
 
 
 IGNORED = {"cudnn_enabled", "cudnn_enable"}
@@ -54,11 +53,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "pin_memory": (None, False),
     "layout": (None, torch.strided),
 }
-"""Arguments that no op here has, and the values with which they change nothing."""
+"""Arguments that no op here has, and the values that have no effect."""
 
 
 class UndescribedError(Exception):
-    """This call has no description: it never leaves the package."""
+    """A call has no description. Raised and caught inside this package only."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Signature:
     variadic: str | None
     keyword: tuple[str, ...]
     rest: str | None
-    """``**axes``: the keywords that have no other place, as pairs."""
+    """``**axes``: the keywords that match no other argument, as pairs."""
     defaults: Mapping[str, Any]
     kinds: Mapping[str, str]
 
@@ -81,7 +80,7 @@ class Signature:
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], renamed: Mapping[str, str]
     ) -> Arguments:
-        """Arguments by name, those left out too when they have a default."""
+        """Arguments by name, with defaults for those left out."""
         if len(args) > len(self.positional) and self.variadic is None:
             raise UndescribedError(f"{self.name} takes {len(self.positional)} positional arguments")
         bound = dict(zip(self.positional, args, strict=False))
@@ -102,7 +101,7 @@ class Signature:
         return self.fill(bound)
 
     def fill(self, bound: Mapping[str, Any]) -> Arguments:
-        """In the order of the signature, with defaults where nothing is given."""
+        """Arguments in the order of the signature, with defaults for those left out."""
         filled = {name: bound.get(name, self.defaults[name]) for name in self.names}
         if any(value is REQUIRED for value in filled.values()):
             raise UndescribedError(f"{self.name} lacks an argument")
@@ -110,7 +109,7 @@ class Signature:
 
 
 def parse(text: str) -> Signature:
-    """``"sum(input, dim: dims=None, keepdim: bool=False, *, dtype=None)"``."""
+    """Parse a text like ``"sum(input, dim: dims=None, keepdim: bool=False, *, dtype=None)"``."""
     function = ast.parse(f"def {text}: ...").body[0]
     assert isinstance(function, ast.FunctionDef)
     spec = function.args
@@ -145,7 +144,7 @@ def bind_schema(
 ) -> Arguments:
     """Arguments of an ATen call under the names used here.
 
-    An argument that ``names`` lacks may only have the default of the schema, and is dropped.
+    An argument that is not in ``names`` must have the schema's default, and is dropped.
     """
     schema = overload._schema.arguments
     bound: Arguments = {}

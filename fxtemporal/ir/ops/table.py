@@ -1,11 +1,11 @@
-"""The ops, one line each: the canonical signature, and where it is spelled.
+"""The ops, one line each: the canonical signature, and the functions that it describes.
 
-A :class:`Row` claims its name, and the names in ``also``, in every namespace of ``spaces``:
+A :class:`Row` describes its name, and the names in ``also``, in every namespace of ``spaces``:
 ``torch.add``, ``torch.nn.functional.relu``, ``Tensor.add``, ``Tensor.add_``, ``torch.relu_``,
-``torch.ops.aten.add.*`` and ``torch.ops.aten.add_.*``. A :class:`Spelling` is called differently
-from its row, or means another op. Annotations name kinds (see ``canonical.KINDS``). Arguments that
-only a spelling has (``inplace``, ``cudnn_enabled``, ``_stacklevel``, ...) are dropped when they
-have their default; ``inplace`` becomes the flag.
+``torch.ops.aten.add.*`` and ``torch.ops.aten.add_.*``. A :class:`Spelling` has another signature
+than its row, or means another op. Annotations name kinds (see ``canonical.KINDS``). Arguments that
+only a spelling has (``inplace``, ``cudnn_enabled``, ``_stacklevel``, ...) are dropped if they have
+their default; ``inplace`` becomes the flag.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Row:
     fix: Fix | None = None
     random: Random | None = None
     owns: bool = False
-    """Gives memory of its own, however it is called: see ``_OWNING``. The others may share."""
+    """Whether its result never shares memory, however it is called: see ``_OWNING``."""
     traits: str = ""
-    """The names of each :class:`Trait` that it has."""
+    """The names of its traits (:class:`Trait`)."""
 
     @cached_property
     def signature(self) -> Signature:
@@ -74,13 +74,13 @@ class Row:
 
     @cached_property
     def has(self) -> Trait:
-        """What is true of every call of it."""
+        """The traits of the op."""
         return reduce(operator.or_, (Trait[t.upper()] for t in self.traits.split()), Trait(0))
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """``text`` is how it is called; ``names`` and ``functions`` are what is called so."""
+    """Another way to call ``op``: ``text`` is the signature of ``names`` and ``functions``."""
 
     op: str
     text: str
@@ -629,7 +629,7 @@ SPELLINGS: tuple[Spelling, ...] = (
 
 
 def _functions() -> dict[Any, Spelling]:
-    """Every callable that an fx graph may call, and how it is called."""
+    """``{function: its spelling}`` for every callable that an fx graph may call."""
     found: dict[Any, Spelling] = {}
     for spelling in (*_row_spellings(), *SPELLINGS):
         for function in spelling.functions:
@@ -643,7 +643,7 @@ def _functions() -> dict[Any, Spelling]:
 
 
 def _named(space: str) -> dict[str, Spelling]:
-    """Methods, and ATen packets, go by name."""
+    """``{name: its spelling}`` for methods or ATen packets."""
     return {
         name: spelling
         for spelling in (*_row_spellings(), *SPELLINGS)
@@ -654,7 +654,7 @@ def _named(space: str) -> dict[str, Spelling]:
 
 
 def _row_spellings() -> list[Spelling]:
-    """What the rows say: each name, and the same name with ``_`` behind, which writes."""
+    """The spellings of the rows: each name, and the name with ``_`` appended, which writes."""
     found = []
     for row in ROWS:
         names = f"{row.name} {row.also}"

@@ -1,1 +1,1 @@
-"""What several passes build their graphs with."""
+"""Graph-building code that several passes share."""

@@ -23,7 +23,7 @@ __all__ = ["Stacked", "moved", "pick", "step_of"]
 
 
 class Stacked:
-    """T frames; give it the tensor with the frames unfolded, or folded into dimension 0."""
+    """T frames in one tensor, given with the frames unfolded, or folded into dimension 0."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Stacked:
             set_frames(folded, len(frames))
 
     def _after(self, node: fx.Node, method: str, *args: Argument) -> fx.Node:
-        """A view of ``node``, right behind it, so that whoever comes later can read it."""
+        """A view of ``node``, inserted right after it, so that all later nodes can read it."""
         with self._graph.inserting_after(self._behind(node)):
             return self._graph.call_method(method, (node, *args))
 
@@ -78,7 +78,7 @@ class Stacked:
         return Stacked(self._graph, self.frames, axis, moved, anchor=self._anchor)
 
     def take(self, frames: tuple[int, ...]) -> Stacked:
-        """Only ``frames``: a view where they are evenly spaced here, a copy elsewhere."""
+        """Only ``frames``: a view if they are evenly spaced, else a copy."""
         if frames == self.frames:
             return self
         if frames not in self._parts:
@@ -91,11 +91,11 @@ class Stacked:
 
     @property
     def is_unfolded(self) -> bool:
-        """Whether frames are unfolded in what :meth:`whole` gives."""
+        """Whether the frames are unfolded in the value of :meth:`whole`."""
         return self._folded is None
 
     def whole(self) -> fx.Node:
-        """All frames, in whichever layout they are: of a tuple there is but one."""
+        """All frames, in the layout that exists already: a tuple cannot be folded or unfolded."""
         value = self._folded if self._folded is not None else self._unfolded
         assert value is not None
         return value
@@ -116,7 +116,7 @@ class Stacked:
 def pick(graph: fx.Graph, value: fx.Node, dim: int, entries: tuple[int, ...]) -> fx.Node:
     """``value`` with only ``entries`` of dimension ``dim``, in their order.
 
-    An entry that is not there raises, as ``select`` would: a slice would quietly give fewer.
+    A missing entry raises an error, as in ``select``; a slice would silently give fewer entries.
     """
     steps = {b - a for a, b in itertools.pairwise(entries)} or {1}
     step = steps.pop()
@@ -145,7 +145,7 @@ def moved(graph: fx.Graph, value: fx.Node, source: int, destination: int) -> fx.
 
 
 def step_of(frames: tuple[int, ...]) -> int | None:
-    """The distance between frames, where it is the same positive one throughout."""
+    """The distance between frames if it is constant and positive, else None."""
     steps = {b - a for a, b in itertools.pairwise(frames)}
     step = steps.pop() if len(steps) == 1 else None
     return step if step is not None and step > 0 else None

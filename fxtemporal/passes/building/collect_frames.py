@@ -1,4 +1,4 @@
-"""What joined the frames of a loop becomes one op on all of them."""
+"""Replaces the joins of a loop (stack, cat, chains) by one op on all frames."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["Joiner"]
 
 
 class Joiner:
-    """Puts views and reductions of the batched ``values`` in place of the joins of ``loop``."""
+    """Replaces the joins of ``loop`` by views and reductions of the batched ``values``."""
 
     def __init__(self, program: Program, loop: Loop, values: Mapping[Family, Stacked]) -> None:
         self.program = program
         self.graph = program.graph
         self.loop = loop
         self.values = values
-        self._made: dict[fx.Node, fx.Node] = {}  # what stands in the place of the end of a chain
+        self._made: dict[fx.Node, fx.Node] = {}  # last node of a chain: its replacement
 
     def collect(self, join: Join) -> None:
-        """One op in place of a chain of T."""
+        """Replace a chain of T nodes by one op."""
         homes = [self.loop.lanes[part] for part in join.parts]
         family = homes[0][0]
         if any(home is not family for home, _ in homes) or family not in self.values:
@@ -67,7 +67,7 @@ class Joiner:
         self.graph.call_method("copy_", (entries, value))
 
     def stack_or_cat(self, reader: fx.Node) -> bool:
-        """stack and cat over frames become a view of the batched value."""
+        """Replace a stack or cat over frames by a view of the batched value."""
         op = self.program.op(reader)
         if op is None or op.name not in ("stack", "cat") or reader in self.loop.lanes:
             return False
@@ -96,7 +96,7 @@ class Joiner:
         return True
 
     def _may_share(self, family: Family, join: fx.Node) -> bool:
-        """Whether anyone could tell that the joined frames are a view of the batched value."""
+        """Whether the joined frames, as a view of the batched value, could share memory visibly."""
         if not owns_memory(family):
             return True
         shared = set(self.loop.aliasing.shared_with(join))

@@ -1,4 +1,4 @@
-"""A convolution or a linear again, with other weights."""
+"""Builds a call of a convolution or a linear with other weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "linear": F.linear,
     }
 )
-"""The layers whose weight can be replaced: the op's name, and the function that computes it."""
+"""The layers whose weight can be replaced: ``{op name: function}``."""
 
 
 def layer_call(program: Program, op: Op, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    """A node that computes ``op`` with other weights, whatever it was spelled as.
+    """A node that computes ``op``, in whatever spelling, with other weights.
 
-    What a padding mode other than zeros adds to the input is added first, as ``nn.Conv3d`` does.
+    For a padding mode other than zeros the input is padded first, as ``nn.Conv3d`` does.
     """
     args = dict(op.args)
     source = program.argument(args.pop("input"))
@@ -51,7 +51,7 @@ def weight_kernel(program: Program, op: Op) -> tuple[int, ...]:
 def _pads(
     kernel: tuple[int, ...], padding: tuple[int, ...] | str, dilation: tuple[int, ...]
 ) -> list[int]:
-    """As F.pad takes it: the last axis first, before and after."""
+    """Padding in the order of F.pad: from the last axis on, before and after."""
     pads: list[int] = []
     for axis in reversed(range(len(kernel))):
         if isinstance(padding, str):

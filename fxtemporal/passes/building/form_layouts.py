@@ -1,17 +1,17 @@
-"""The memory layout behind a form, where more than numbers comes of it.
+"""Restores the memory layout after a form, if the layout makes a difference.
 
-A form may write its result in another layout than the ``conv3d`` that it stands for. Where numbers
-depend on that, as a mask does that is drawn in the order of the memory, the result is laid out
-right behind the form, as ``conv3d`` lays out what it is given when it runs. So it is for an output,
-where no example inputs tell how that lies in memory::
+A form may write its result in another layout than the ``conv3d`` that it replaces. If numbers
+depend on the layout, like a dropout mask drawn in memory order, the result is put right after the
+form into the layout that ``conv3d`` would give it at run time. The same holds for an output whose
+layout no example inputs show::
 
     conv3d_spatial = conv3d_spatial(x, weight, ...)                 channels_last
     as_conv3d_lays_out = as_conv3d_lays_out(conv3d_spatial, x, weight, ...)     contiguous
     relu = relu(as_conv3d_lays_out)
 
-Between two forms nothing needs to be laid out as long as nothing but numbers reaches the second.
-What ``conv3d`` would have been given is then not there to look at; it is known all the same where
-every op from the inputs on makes contiguous tensors of contiguous ones.
+Between two forms this is not needed if only numbers matter to the second. The input that ``conv3d``
+would have had is then not there to look at. Its layout is still known if every op from the inputs
+on makes contiguous tensors of contiguous ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ARGUMENTS = {
 
 
 class _Seen(IntEnum):
-    """How much the layout of a result makes a difference."""
+    """Where the layout of a result makes a difference."""
 
     NOWHERE = 0
     AT_AN_OUTPUT = 1
@@ -65,21 +65,21 @@ def as_conv3d_lays_out(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """``tensor``, the result of a form, in the layout that ``conv3d`` gives it."""
+    """``tensor``, the result of a form, in the layout that ``conv3d`` would give it."""
     if transformed() or weight.dim() != 5 or tensor.dim() not in (4, 5):
         return tensor
     clip, maps = (input, tensor) if tensor.dim() == 5 else (input[None], tensor[None])
-    if 0 in clip.shape[2:]:  # the form puts frames around it, as F.pad would: contiguous ones
+    if 0 in clip.shape[2:]:  # the form pads it, as F.pad would: the result is contiguous
         laid_out = torch.contiguous_format
     else:
         around = padding
-        if isinstance(padding, str):  # as much as any side gets: it chooses no backend
+        if isinstance(padding, str):  # an upper bound for each side: it does not affect the backend
             sizes = zip(weight.shape[2:], dilation, strict=True)
             around = tuple(step * (taps - 1) for taps, step in sizes)
         window = (stride, around, dilation, False, (0, 0, 0), groups)
         last = _is_channels_last(clip) or _is_channels_last(weight)
         laid_out = torch.channels_last_3d if last else torch.contiguous_format
-        if not torch.compiler.is_compiling():  # which takes no answer but tensors
+        if not torch.compiler.is_compiling():  # a compiler can trace only answers that are tensors
             laid_out = memory_format(clip, weight, window) or laid_out
     maps = maps.contiguous(memory_format=laid_out)
     return maps if tensor.dim() == 5 else maps[0]
@@ -87,16 +87,16 @@ def as_conv3d_lays_out(
 
 @leaf_function
 def contiguous_among(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """``tensor`` made contiguous, if all of ``inputs`` are; else as it lies."""
+    """``tensor`` made contiguous if all of ``inputs`` are contiguous; else ``tensor``."""
     if transformed() or not all(given.is_contiguous() for given in inputs):
         return tensor
     return tensor.contiguous()
 
 
 def keep_form_layouts(program: Program, *, outputs: bool) -> None:
-    """Lay out the result of each form of ``program`` whose layout makes a difference.
+    """Insert layout nodes after each form of ``program`` whose layout makes a difference.
 
-    ``outputs``: where it is seen at an output alone, too.
+    ``outputs``: also if the layout is visible only at an output.
     """
     writes = [node for node in program.graph.nodes if _writes(program, node)]
     forms = [node for node in program.graph.nodes if _chooses(node)]
@@ -117,7 +117,7 @@ def keep_form_layouts(program: Program, *, outputs: bool) -> None:
     for form in forms:
         if form in exact and not _is_pool(form):
             _insert(program, form, as_conv3d_lays_out, *_convolved(form))
-        elif form in exact:  # a mean is contiguous, of whatever it is
+        elif form in exact:  # a mean is contiguous for any input
             _insert(program, form, contiguous_among, [])
         elif outputs and form in simple:
             inputs = [node for node in above[form] if node.op == "placeholder"]
@@ -132,7 +132,7 @@ def _insert(program: Program, form: fx.Node, function: Callable[..., Tensor], *a
 
 
 def _convolved(form: fx.Node) -> Iterator[Any]:
-    """Input, weight, stride, padding, dilation and groups of a call of a form."""
+    """Input, weight, stride, padding, dilation and groups of a form's call."""
     args = form.args[1:] if form.target is conv3d_in_form else form.args
     given = dict(zip(_ARGUMENTS, args, strict=False)) | form.kwargs
     for name, default in _ARGUMENTS.items():
@@ -141,7 +141,7 @@ def _convolved(form: fx.Node) -> Iterator[Any]:
 
 
 def _seen(program: Program, form: fx.Node, last_write: Sequence[fx.Node]) -> _Seen:
-    """Where the layout of what ``form`` gives makes a difference, up to the next forms."""
+    """Where the layout of the result of ``form`` makes a difference, up to the next forms."""
     found = _Seen.NOWHERE
     pending, known = [form], {form}
     while pending:
@@ -158,10 +158,10 @@ def _seen(program: Program, form: fx.Node, last_write: Sequence[fx.Node]) -> _Se
 
 
 def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]) -> bool:
-    """Whether numbers may depend on how the input of ``node`` lies in memory.
+    """Whether numbers may depend on the memory layout of the input of ``node``.
 
-    Random numbers are drawn in its order; and ``x.contiguous()`` is ``x`` or a copy, which is the
-    same until something is written.
+    Random numbers are drawn in memory order; and ``x.contiguous()`` is ``x`` or a copy, which
+    differ once something is written.
     """
     if _follows(node):
         return False
@@ -174,7 +174,7 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
 
 
 def _makes_dense(program: Program, node: fx.Node) -> bool:
-    """Whether the result of ``node`` lies in memory as it does, however its input lies."""
+    """Whether the layout of the result of ``node`` does not depend on that of its input."""
     op = program.op(node)
     return op is not None and Trait.DENSE in op.traits
 
@@ -185,7 +185,7 @@ def _writes(program: Program, node: fx.Node) -> bool:
 
 
 def _above(form: fx.Node) -> set[fx.Node]:
-    """All that the input of ``form`` comes from; not the weights."""
+    """All nodes that the input of ``form`` depends on, without weights."""
     found: set[fx.Node] = set()
     pending = [form.args[form.target is conv3d_in_form]]
     while pending:
@@ -198,7 +198,7 @@ def _above(form: fx.Node) -> set[fx.Node]:
 
 
 def _keeps_contiguous(program: Program, node: fx.Node) -> bool:
-    """Whether the model has a contiguous tensor here, if all that it makes it from are."""
+    """Whether the model's tensor here is contiguous if all its inputs are."""
     if node.op == "placeholder" or _chooses(node) or _follows(node):
         return True
     op = program.op(node)

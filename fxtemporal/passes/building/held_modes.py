@@ -1,4 +1,4 @@
-"""Training modes that a rewrite holds a model to."""
+"""Training modes that a model must keep after a rewrite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["modes_of_folded"]
 
 
 def modes_of_folded(model: nn.Module) -> Mapping[str, Specialization]:
-    """The modes of what, behind folded frames, would see all of them at once in the other."""
+    """The modes of layers on folded frames that, in the other mode, would mix all frames."""
     kinds = (Norm, Dropout)
     why = "a loop was re-rolled, and in the other mode it would see all its frames at once"
     return {

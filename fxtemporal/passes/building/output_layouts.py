@@ -1,8 +1,8 @@
-"""The memory layout of a program's outputs.
+"""Keeps the memory layout of a program's outputs.
 
-A caller may ``.view()`` what a model returns, so that its order of dimensions in memory is part of
-what it computes. A form that writes its result in channels_last is put back at the edge of the
-graph, where nothing behind it has done so::
+A caller may ``.view()`` a result, so the order of its dimensions in memory is part of the model's
+contract. If a form writes its result in channels_last, and no later op changes that, the layout is
+restored at the output::
 
     conv3d_spatial = conv3d_spatial(x, ...)                     channels_last_3d
     laid_out = laid_out(conv3d_spatial, (0, 1, 2, 3, 4), x, (0, 1, 2, 3, 4))      contiguous
@@ -27,19 +27,19 @@ __all__ = ["keep_output_layouts", "laid_out", "layout_of"]
 
 
 _MAPS = 4
-"""The least dimensions of a map, which may lie in memory with its channels last."""
+"""The least number of dimensions of a tensor that may be channels-last."""
 Layout: TypeAlias = tuple[int | None, ...]
-"""The dimensions in memory, the slowest first; None where there may be a gap between two."""
+"""The dimensions in memory, the slowest first; None marks a possible gap between two."""
 _Layouts: TypeAlias = tuple[Layout | None, ...]
 
 
 @leaf_function
 def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout) -> Tensor:
-    """``tensor`` with its dimensions in memory in the order of ``layout``, and no gap more.
+    """``tensor`` with its dimensions in memory in the order of ``layout``, with no other gaps.
 
-    The same tensor where that is so already, and where the input ``given`` does not lie in
-    ``given_layout``, as it did in the example: what the model makes of another is not known. The
-    layout under a transform of ``torch.func`` is the transform's.
+    Returned as it is if it has that layout already. Also if the input ``given`` does not have
+    ``given_layout``, that of the example: the model's output layout is then not known. And under a
+    transform of ``torch.func``, which decides the layout.
     """
     order = _order(layout)
     if tensor.dim() != len(order) or transformed():  # a size of 1 that was squeezed
@@ -52,7 +52,7 @@ def laid_out(tensor: Tensor, layout: Layout, given: Tensor, given_layout: Layout
 
 @leaf_function
 def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: Layout) -> Any:
-    """Several tensors, each in its layout, or all in the only one; None: as it lies."""
+    """Several tensors, each in its layout, or all in the only one; None leaves one as it is."""
     leaves, structure = pytree.tree_flatten(tensors)
     layouts = layouts * len(leaves) if len(layouts) == 1 else layouts
     pairs = zip(leaves, layouts, strict=True)
@@ -63,7 +63,7 @@ def each_laid_out(tensors: Any, layouts: _Layouts, given: Tensor, given_layout: 
 
 
 def keep_output_layouts(program: Program, captured: Program) -> None:
-    """Lay out each output of ``program`` as that of ``captured`` is."""
+    """Give each output of ``program`` the layout of the same output of ``captured``."""
     before, after = _outputs(captured), _outputs(program)
     if len(before) != len(after):
         return None
@@ -104,9 +104,9 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
 
 
 def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[_Layouts]] | None:
-    """For each output its fake tensors, and their layouts: as the model was seen to give them.
+    """For each output its fake tensors, and their layouts, as observed if the model was run.
 
-    None where an output has no fake tensors, and may be several.
+    None if an output has no fake tensors, since it may hold several tensors.
     """
     fakes = [
         pytree.tree_leaves(value_of(node)) if isinstance(node, fx.Node) else [node]
@@ -122,7 +122,7 @@ def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[
 
 
 def _asked(fake: Any, layout: Layout | None, value: Any, unsure: bool) -> bool:
-    """Whether ``value`` has to be laid out, to lie as the model's ``fake`` does."""
+    """Whether ``value`` needs a layout node to have the layout of the model's ``fake``."""
     if layout is None:
         return False
     known = _holds(fake, layout) and _holds(value, layout)
@@ -134,11 +134,13 @@ def _is_call(node: fx.Node) -> bool:
 
 
 def _reshape_views(program: Program) -> None:
-    """A ``view`` of what a form left in another layout is a copy, where nothing writes into it."""
+    """Replace ``view`` by ``reshape`` after the last in-place write: a form may leave the tensor in
+    a layout that needs a copy.
+    """
     for node in reversed(program.graph.nodes):
         op = program.op(node) if _is_call(node) else None
         if op is not None and op.inplace:
-            return  # it may write through a view that stands before it
+            return  # it may write through an earlier view
         if op is None or op.name != "view" or not isinstance(op.args.get("input"), fx.Node):
             continue
         if node.op == "call_method" and node.target == "view":
@@ -154,7 +156,7 @@ def _outputs(program: Program) -> list[Any]:
 
 @torch.no_grad()
 def layout_of(value: Any) -> Layout | None:
-    """The dimensions by their strides, with the gaps between them."""
+    """The dimensions in order of their strides, with the gaps between them."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return None
     strides = list(value.stride())
@@ -176,7 +178,7 @@ def _order(layout: Layout) -> tuple[int, ...]:
 
 
 def _holds(value: Any, layout: Layout) -> bool:
-    """Whether ``value`` is dense wherever ``layout`` is, in its order."""
+    """Whether ``value`` has the dimension order of ``layout``, and no gap that it does not have."""
     order = _order(layout)
     if not isinstance(value, Tensor) or value.dim() != len(order):
         return False

@@ -1,7 +1,7 @@
-"""The steps of a recurrent cell as one call, and what reads them from its outputs.
+"""Replaces the steps of a recurrent cell by one call, and their readers' inputs by its outputs.
 
 ==============  =============================  =========================================
-what is read    of the cells                   of the sequence op
+value read      from the cells                 from the sequence op
 ==============  =============================  =========================================
 h of step t     (B, H)                         entry t of the outputs, (T, B, H)
 all h, joined   stack: (B, T, H), (T, B, H)    the outputs, with T moved there
@@ -38,7 +38,7 @@ _SEQUENCES = {
 
 
 class Sequenced:
-    """Puts one call before the first step, and lets what read the steps read its parts."""
+    """Inserts one call before the first step, and makes the readers of the steps read its parts."""
 
     def __init__(self, program: Program, chain: Chain) -> None:
         self.program = program
@@ -70,10 +70,10 @@ class Sequenced:
     # the call
 
     def _call(self) -> None:
-        """The sequence op, and its parts: ``outputs`` (T, B, H) or (T, H), ``last`` of each state.
+        """Insert the sequence op and its parts: ``outputs`` (T, B, H) or (T, H), and last states.
 
-        It is called as in training, which without dropout gives the same numbers, and gradients
-        too: cuDNN has none in eval mode.
+        It is called in training mode. Without dropout that gives the same numbers, and it gives
+        gradients: cuDNN has none in eval mode.
         """
         op = self.steps[0].op
         sequence = self._sequence()
@@ -94,7 +94,7 @@ class Sequenced:
             self.parts = [*squeezed, *self.parts]
 
     def _sequence(self) -> fx.Node:
-        """The inputs of all steps, (T, B, F): a view where they are lanes of one tensor."""
+        """The inputs of all steps, (T, B, F): a view if they are lanes of one tensor."""
         inputs = [step.op.args["input"] for step in self.steps]
         lanes = [_lane(self.program, value) for value in inputs]
         bases = {lane[:2] if lane else None for lane in lanes}
@@ -108,7 +108,7 @@ class Sequenced:
         return value if self.batched else self._method("unsqueeze", value, 1)
 
     def _parts(self, base: fx.Node, dim: int, entries: tuple[int, ...]) -> fx.Node:
-        """Just those ``entries``: all of ``base`` only where a check holds it to that many."""
+        """Only those ``entries``; ``base`` itself if a guard fixes its size to their number."""
         rising = entries if entries[0] < entries[-1] else entries[::-1]
         check = self.program.held()[0].get((base, dim))
         sizes = shape(base)
@@ -118,7 +118,7 @@ class Sequenced:
         return base if rising is entries else self._method("flip", base, (dim,))
 
     def _state(self, sequence: fx.Node) -> Argument:
-        """The state before the first step, (1, B, H) each; zeros where none is given."""
+        """The state before the first step, (1, B, H) each; zeros if none is given."""
         given = self.steps[0].op.args["hx"]
         if given is None:
             batch = self._method("size", sequence, 1)
@@ -134,10 +134,10 @@ class Sequenced:
             parts.append(self._method("contiguous", value))
         return tuple(parts) if self.nested else parts[0]
 
-    # what read the steps
+    # the readers of the steps
 
     def _hidden(self) -> dict[fx.Node, int]:
-        """Every node that is h of a step, and which step."""
+        """``{node that is h of a step: number of the step}``."""
         found: dict[fx.Node, int] = {}
         for number, step in enumerate(self.steps):
             if not self.nested:
@@ -154,7 +154,7 @@ class Sequenced:
         return any(user not in passing for user in node.users)
 
     def _join(self, reader: fx.Node) -> None:
-        """stack and cat over steps become a view of the outputs, in memory of their own."""
+        """Replace a stack or cat over steps by a view of the outputs, copied where needed."""
         op = self.program.op(reader) if reader.op.startswith("call") else None
         if op is None or op.name not in ("stack", "cat"):
             return
@@ -177,7 +177,7 @@ class Sequenced:
         self.graph.erase_node(reader)
 
     def _replace(self, number: int) -> None:
-        """Let the readers of a step read the net's outputs, and drop the step."""
+        """Make the readers of a step read the outputs of the sequence op, and erase the step."""
         step = self.steps[number]
         self._origin = step.node
         for half in [user for user in step.node.users if item_of(self.program, user) is not None]:
@@ -196,10 +196,10 @@ class Sequenced:
                 self.graph.erase_node(link)
 
     def _part(self, number: int, half: int) -> fx.Node:
-        """h of a step, or c of the last.
+        """h of a step, or c of the last step.
 
-        Where other steps are read too, the last is an entry of the outputs like them: what reads
-        them all can be batched.
+        If other steps are read too, h of the last is taken from the outputs like theirs: then the
+        readers of all steps can be batched.
         """
         with self.graph.inserting_before(self.first):
             if half == 1 or self.last_alone:
@@ -209,7 +209,7 @@ class Sequenced:
             return self._method("clone", value) if self.owned[number] else value
 
     def _own(self, value: fx.Node, leaves: bool) -> fx.Node:
-        """``value`` in contiguous memory, that nothing else has where someone could tell."""
+        """``value`` made contiguous; always a copy if its memory ``leaves``: :meth:`_leaves`."""
         if not leaves:
             return self._method("contiguous", value)
         node = self._method("clone", value)
@@ -217,7 +217,7 @@ class Sequenced:
         return node
 
     def _leaves(self, node: fx.Node) -> bool:
-        """Whether the memory of ``node`` is written, goes out, or into a call that may write it."""
+        """Whether the memory of ``node`` is written, returned, or passed to an unknown call."""
         shared = set(self.aliasing.shared_with(node))
         if any(written in shared for _, written in self.aliasing.writes()):
             return True
@@ -227,7 +227,7 @@ class Sequenced:
     # nodes
 
     def _erase(self, value: Any) -> None:
-        """Drop an input that nothing reads any more, and what cut it out of its source."""
+        """Erase an input without readers, and the nodes that cut it out of its source."""
         if not isinstance(value, fx.Node) or value.users or _lane(self.program, value) is None:
             return
         sources = value.all_input_nodes
@@ -256,13 +256,13 @@ def _hidden_sizes(step: CellStep) -> tuple[int, ...]:
 
 
 def _put(reader: fx.Node, node: fx.Node, value: Any) -> None:
-    """Let ``reader`` read ``value``, a tuple of nodes, instead of ``node``."""
+    """Make ``reader`` read ``value``, a tuple of nodes, instead of ``node``."""
     reader.args = fx.node.map_arg(reader.args, lambda n: value if n is node else n)
     reader.kwargs = fx.node.map_arg(reader.kwargs, lambda n: value if n is node else n)
 
 
 def _lane(program: Program, value: Any) -> tuple[Any, int, int] | None:
-    """``(base, dim, t)`` where ``value`` is entry t of a dimension of ``base``."""
+    """``(base, dim, t)`` if ``value`` is entry t of dimension ``dim`` of ``base``, else None."""
     op = program.op(value) if isinstance(value, fx.Node) and value.op.startswith("call") else None
     if op is None:
         return None
@@ -280,7 +280,7 @@ def _lane(program: Program, value: Any) -> tuple[Any, int, int] | None:
 
 
 def _step(entries: tuple[int, ...]) -> int | None:
-    """The distance between entries, counted from one end, where it is the same throughout."""
+    """The distance between entries counted from the same end, if it is constant; else None."""
     steps = {b - a for a, b in pairwise(entries)}
     one_end = len({entry < 0 for entry in entries}) == 1
     return steps.pop() if len(steps) == 1 and 0 not in steps and one_end else None

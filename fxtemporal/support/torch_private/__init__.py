@@ -1,8 +1,8 @@
-"""What fxtemporal needs of torch that torch does not promise to keep, one file a concern.
+"""All uses of private names of torch, one file per concern.
 
-No other file names anything of torch that begins with an underscore (``tests/test_structure.py``
-holds that). A name that is missing in another version of torch is an error that says so, when
-fxtemporal is imported; where fxtemporal can do without, it does, as the file says.
+No other file uses a name of torch that begins with an underscore (``tests/test_structure.py``
+checks this). If a name is missing in another version of torch, importing fxtemporal raises an error
+that names it; each file says if fxtemporal can work without it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["needed"]
 
 
 def needed(name: str) -> Any:
-    """What ``name`` stands for: ``"torch._C._select_conv_backend"``.
+    """The object called ``name``, such as ``"torch._C._select_conv_backend"``.
 
     Raises:
-        ImportError: this version of torch has it no more.
+        ImportError: this version of torch does not have it.
     """
     module, _, attribute = name.rpartition(".")
     try:

@@ -1,4 +1,4 @@
-"""Dynamo and Inductor from within. Imported when they are used: each takes seconds."""
+"""Private parts of Dynamo and Inductor. Imported when used: each takes seconds to import."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def is_compiled(model: object) -> bool:
-    """Whether ``torch.compile`` returned it."""
+    """Whether ``model`` is a module that ``torch.compile`` returned."""
     return isinstance(model, torch._dynamo.OptimizedModule)
 
 
@@ -35,13 +35,13 @@ def inductor_backend(mode: str | None, options: Mapping[str, Any]) -> Callable[.
 
 
 def dynamo_backend(name: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The backend of torch.compile of that name, or the given one."""
+    """The backend of torch.compile called ``name``; a callable is returned as it is."""
     found: Callable[..., Any] = needed("torch._dynamo.backends.registry.lookup_backend")(name)
     return found
 
 
 def is_static(tensor: Tensor) -> bool:
-    """Whether Dynamo takes a tensor for a parameter of the model."""
+    """Whether Dynamo treats a tensor as a parameter or buffer of the model."""
     return needed("torch._dynamo.utils.get_static_address_type")(tensor) is not None
 
 
@@ -62,6 +62,6 @@ def compile_package(program: ExportedProgram, path: str, config: Mapping[str, An
 
 
 def load_package(path: str) -> Callable[..., Any]:
-    """What :func:`compile_package` wrote, to be called."""
+    """A callable for the file that :func:`compile_package` wrote."""
     found: Callable[..., Any] = needed("torch._inductor.aoti_load_package")(path)
     return found

@@ -1,4 +1,4 @@
-"""What torch's own convolutions decide. Without it: nothing is packed, and layouts are guessed."""
+"""Choices of torch's own convolutions. Without them, nothing is packed and layouts are guessed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["memory_format", "packed", "packs", "run_packed", "suggest_memory_for
 def memory_format(
     input: Tensor, weight: Tensor, window: Sequence[Any]
 ) -> torch.memory_format | None:
-    """How ``conv3d`` lays out its result; None where torch does not tell.
+    """The memory format of the result of ``conv3d``; None if torch does not tell.
 
     ``window``: stride, padding, dilation, transposed, output padding and groups.
     """
@@ -27,13 +27,13 @@ def memory_format(
 
 
 def packs() -> bool:
-    """Whether oneDNN takes a weight in a layout of its own."""
+    """Whether this torch can run oneDNN on a packed weight."""
     there = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
     return there and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A 2-D convolution's weight in the layout that oneDNN likes best."""
+    """A 2-D convolution's weight in the layout that is fastest for oneDNN."""
     reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
     result: Tensor = reorder(weight.to_mkldnn(), [0, 0], [1, 1], [1, 1], 1)
     return result
@@ -48,7 +48,7 @@ def run_packed(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """``F.conv2d`` of a weight that is :func:`packed`."""
+    """``F.conv2d`` with a :func:`packed` weight."""
     sizes = (list(padding), list(stride), list(dilation))
     run = torch.ops.mkldnn._convolution_pointwise
     result: Tensor = run(input, weight, bias, *sizes, groups, "none", [], "")

@@ -1,4 +1,4 @@
-"""Who looks on while ops run. Needed: what is recorded must not be computed beforehand."""
+"""Detects modes that record ops. Required: recorded values must not be computed beforehand."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

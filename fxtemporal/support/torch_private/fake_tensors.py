@@ -1,4 +1,4 @@
-"""Tensors that have a shape and no numbers. Needed: capture runs every op on them."""
+"""Fake tensors: a shape without numbers. Required: capture runs every op on them."""
 
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,

@@ -1,4 +1,4 @@
-"""Base classes of torch's layers. Needed: a family of layers is told by them."""
+"""Base classes of torch's layers. Required: they identify a family of layers."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ __all__ = ["BatchNorm", "Conv", "Dropout", "Norm", "conv_forward"]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Norm = nn.modules.batchnorm._NormBase
-"""Of BatchNorm and InstanceNorm."""
+"""The base class of BatchNorm and InstanceNorm."""
 Dropout = nn.modules.dropout._DropoutNd
 Conv = nn.modules.conv._ConvNd
 
 
 def conv_forward(layer: type[Conv]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """The two functions that a convolution computes with; a subclass may replace either."""
+    """The two methods in which a convolution computes; a subclass may replace either."""
     return layer.forward, layer._conv_forward

@@ -1,4 +1,4 @@
-"""How torch holds its ops. Needed: a graph of torch.export calls overloads, and others methods."""
+"""Torch's private namespaces of ops. Required: graphs call functions in them."""
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
@@ -9,11 +9,11 @@ from fxtemporal.support.torch_private import needed
 __all__ = ["NN", "VF", "HigherOrderOperator", "OpOverload", "check", "tree_flatten_spec"]
 
 VF = needed("torch._VF")
-"""Functions that ``nn.LSTM`` and its kind call."""
+"""Functions that ``nn.LSTM`` and other recurrent layers call."""
 NN = needed("torch._C._nn")
-"""Functions that ``torch.nn.functional`` hands on."""
+"""Functions that ``torch.nn.functional`` re-exports."""
 
 
 def check(condition: bool) -> None:
-    """Have torch.export take ``condition`` of sizes for true, and check it at each call."""
+    """Make torch.export assume ``condition`` on sizes, and check it at each call."""
     torch._check(condition)  # type: ignore[no-untyped-call]

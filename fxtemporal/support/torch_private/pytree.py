@@ -1,4 +1,4 @@
-"""Nested tuples, lists and dicts of tensors. Needed: torch has no other way to walk them."""
+"""Nested tuples, lists and dicts of tensors. Required: torch has no public way to walk them."""
 
 from torch.utils._pytree import (
     MappingKey,

@@ -1,4 +1,4 @@
-"""The transforms of ``torch.func`` at work. Needed: forms must be right under them."""
+"""Detects active transforms of ``torch.func``. Required: forms must be right under them."""
 
 import torch
 from torch import Tensor
@@ -8,28 +8,28 @@ __all__ = ["in_forward_mode", "in_more_than_vmap", "in_transform", "is_wrapped",
 
 
 def in_transform() -> bool:
-    """Whether any is at work, such as ``torch.vmap``."""
+    """Whether any transform is active, such as ``torch.vmap``."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def in_more_than_vmap() -> bool:
-    """Whether one other than ``torch.vmap`` is at work, which may differentiate."""
+    """Whether a transform other than ``torch.vmap`` is active, which may differentiate."""
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     return any(t.key() is not torch._C._functorch.TransformType.Vmap for t in transforms)
 
 
 def in_forward_mode() -> bool:
-    """Whether derivatives are taken in forward mode."""
+    """Whether forward-mode differentiation is active."""
     return forward_ad._current_level >= 0
 
 
 def is_wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor is one of a transform, which holds another."""
+    """Whether ``tensor`` is a transform's wrapper around another tensor."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor under all wrappers of transforms."""
+    """The tensor inside all wrappers of transforms."""
     while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
