@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxtemporal
+from fxtemporal.ir.admitted import AdmittedFrames
 from tests.zoo import noise
 
 Forward = Callable[..., Any]
@@ -264,3 +265,26 @@ def test_without_verification_the_number_stays() -> None:
     result = fxtemporal.optimize(Frames(stacked), (clip(2, 3),), tune="static", verify=False)
     with pytest.raises(fxtemporal.SpecializationError):
         result(clip(2, 4))
+
+
+def test_a_refused_number_of_frames_is_traced_once() -> None:
+    class Branches(nn.Module):
+        """Another graph from 9 frames on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            frames = [self.conv(x[:, t]) for t in range(x.size(1))]
+            return torch.stack(frames, 1) * (2 if len(frames) > 8 else 1)
+
+    result = fxtemporal.optimize(Branches(), (torch.rand(2, 4, 3, 8, 8),), tune="static")
+    (admitted,) = (m for m in result.modules() if isinstance(m, AdmittedFrames))
+    same_graph, asked = admitted._same_graph, []
+    admitted._same_graph = lambda frames: asked.append(frames) or same_graph(frames)
+    for _ in range(3):
+        with pytest.raises(fxtemporal.SpecializationError, match="at 12 the forward gave another"):
+            result(torch.rand(2, 12, 3, 8, 8))
+        result(torch.rand(2, 6, 3, 8, 8))
+    assert asked == [12, 6]

@@ -48,6 +48,7 @@ class AdmittedFrames(nn.Module):
         self.counts = frozenset(counts)
         self.example = max(self.counts)
         self._same_graph = same_graph
+        self._refused: frozenset[int] = frozenset()
 
     def forward(self, frames: Any, *others: Any) -> None:
         """Raise :class:`SpecializationError` unless ``frames`` is admitted, and ``others`` equal.
@@ -77,14 +78,17 @@ class AdmittedFrames(nn.Module):
             )
 
     def admit(self, frames: int) -> bool:
-        """Whether the module is right at this number of frames; a success is remembered."""
+        """Whether the module is right at this number of frames. The answer is remembered."""
         if frames in self.counts:
             return True
-        if self._same_graph is None or torch.compiler.is_compiling() or not _may_trace():
+        if frames in self._refused or self._same_graph is None:
+            return False
+        if torch.compiler.is_compiling() or not _may_trace():
             return False
         if self._same_graph(frames):
             self.counts |= {frames}
             return True
+        self._refused |= {frames}
         return False
 
     def admit_around(self) -> None:
