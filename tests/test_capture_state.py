@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
@@ -204,3 +205,36 @@ def test_a_norm_that_is_not_registered_counts_once_a_call(verify: bool) -> None:
     for _ in range(2):
         assert_same(result(X), reference(X))
     assert_same(dict(model.hidden[0].named_buffers()), dict(reference.hidden[0].named_buffers()))
+
+
+class Ticker(threading.Thread):
+    """Counts on, as the monitor of a progress bar does."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ticks = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.001):
+            self.ticks += 1
+
+
+TICKER = Ticker()
+
+
+def test_a_thread_that_the_forward_knows_goes_on() -> None:
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert TICKER.is_alive()
+            return torch.stack([x[:, t] * 2 for t in range(x.size(1))], 1)
+
+    TICKER.start()
+    try:
+        result = fxtemporal.optimize(Watched(), (X,), tune="static")
+        ticks = TICKER.ticks
+        while TICKER.ticks == ticks:  # nobody put its state back, and it goes on
+            pass
+        assert torch.equal(result(X), X * 2)
+    finally:
+        TICKER.over.set()

@@ -11,6 +11,7 @@ import dis
 import inspect
 import random
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import suppress
@@ -159,7 +160,9 @@ class SharedState:
             self._value(value, f"{name}.{entry}")
 
     def _value(self, value: Any, name: str) -> None:
-        if id(value) in self._places or id(value) in self._tensors or isinstance(value, nn.Module):
+        if id(value) in self._places or id(value) in self._tensors:
+            return
+        if isinstance(value, nn.Module | threading.Thread):  # a thread writes its own state
             return
         if isinstance(value, torch.Tensor):
             if value.layout == torch.strided and not value.is_meta:
