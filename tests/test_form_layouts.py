@@ -150,3 +150,26 @@ def test_views_that_go_out_behind_unknown_shapes(ends: Callable[[Tensor], object
     mine, theirs = (torch.utils._pytree.tree_leaves(m(x)) for m in (result, model))
     assert [out.stride()[-2:] for out in mine] == [out.stride()[-2:] for out in theirs]
     torch.testing.assert_close(mine, theirs)
+
+
+class CausalBehindUnknownShapes(nn.Module):
+    """Frames are padded in time first, so that one frame is shorter than the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(3, momentum=None)
+        self.conv = nn.Conv3d(3, 4, (3, 1, 1))
+
+    def forward(self, x: Tensor) -> object:
+        return self.conv(nn.functional.pad(self.norm(x), (0, 0, 0, 0, 2, 0))).unbind(2)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_a_clip_shorter_than_the_kernel(frames: int) -> None:
+    model = CausalBehindUnknownShapes()
+    x = torch.randn(2, 3, frames, 4, 4)
+    for example in ((x,), None):
+        result = fxtemporal.optimize(model, example, tune="static", progress=False)
+        mine, theirs = result(x), model(x)
+        torch.testing.assert_close(mine, theirs)
+        assert [out.stride() for out in mine] == [out.stride() for out in theirs]

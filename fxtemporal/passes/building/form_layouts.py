@@ -61,7 +61,6 @@ def as_conv3d_lays_out(
     input: Tensor,
     weight: Tensor,
     stride: Sequence[int],
-    padding: Any,
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
@@ -72,10 +71,9 @@ def as_conv3d_lays_out(
     if 0 in clip.shape[2:]:  # the form pads it, as F.pad would: the result is contiguous
         laid_out = torch.contiguous_format
     else:
-        around = padding
-        if isinstance(padding, str):  # an upper bound for each side: it does not affect the backend
-            sizes = zip(weight.shape[2:], dilation, strict=True)
-            around = tuple(step * (taps - 1) for taps, step in sizes)
+        # More than any call pads: it chooses no backend, and makes no clip too short.
+        sizes = zip(weight.shape[2:], dilation, strict=True)
+        around = tuple(step * (taps - 1) for taps, step in sizes)
         window = (stride, around, dilation, False, (0, 0, 0), groups)
         last = _is_channels_last(clip) or _is_channels_last(weight)
         laid_out = torch.channels_last_3d if last else torch.contiguous_format
@@ -132,11 +130,11 @@ def _insert(program: Program, form: fx.Node, function: Callable[..., Tensor], *a
 
 
 def _convolved(form: fx.Node) -> Iterator[Any]:
-    """Input, weight, stride, padding, dilation and groups of a form's call."""
+    """Input, weight, stride, dilation and groups of a call of a form."""
     args = form.args[1:] if form.target is conv3d_in_form else form.args
     given = dict(zip(_ARGUMENTS, args, strict=False)) | form.kwargs
     for name, default in _ARGUMENTS.items():
-        if name != "bias":
+        if name not in ("bias", "padding"):
             yield given.get(name, default)
 
 
