@@ -164,3 +164,75 @@ def test_a_branch_on_gradients_is_right_with_and_without_them(
             ran += 1
             assert_same(actual, model(X))
     assert ran
+
+
+def checkpoints_if_asked(self: Any, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and self.counter:
+        return torch.utils.checkpoint.checkpoint(self.linear, x, use_reentrant=False)
+    return self.linear(x)
+
+
+def names_its_mode(self: Any, x: Tensor) -> Tensor:
+    mode = "with" if torch.is_grad_enabled() else "without"
+    return self.linear(x) + (0 if mode else 1)
+
+
+def steps_out_of_gradients(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.abs().amax() * (1 if torch.is_grad_enabled() else 2)
+    return self.linear(x) * scale
+
+
+def makes_a_constant(self: Any, x: Tensor) -> Tensor:
+    torch.is_grad_enabled()
+    return self.linear(x) + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [checkpoints_if_asked, names_its_mode, steps_out_of_gradients, makes_a_constant],
+)
+def test_a_question_whose_answer_makes_no_difference(forward: Forward) -> None:
+    model, reference = Case(forward).build(), Case(forward).build()
+    result = fxtemporal.optimize(model, (X,), tune="static")
+    assert fxtemporal.report(result).frontend == "fx"
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert_same(result(X), reference(X))
+
+
+def makes_another_constant(self: Any, x: Tensor) -> Tensor:
+    shift = torch.tensor([1.0, 2.0]) if torch.is_grad_enabled() else torch.tensor([1.0, 3.0])
+    return self.linear(x)[..., :2] + shift
+
+
+def test_another_constant_is_another_graph() -> None:
+    model, reference = Case(makes_another_constant).build(), Case(makes_another_constant).build()
+    try:
+        result = fxtemporal.optimize(model, (X,), tune="static")
+    except (CaptureError, VerificationError):
+        return
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert_same(result(X), reference(X))
+
+
+class ChunkedByItsSize(nn.Module):
+    """Works on eight frames of all clips at a time, and asks what the tracer cannot answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.empty(0, requires_grad=torch.is_grad_enabled()).requires_grad:
+            x = x + 0
+        frames = x.flatten(0, 1)
+        return torch.cat([self.conv(part) for part in frames.split(8)]).unflatten(0, x.shape[:2])
+
+
+def test_a_guard_of_a_wider_batch_is_not_the_model_s() -> None:
+    model = ChunkedByItsSize()
+    x = torch.rand(1, 7, 3, 6, 6)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    assert_same(result(x), model(x))

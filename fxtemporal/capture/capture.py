@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
@@ -98,15 +99,15 @@ def _captured(
     if isinstance(model, fx.GraphModule):
         return from_graph_module(model, example)
     failures: list[Exception] = []
-    attempts: Iterable[_Attempt] = (_trace, _trace_wrapped, _export)
+    attempts: Iterable[_Attempt] = (_trace, _trace_in_both_modes, _trace_wrapped, _export)
     if frontend == "export" and example is not None:
         failures, attempts = [_UntraceableError("the traced graph gave other numbers")], (_export,)
     elif (why := _called_otherwise(model)) is not None:
         failures, attempts = [_UntraceableError(why)], (_export,)
     elif only is not None:
-        attempts = (_trace, _trace_wrapped)
+        attempts = (_trace, _trace_in_both_modes, _trace_wrapped)
     for attempt in attempts:
-        if attempt is _trace_wrapped and not _worth_wrapping(failures):
+        if not _promises(attempt, failures):
             continue
         try:
             return attempt(model, example, failures)
@@ -136,7 +137,32 @@ def _trace(model: nn.Module, example: Example | None, failures: Sequence[Excepti
     """Capture by the tracer, which goes through functions that a library put under
     ``torch.fx.wrap``.
     """
-    return _traced(model, example, wrapped=False)
+    return _traced(model, example)
+
+
+def _trace_in_both_modes(
+    model: nn.Module, example: Example | None, failures: Sequence[Exception]
+) -> Program:
+    """By the tracer, if it makes no difference whether gradients are recorded."""
+    program = _traced(model, example, grad_mode=True)
+    if not _same_code(program, _traced(model, example, grad_mode=False)):
+        raise failures[-1]
+    return program
+
+
+def _same_code(one: Program, other: Program) -> bool:
+    """Whether two traces of a model are one graph, over equal constants."""
+    if str(one.gm.code) != str(other.gm.code) or one.modes.keys() != other.modes.keys():
+        return False
+    constants = [name for name in vars(one.gm) if name.startswith("_tensor_constant")]
+    pairs = [(getattr(one.gm, name), getattr(other.gm, name, None)) for name in constants]
+    return all(mine is theirs or _equal(mine, theirs) for mine, theirs in pairs)
+
+
+def _equal(mine: Any, theirs: Any) -> bool:
+    if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+        return False
+    return mine.dtype == theirs.dtype and torch.equal(mine, theirs)
 
 
 def _trace_wrapped(
@@ -146,10 +172,15 @@ def _trace_wrapped(
     return _traced(model, example, wrapped=True)
 
 
-def _worth_wrapping(failures: Sequence[Exception]) -> bool:
-    """Whether a trace may have failed inside a function under ``torch.fx.wrap``."""
-    stateful = any(isinstance(error, StatefulError) for error in failures)
-    return bool(symbolic_trace.wrapped_functions()) and not stateful
+def _promises(attempt: _Attempt, failures: Sequence[Exception]) -> bool:
+    """Whether an attempt may do better than those before it."""
+    asked = [error for error in failures if isinstance(error, GradientModeError)]
+    if attempt is _trace_in_both_modes:
+        return any(error.answerable for error in asked)
+    if attempt is _trace_wrapped:  # the trace may have failed within a function under torch.fx.wrap
+        stateful = any(isinstance(error, StatefulError) for error in failures)
+        return bool(symbolic_trace.wrapped_functions()) and not stateful and not asked
+    return True
 
 
 def _export(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
@@ -175,20 +206,28 @@ def _export(model: nn.Module, example: Example | None, failures: Sequence[Except
     return program
 
 
-def _traced(model: nn.Module, example: Example | None, *, wrapped: bool) -> Program:
-    """A trace of a stand-in, over the parameters and modules of the model itself."""
+def _traced(
+    model: nn.Module,
+    example: Example | None,
+    *,
+    wrapped: bool = False,
+    grad_mode: bool | None = None,
+) -> Program:
+    """Trace a stand-in; the graph uses the parameters and modules of the model itself."""
     with stand_in(model, share_parameters=True, watched=True) as other:
-        return _trace_of(model, other, example, wrapped)
+        return _trace_of(model, other, example, wrapped=wrapped, grad_mode=grad_mode)
 
 
-def _trace_of(model: nn.Module, other: StandIn, example: Example | None, wrapped: bool) -> Program:
+def _trace_of(
+    model: nn.Module, other: StandIn, example: Example | None, **settings: Any
+) -> Program:
     bound = None
     if example is not None:
         given = own_inputs(example)
         bound = bind_example(model, *behind_pre_hooks(other.module, *given))
         other.forget_changes()  # the result has these hooks too
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracer = ShapeTracer(fake_mode, bound, wrapped=wrapped)
+    tracer = ShapeTracer(fake_mode, bound, **settings)
     states = RandomStates()
     with _without_logs():  # of an op that refuses its input: the error says it
         graph = tracer.trace(other.module)

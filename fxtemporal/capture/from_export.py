@@ -19,7 +19,7 @@ from fxtemporal.capture.tracing.python_patches import modes_read, refusing_long_
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, stand_in
-from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.errors import CaptureError, ForwardError
 from fxtemporal.support.quiet import quiet
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.fake_tensors import is_fake
@@ -57,7 +57,11 @@ def from_export(
             errors.append(error)
             continue
         _refuse_frozen_parameters(exported, other.module)
-        program = from_exported(exported, args, kwargs)
+        try:
+            program = from_exported(exported, args, kwargs)
+        except ForwardError as error:  # a guard in the graph, of the inputs that it was made from
+            errors.append(error)
+            continue
         if not holds_on_example(program):  # a batch of one, and torch.export was shown two
             errors.append(CaptureError("a guard that does not hold on the example inputs"))
             continue

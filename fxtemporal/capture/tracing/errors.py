@@ -26,4 +26,11 @@ class StatefulError(Exception):
 
 
 class GradientModeError(TraceError):
-    """The forward asks whether gradients are recorded: a graph is right for one answer only."""
+    """The forward asks whether gradients are recorded: a graph is right for one answer only.
+
+    ``answerable``: a trace for each answer shows whether it makes a difference.
+    """
+
+    def __init__(self, text: str, *, answerable: bool = False) -> None:
+        super().__init__(text)
+        self.answerable = answerable

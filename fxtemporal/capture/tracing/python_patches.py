@@ -53,7 +53,7 @@ def answering(tracer: ReadingTracer, root: nn.Module) -> Iterator[None]:
         stack.enter_context(swap(torch, "is_tensor", is_tensor))
         for function in (torch.finfo, torch.iinfo):
             stack.enter_context(swap(torch, function.__name__, _concrete(tracer, function)))
-        grad_mode = _refusing_users(torch.is_grad_enabled)
+        grad_mode = _grad_mode(torch.is_grad_enabled, tracer.grad_mode)
         stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
         for namespace in namespaces(root):
             stack.enter_context(swap_item(namespace, "isinstance", _isinstance))
@@ -100,12 +100,16 @@ def _concrete(tracer: ReadingTracer, function: Callable[..., Any]) -> Callable[.
     return wrapper
 
 
-def _refusing_users(is_grad_enabled: Callable[[], bool]) -> Callable[[], bool]:
+def _grad_mode(is_grad_enabled: Callable[[], bool], answer: bool | None) -> Callable[[], bool]:
+    """Answers user code as if the caller's mode were ``answer``; with None, it is refused."""
     owner = threading.get_ident()
 
     def wrapper() -> bool:
         if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
-            raise GradientModeError("the forward asks whether gradients are recorded")
+            if answer is None:
+                text = "the forward asks whether gradients are recorded"
+                raise GradientModeError(text, answerable=True)
+            return answer and is_grad_enabled()
         return is_grad_enabled()
 
     return wrapper

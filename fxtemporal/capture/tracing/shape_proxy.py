@@ -33,6 +33,9 @@ _OF_GRADIENTS = ("requires_grad", "grad", "grad_fn", "is_leaf", *_HOOKS)
 class ReadingTracer(RecordingTracer):
     """The tracer's methods that a proxy calls."""
 
+    grad_mode: bool | None = None
+    """What to answer a forward that asks whether gradients are recorded; None: refuse it."""
+
     def value_of(self, proxy: ShapeProxy, why: str) -> Any:
         """The value behind ``proxy``."""
         raise NotImplementedError

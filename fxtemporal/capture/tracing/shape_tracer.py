@@ -133,8 +133,10 @@ class ShapeTracer(ReadingTracer):
         example: Mapping[str, Any] | None = None,
         *,
         wrapped: bool = False,
+        grad_mode: bool | None = None,
     ) -> None:
         super().__init__()
+        self.grad_mode = grad_mode
         self._wrapped = wrapped
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
