@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal.functional import FORMS, ConvGeometry
+from fxtemporal.support.torch_private.transforms import in_forward_mode, in_transform
 from tests.zoo import noise
 
 pytestmark = [  # what torch.func says of torch's own
@@ -98,3 +99,37 @@ def test_a_result_is_transformed_as_the_model_is() -> None:
         )["0.weight"],
     ):
         torch.testing.assert_close(transform(fast), transform(model), rtol=1e-4, atol=1e-5)
+
+
+class Tangents(nn.Module):
+    """torch.export puts the levels of jvp and vmap into the graph, as nodes."""
+
+    def __init__(self, transform: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.transform = transform
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transform(self.linear, x) @ x.new_ones(4, 2)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+        lambda f, x: torch.vmap(f)(x),
+        lambda f, x: torch.vmap(torch.vmap(f))(x),
+        lambda f, x: torch.func.jvp(torch.vmap(f), (x,), (x,))[0],
+    ],
+)
+def test_an_error_leaves_no_transform_entered(transform: Any) -> None:
+    model = Tangents(transform)
+    x = torch.rand(3, 5, 4)
+    result = fxtemporal.optimize(model, (x,), tune="static")
+    torch.testing.assert_close(result(x), model(x))
+    for wrong in (torch.rand(3, 5, 4, dtype=torch.float64), torch.rand(3, 5, 7), torch.rand(4)):
+        with pytest.raises((RuntimeError, ValueError, IndexError, fxtemporal.FxTemporalError)):
+            result(wrong)
+        assert not in_transform()
+        assert not in_forward_mode()
+    torch.testing.assert_close(result(x), model(x))

@@ -28,6 +28,7 @@ from fxtemporal.support.torch_private.fake_tensors import (
     FakeTensorMode,
 )
 from fxtemporal.support.torch_private.operators import tree_flatten_spec
+from fxtemporal.support.torch_private.transforms import leaving_transforms
 
 __all__ = ["from_graph_module", "graph_module", "refuse_quotes"]
 
@@ -98,6 +99,7 @@ def from_graph_module(
     return program
 
 
+@leaving_transforms()
 def _fill_in_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the graph on fake tensors made from the example inputs."""
     codegen = program.graph._codegen

@@ -20,6 +20,7 @@ from fxtemporal.ir.watching import Watch, warn_of_late_hooks
 from fxtemporal.support.errors import GradientError, SpecializationError
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.operators import HigherOrderOperator
+from fxtemporal.support.torch_private.transforms import enters_transforms, leaving_transforms
 
 __all__ = ["OptimizedModule"]
 
@@ -88,6 +89,8 @@ class OptimizedModule(fx.GraphModule):
         held = self.held_modes
         watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
         vars(self)["_held_modes"] = watched
+        entering = any(enters_transforms(node.target) for node in self.graph.nodes)
+        vars(self)["_enters_transforms"] = entering
 
     def watch(self, model: nn.Module, captured: fx.Graph) -> None:
         """Take over tensors that ``model`` replaces, and warn of hooks that would not be called.
@@ -118,7 +121,11 @@ class OptimizedModule(fx.GraphModule):
         watch = vars(self).get("_watch")
         if watch is not None and not torch.compiler.is_compiling():
             watch.look()
-        outputs = super().__call__(*args, **kwargs)
+        if vars(self).get("_enters_transforms"):
+            with leaving_transforms():
+                outputs = super().__call__(*args, **kwargs)
+        else:
+            outputs = super().__call__(*args, **kwargs)
         on = torch.is_grad_enabled()
         refused = self.meta.get(_GRADIENTS if on else _SWITCHED)
         if refused is None:

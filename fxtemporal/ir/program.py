@@ -29,6 +29,7 @@ from fxtemporal.support.torch_private.fake_tensors import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from fxtemporal.support.torch_private.transforms import leaving_transforms
 
 __all__ = ["Program"]
 
@@ -267,6 +268,7 @@ class Program:
         self.graph.lint()
         self.gm.recompile()
 
+    @leaving_transforms()
     def fill_in(self) -> None:
         """Compute the values of new nodes, and again those of nodes that may share their memory.
 

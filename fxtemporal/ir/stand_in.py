@@ -40,6 +40,7 @@ from fxtemporal.ir.shared_state import ABSENT, Change, RandomStates, SharedState
 from fxtemporal.ir.source import is_user_file
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.dispatch import DisableTorchFunction
+from fxtemporal.support.torch_private.transforms import leaving_transforms
 
 __all__ = ["StandIn", "own_inputs", "stand_in"]
 
@@ -273,7 +274,8 @@ def stand_in(
     states = RandomStates()
     other = StandIn(model, share_parameters, watched)
     try:
-        yield other
+        with leaving_transforms():
+            yield other
     finally:
         other.close()
         states.restore()

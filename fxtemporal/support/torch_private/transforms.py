@@ -1,10 +1,21 @@
 """Detects active transforms of ``torch.func``. Required: forms must be right under them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["in_forward_mode", "in_more_than_vmap", "in_transform", "is_wrapped", "unwrapped"]
+__all__ = [
+    "enters_transforms",
+    "in_forward_mode",
+    "in_more_than_vmap",
+    "in_transform",
+    "is_wrapped",
+    "leaving_transforms",
+    "unwrapped",
+]
 
 
 def in_transform() -> bool:
@@ -33,3 +44,26 @@ def unwrapped(tensor: Tensor) -> Tensor:
     while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def enters_transforms(target: object) -> bool:
+    """Whether a node of that target, which torch.export made, enters or leaves a transform."""
+    return getattr(target, "__module__", "") == "torch._functorch.predispatch"
+
+
+@contextmanager
+def leaving_transforms() -> Iterator[None]:
+    """Leave at the end whatever was entered inside, by code that an error cut short."""
+    functorch = torch._C._functorch
+    depth, outside = functorch.get_dynamic_layer_stack_depth(), not in_forward_mode()
+    try:
+        yield
+    except BaseException:
+        if outside:  # a graph enters forward mode without telling forward_ad
+            with suppress(RuntimeError):
+                torch._C._exit_dual_level(level=0)
+            forward_ad._current_level = -1
+        raise
+    finally:
+        if functorch.get_dynamic_layer_stack_depth() > depth:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
