@@ -157,7 +157,9 @@ def audit(
         return Report(mode="audit", remarks=(), findings=(mistake,), stopped=str(error))
     findings = find(program)
     if measure:
-        fast = optimize(model, example_inputs, example_kwargs, passes=passes, progress=progress)
+        with _progress(progress) as tick:
+            asked = {"rules": rules, "tune": Tune(), "verify": True, "tick": tick}
+            fast = run(Request(model, example, captured=program, **asked))
         return replace(report(fast), mode="audit", findings=findings)
     costs = None if example is None else Costs()
     dump = Dump(model)

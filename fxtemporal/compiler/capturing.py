@@ -24,8 +24,10 @@ def begin(request: Request) -> State:
         VerificationError: a doubtful graph computes something else than the model.
     """
     promises = request.promises
-    with telling_cure(request.model):
-        captured = capture(request.model, *(request.example or (None, None)))
+    captured = request.captured
+    if captured is None:
+        with telling_cure(request.model):
+            captured = capture(request.model, *(request.example or (None, None)))
     if captured.doubt is not None and not request.verify:
         raise CaptureError(
             f"{captured.doubt}: only a comparison with the model can tell whether its graph is "

@@ -52,6 +52,8 @@ class Request:
     frames: tuple[int, int] | None = None
     promises: Promises = field(default_factory=Promises)
     tick: Callable[[str], None] = lambda stage: None
+    captured: Program | None = None
+    """The captured model, where that was done before."""
     referee: Callable[[Races], Races] = lambda races: races
     """What decides races, made of what measures them: for tests, and for other ways to measure."""
 
