@@ -472,3 +472,27 @@ def test_without_shapes_there_is_nothing_to_find_and_no_error() -> None:
 
     program = capture(Plain())
     assert all(list(check(program)) == [] for check in CHECKS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.as_strided_((2, 2), (1, 2)),
+        lambda y: y.squeeze_(2),
+        lambda y: y.unsqueeze_(0),
+        lambda y: y.transpose_(1, 2),
+    ],
+)
+def test_a_result_whose_shape_is_changed_in_place(change: Callable[[Tensor], Tensor]) -> None:
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 1, (4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return change(self.conv(x))
+
+    model = Changed()
+    x = torch.rand(2, 3, 4, 3, 3)
+    assert found(model, x) == ()
+    torch.testing.assert_close(fxtemporal.optimize(model, (x,), tune="static")(x), model(x))

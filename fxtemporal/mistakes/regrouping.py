@@ -122,8 +122,8 @@ def squeezed_conv3d(program: Program) -> Iterator[Finding]:
         source = op.args["input"]
         given = shape(source) if isinstance(source, fx.Node) else None
         made = shape(node)
-        if given is None or made is None or made[-3] != 1:
-            continue
+        if given is None or made is None or len(made) != len(given) or made[-3] != 1:
+            continue  # other ranks: squeeze_ or as_strided_ changed the result in place
         squeezed = next((u for u in _behind(program, node) if _drops_time(program, u)), None)
         if squeezed is None:
             continue

@@ -35,6 +35,8 @@ from .case import HEADER, Call, Case, Program, compiled, seed_all, tensors
 FAULTS = ("wrong", "crash", "changed")
 # Errors this many times the original's own are beyond rounding.
 _OWN = 8.0
+# The same, where the original's result is hardly more than its own error: the norm of a constant.
+_NOTHING = 64.0
 # Ops that make the largest number of Inf.
 _LARGEST = frozenset(("nextafter", "nan_to_num"))
 # A relative error that float64 need not confirm, if noise in the inputs does not explain it.
@@ -381,6 +383,8 @@ class _Judge:
         case = dataclasses.replace(self.case, calls=tuple(done), audited=False, threaded=False)
         own = self._own_error(case, where, a, double=True)
         if own is not None and off <= _OWN * own:
+            return True
+        if own is not None and own > 0.1 * scale and off <= _NOTHING * own:
             return True
         if self.case.dtype == "float64":
             noise = self._noise(case, where, a)
