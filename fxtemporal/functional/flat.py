@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxtemporal.functional.geometry import ConvGeometry, every, pad
 from fxtemporal.functional.layout import channels_last
+from fxtemporal.functional.packed import conv2d
 
 __all__ = [
     "full_extent",
@@ -80,7 +81,7 @@ def spatial(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeomet
     x, (_, *inside) = pad(x, geometry, (False, True, True))
     x = channels_last(x[:, :, :: geometry.stride[0]])
     batch, frames = x.shape[0], x.shape[2]
-    out = F.conv2d(
+    out = conv2d(
         x.transpose(1, 2).flatten(0, 1),
         weight[:, :, 0],
         bias,
@@ -104,7 +105,7 @@ def temporal(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeome
     x, inside = pad(x, geometry, (True, False, False))
     x = every(x, (1, *geometry.stride[1:]))
     height, width = x.shape[3], x.shape[4]
-    out = F.conv2d(
+    out = conv2d(
         x.flatten(3),
         weight[..., 0],
         bias,
@@ -128,7 +129,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeom
     x, _ = pad(x, geometry, (False, False, False))
     x = every(x, geometry.stride)
     height, width = x.shape[3], x.shape[4]
-    out = F.conv2d(x.flatten(3), weight[..., 0], bias, groups=geometry.groups)
+    plain = (1, 1), (0, 0), (1, 1), geometry.groups
+    out = conv2d(x.flatten(3), weight[..., 0], bias, *plain)
     return torch.unflatten(out, 3, (height, width))
 
 
@@ -143,7 +145,7 @@ def full_extent(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGe
     axes. A view of a contiguous input.
     """
     x, (_, *inside) = pad(x, geometry, (False, True, True))
-    out = F.conv2d(
+    out = conv2d(
         x[:, :, :: geometry.dilation[0]].flatten(1, 2),
         weight.flatten(1, 2),
         bias,
@@ -173,11 +175,14 @@ def patchify(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeome
     patches = x.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)  # (B, T', H', W', C·kT·kH·kW)
     if geometry.groups == 1:
         return F.linear(patches, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
-    out = F.conv2d(
+    out = conv2d(
         patches.flatten(0, 3)[..., None, None],
         weight.flatten(1)[..., None, None],
         bias,
-        groups=geometry.groups,
+        (1, 1),
+        (0, 0),
+        (1, 1),
+        geometry.groups,
     )
     rows = torch.unflatten(out.flatten(1), 0, patches.shape[:4])
     return rows.permute(0, 4, 1, 2, 3)

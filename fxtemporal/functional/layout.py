@@ -28,20 +28,20 @@ def channels_last(maps: Tensor) -> Tensor:
 
 
 def plain_strides(maps: Tensor) -> Tensor:
-    """``maps``, (B, C, T, H, W), with the usual strides of its format for dimensions of size 1.
+    """``maps``, (B, C, ...), with the usual strides of its format for dimensions of size 1.
 
     With other strides, the backward of a BatchNorm in eval mode takes maps of T = 1 for another
     format, and gives wrong gradients (torch 2.13, on a CPU). The same happens if the gradient has
-    such strides. So if gradients are asked for, maps with plain strides go through the same views.
-    Nothing is copied.
+    such strides, and in conv2d with groups. So if gradients are asked for, maps with plain strides
+    go through the same views. Nothing is copied.
     """
     if torch.compiler.is_compiling() or 1 not in maps.shape or maps.numel() == 0:
         return maps
     if maps.is_contiguous():
         return maps if _settled(maps) else maps.flatten().view(maps.shape)
-    rows = maps.permute(0, 2, 3, 4, 1)
+    rows = maps.movedim(1, -1)
     if rows.is_contiguous() and not _settled(rows):
-        return rows.flatten().view(rows.shape).permute(0, 4, 1, 2, 3)
+        return rows.flatten().view(rows.shape).movedim(-1, 1)
     return maps
 
 

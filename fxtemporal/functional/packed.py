@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxtemporal.functional.layout import plain_strides
 from fxtemporal.support.torch_private.convolutions import packed, packs, run_packed
 from fxtemporal.support.torch_private.transforms import in_forward_mode
 
@@ -46,13 +47,14 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """``F.conv2d`` for a weight that may be packed.
+    """``F.conv2d`` for a weight that may be packed, on maps with plain strides.
 
     A packed weight is unpacked if a derivative is asked for, backward or forward, and if the input
     differs from what the weight was packed for: autocast, another dtype, an empty batch.
     """
     if not weight.is_mkldnn:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        maps = plain_strides(input) if groups > 1 else input
+        return F.conv2d(maps, weight, bias, stride, padding, dilation, groups)
     differentiated = torch.is_grad_enabled() and (
         input.requires_grad or (bias is not None and bias.requires_grad)
     )

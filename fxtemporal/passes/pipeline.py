@@ -16,6 +16,7 @@ from torch import fx
 from fxtemporal.analysis.cost import Costs, SiteCost
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.passes.building.form_layouts import keep_gradient_layouts
 from fxtemporal.passes.building.output_layouts import keep_output_layouts
 from fxtemporal.passes.dump import Dump
 from fxtemporal.passes.rule import Remark, Rule, Status
@@ -74,6 +75,7 @@ def run_rules(
             if outcome.applied:
                 if captured.keeps_layouts:
                     keep_output_layouts(outcome.program, captured)
+                keep_gradient_layouts(outcome.program)
                 outcome.program.refresh()
             return outcome
         except FxTemporalError:

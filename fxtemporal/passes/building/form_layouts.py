@@ -32,7 +32,13 @@ from fxtemporal.ir.ops import Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private.convolutions import memory_format
 
-__all__ = ["as_conv3d_lays_out", "chooses_layout", "keep_form_layouts"]
+__all__ = [
+    "as_conv3d_lays_out",
+    "chooses_layout",
+    "contiguous_gradient",
+    "keep_form_layouts",
+    "keep_gradient_layouts",
+]
 
 _CONVOLUTIONS, _POOLS = "fxtemporal.functional", "fxtemporal.functional.pool3d"
 _ARGUMENTS = {
@@ -89,6 +95,30 @@ def contiguous_among(tensor: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     if transformed() or not all(given.is_contiguous() for given in inputs):
         return tensor
     return tensor.contiguous()
+
+
+@leaf_function
+def contiguous_gradient(tensor: Tensor) -> Tensor:
+    """``tensor``, whose gradient reaches the op that made it in the contiguous format.
+
+    The backward of InstanceNorm on one sample gives wrong gradients for one in channels_last (torch
+    2.13, on a CPU). Nothing is copied.
+    """
+    if transformed() or torch.compiler.is_compiling() or not tensor.requires_grad:
+        return tensor
+    return tensor.flatten().view(tensor.shape) if tensor.is_contiguous() else tensor
+
+
+def keep_gradient_layouts(program: Program) -> None:
+    """Have each InstanceNorm get the gradient in the layout in which the model's does."""
+    if not any(map(chooses_layout, program.graph.nodes)):
+        return
+    for node in list(program.graph.nodes):
+        op = program.op(node) if node.op.startswith("call") else None
+        if op is None or op.name != "instance_norm":
+            continue
+        if any(user.target is not contiguous_gradient for user in node.users):
+            _insert(program, node, contiguous_gradient)
 
 
 def keep_form_layouts(program: Program, *, outputs: bool) -> None:
