@@ -288,3 +288,34 @@ def test_a_refused_number_of_frames_is_traced_once() -> None:
             result(torch.rand(2, 12, 3, 8, 8))
         result(torch.rand(2, 6, 3, 8, 8))
     assert asked == [12, 6]
+
+
+class WithTheOneBefore(nn.Module):
+    """From the second frame on another graph, whose result the ReLU hides now and then."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 2)
+        nn.init.constant_(self.linear.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, last = None, None
+        for frame in x.unbind(1):
+            joined = frame if before is None else torch.cat([frame, before], -1)[..., ::2]
+            last, before = F.relu(self.linear(joined)), frame
+        return last
+
+
+@pytest.mark.parametrize("bias", [0.0, -1.0, -3.0, -20.0])
+def test_one_frame_is_not_admitted_by_chance(bias: float) -> None:
+    model = WithTheOneBefore(bias)
+    result = fxtemporal.optimize(model, (torch.rand(2, 2, 4),), tune="static")
+    for frames in (1, 2, 3, 9):
+        x = 40 * noise(5, frames, 4)
+        try:
+            actual = result(x)
+        except fxtemporal.SpecializationError:
+            assert frames == 1
+        else:
+            torch.testing.assert_close(actual, model(x))

@@ -12,10 +12,12 @@ at their first call: :class:`fxtemporal.ir.admitted.AdmittedFrames`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxtemporal.analysis.families import is_input
@@ -44,6 +46,9 @@ _OTHERS = (2, 3, 8, 15, 26, 43, 70)
 
 _STRANGE = 3
 """Give up after this many numbers of frames that give another graph."""
+
+_DRAWS = 6
+"""Inputs to compare the numbers on, where they alone decide: one may happen to be all zeros."""
 
 _RESIZING = frozenset(("conv3d", "max_pool3d", "avg_pool3d", "interpolate"))
 """Ops whose result may be shorter or longer, along the same dimension."""
@@ -130,17 +135,18 @@ class _Trial:
         self.ranks = (3, 2) if any(tensor.dim() == 2 for tensor in tensors) else (3,)
         self.samples: list[Sample] = []
 
-    def agrees(self, tried: Program, other: int) -> bool:
-        """Whether ``tried`` gives the model's numbers with ``other`` frames."""
+    def agrees(self, tried: Program, other: int, draws: int = 1) -> bool:
+        """Whether ``tried`` gives the model's numbers with ``other`` frames, on so many inputs."""
         name = f"{other} {'entry' if other == 1 else 'entries'} in dimension {self.dim}"
-        for least_rank in self.ranks:
-            sizes = {self.dim: (self.frames, other)}
-            inputs = resized(self.example, sizes, least_rank=least_rank)
+        sizes = {self.dim: (self.frames, other)}
+        for least_rank, draw in itertools.product(self.ranks, range(draws)):
+            generator = torch.Generator().manual_seed(draw)
+            inputs = resized(self.example, sizes, generator, least_rank=least_rank)
             masks = ", masks too" * (least_rank == 2)
             sample = self.verifier.at(tried.gm, inputs, name + masks)
             if sample is not None and not sample.equal:
                 return False
-            self.samples.extend([sample] if sample is not None else [])
+            self.samples.extend([sample] if sample is not None and draw == 0 else [])
         return True
 
     def accepted(self, loose: Program) -> bool:
@@ -194,7 +200,7 @@ def freed(
     dim: int,
     frames: int,
     again: Callable[[int], Program],
-    agrees: Callable[[Program, int], bool],
+    agrees: Callable[..., bool],
     accepted: Callable[[Program], bool],
     wanted: Iterable[int] = (),
 ) -> Program | None:
@@ -247,9 +253,8 @@ def freed(
     checks._same_graph = same_graph
     for other in sorted({1, *strange, *wanted} - checks.counts):
         # With one frame there is no loop to re-roll: compare the numbers instead.
-        if same_graph(other) or (
-            other in (1, *strange) and _is_right(loose, checks, other, agrees)
-        ):
+        tries = other in (1, *strange) and other >= unifier.least
+        if same_graph(other) or (tries and _is_right(loose, checks, other, agrees)):
             checks.counts |= {other}
     return loose
 
@@ -258,11 +263,11 @@ def _is_right(
     loose: Program,
     checks: AdmittedFrames,
     frames: int,
-    agrees: Callable[[Program, int], bool],
+    agrees: Callable[..., bool],
 ) -> bool:
     before = checks.counts
     checks.counts = before | {frames}
     try:
-        return agrees(loose, frames)
+        return agrees(loose, frames, _DRAWS)
     finally:
         checks.counts = before

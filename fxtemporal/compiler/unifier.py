@@ -64,6 +64,8 @@ class Unifier:
         }
         self.sizes: dict[tuple[int, ...], tuple[fx.Node, int]] = {}
         self.read: dict[tuple[int, ...], fx.Node] = {}
+        self.least = 0
+        """The fewest frames at which no number that is computed from them turns negative."""
 
     def run(self) -> Program | None:
         """The unified program; None if the graphs differ in more than such numbers."""
@@ -178,6 +180,8 @@ class Unifier:
         linear = all(factor * t + offset == v for t, v in zip(self.frames, values, strict=True))
         if rest or not linear or self.frames not in self.sizes:
             raise _DifferError
+        if factor > 0 and min(values) >= 0:  # an index below 0 would count from the end
+            self.least = max(self.least, -(offset // factor))
         number = self._number(self.frames, node)
         with self.graph.inserting_before(node):
             if factor != 1:
