@@ -21,6 +21,7 @@ import shutil
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -51,6 +52,7 @@ FINE, FOUND, USAGE, NOT_CAPTURED, NOT_VERIFIED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # which nothing here needs
     try:
         return _run(arguments)
     except KeyboardInterrupt:
