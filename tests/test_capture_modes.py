@@ -236,3 +236,28 @@ def test_a_guard_of_a_wider_batch_is_not_the_model_s() -> None:
     x = torch.rand(1, 7, 3, 6, 6)
     result = fxtemporal.optimize(model, (x,), tune="static")
     assert_same(result(x), model(x))
+
+
+def normalizes_by_the_grad_mode(self: Any, x: Tensor) -> Tensor:
+    self.norm.train(torch.is_grad_enabled())
+    return self.norm(x.transpose(1, 2))
+
+
+def sets_a_layer_by_the_grad_mode(self: Any, x: Tensor) -> Tensor:
+    self.norm.eps = 1e-5 if torch.is_grad_enabled() else 2.0
+    return self.norm(x.transpose(1, 2))
+
+
+def asks_and_then_maps(self: Any, x: Tensor) -> Tensor:
+    factor = 2 if torch.is_grad_enabled() else 3
+    return torch.vmap(self.linear)(x) * factor
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    "forward",
+    [normalizes_by_the_grad_mode, sets_a_layer_by_the_grad_mode, asks_and_then_maps],
+)
+def test_an_answer_that_shows_in_no_code(forward: Forward, verify: bool) -> None:
+    with pytest.raises((CaptureError, VerificationError)):
+        fxtemporal.optimize(Case(forward).build(), (X,), tune="static", verify=verify)

@@ -152,7 +152,7 @@ def _trace_in_both_modes(
 
 def _same_code(one: Program, other: Program) -> bool:
     """Whether two traces of a model are one graph, over equal constants."""
-    if str(one.gm.code) != str(other.gm.code) or one.modes.keys() != other.modes.keys():
+    if str(one.gm.code) != str(other.gm.code) or one.layer_settings != other.layer_settings:
         return False
     constants = [name for name in vars(one.gm) if name.startswith("_tensor_constant")]
     pairs = [(getattr(one.gm, name), getattr(other.gm, name, None)) for name in constants]
@@ -201,8 +201,8 @@ def _export(model: nn.Module, example: Example | None, failures: Sequence[Except
         return from_export(model, *example, why=str(error))
     raise_if_model_fails(model, example, error)
     program = from_export(model, *example, why=reason_of(error))
-    if isinstance(error, GradientModeError):
-        program.doubt = str(error)
+    asked = next((e for e in failures if isinstance(e, GradientModeError)), None)
+    program.doubt = None if asked is None else str(asked)
     return program
 
 
@@ -231,13 +231,13 @@ def _trace_of(
     states = RandomStates()
     with _without_logs():  # of an op that refuses its input: the error says it
         graph = tracer.trace(other.module)
-    note = settle(model, other, states, example)
+    note, writes = settle(model, other, states, example)
     root = twin(model)
     _use_originals(graph, other, root)
     refuse_names(graph)
     gm = graph_module(root, graph, type(model).__name__)
     program = Program(gm, fake_mode, "fx", note)
-    program.modes = tracer.modes
+    program.modes, program.writes = tracer.modes, writes
     normalize(program)
     return program
 

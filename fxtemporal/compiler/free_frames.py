@@ -243,7 +243,10 @@ def freed(
 
     def same_graph(other: int) -> bool:
         try:
-            more = Unifier([*alike, (other, again(other))]).run()
+            tried = again(other)
+            if skeleton(tried) != skeleton(program):
+                return False
+            more = Unifier([*alike, (other, tried)]).run()
         except Exception:  # the model may not take so many frames, or the graphs have other lengths
             return False
         return more is not None and code(more) == text

@@ -41,7 +41,8 @@ def _sizes(column: Sequence[fx.Node], dim: int) -> tuple[int, ...] | None:
 
 def skeleton(program: Program) -> list[tuple[str, Any]]:
     """The kinds and targets of all nodes, in order."""
-    return [(node.op, node.target) for node in program.graph.nodes]
+    calls = [(node.op, node.target) for node in program.graph.nodes]
+    return [("settings", program.layer_settings), *calls]
 
 
 class _DifferError(Exception):

@@ -79,12 +79,14 @@ class Program:
     ``frontend`` is ``"fx"``, ``"export"`` or ``"given"``; ``note`` says why the first choice of
     front end was not used. ``modes`` are the modules whose training flag the capture read, by path.
     ``doubt`` says what the capture could not check: only a comparison with the model can.
+    ``writes`` are the settings that the forward gave to layers which run as they are.
     ``gradients`` says why the graph's gradients cannot be the model's. ``output_layouts`` are the
     observed memory layouts of the model's outputs, which fake tensors may not show; with
     ``keeps_layouts`` rewrites keep them.
     """
 
     modes: Mapping[str, Specialization] = MappingProxyType({})
+    writes: frozenset[str] = frozenset()
     doubt: str | None = None
     gradients: str | None = None
     output_layouts: tuple[tuple[int | None, ...] | None, ...] | None = None
@@ -107,9 +109,14 @@ class Program:
         graph.set_codegen(self.graph._codegen)
         gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
         copy = Program(gm, self.fake_mode, self.frontend, self.note)
-        for name in ("modes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
+        for name in ("modes", "writes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
             setattr(copy, name, getattr(self, name))
         return copy
+
+    @property
+    def layer_settings(self) -> tuple[frozenset[str], dict[str, tuple[Any, bool]]]:
+        """How the layers are set that the graph calls: two graphs are alike only if these are."""
+        return self.writes, {path: (m.value, m.sets) for path, m in self.modes.items()}
 
     @property
     def specializations(self) -> tuple[Specialization, ...]:

@@ -26,8 +26,12 @@ _EXPORTS_OWN = "self.constants"
 """An attribute that torch.export leaves on what it exports."""
 
 
-def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any) -> str | None:
-    """Check all that the forward of ``traced`` wrote during capture; return a note on it, or None.
+def settle(
+    model: nn.Module, traced: StandIn, states: RandomStates, example: Any
+) -> tuple[str | None, frozenset[str]]:
+    """Check all that the forward of ``traced`` wrote during capture.
+
+    Returns a note on it, or None; and the settings of layers that run as they are, as written.
 
     The forward may keep a tensor in an attribute if no later call reads it. Any other change makes
     the next call a different function, which a graph cannot express.
@@ -36,12 +40,13 @@ def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any
         StatefulError: the next call may depend on this one, or on chance.
     """
     _refuse_chance(states)
-    kept = []
+    kept, settings = [], set()
     for change in traced.changes():
         owner, called = change.owner, change.called
         if owner is traced.module and "._tensor_constant" in called:
             continue  # where fx keeps tensors that are neither parameters nor buffers
         if isinstance(owner, nn.Module) and owner is not traced.module and is_leaf(owner):
+            settings.add(f"{called} = {change.new!r:.200}")
             continue  # it runs as it is, and sets the same at each call
         if change.of_buffer:
             text = f"the forward puts another tensor in place of the buffer {called}"
@@ -50,11 +55,11 @@ def settle(model: nn.Module, traced: StandIn, states: RandomStates, example: Any
             raise StatefulError(f"the forward changes {called}, which its next call may read")
         kept.append(called)
     if not kept:
-        return None
+        return None, frozenset(settings)
     names = ", ".join(kept)
     if example is None or not _repeats(model, example):
         raise StatefulError(f"the forward keeps {names}, which its next call may read")
-    return f"the forward keeps {names}; the optimized module does not"
+    return f"the forward keeps {names}; the optimized module does not", frozenset(settings)
 
 
 def settle_export(exported: StandIn, states: RandomStates) -> None:
