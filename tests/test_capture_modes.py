@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import CaptureError, FxTemporalError, SpecializationError, VerificationError
+from fxtemporal.support.torch_private.fake_tensors import FakeTensor
 from tests.capture_cases import Case, Forward, X, assert_same, call
 from tests.capture_forwards import without_gradients
 
@@ -253,11 +254,47 @@ def asks_and_then_maps(self: Any, x: Tensor) -> Tensor:
     return torch.vmap(self.linear)(x) * factor
 
 
+def maps_and_then_asks(self: Any, x: Tensor) -> Tensor:
+    return torch.vmap(self.linear)(x) * (2 if torch.is_grad_enabled() else 3)
+
+
+def maps_and_then_reads(self: Any, x: Tensor) -> Tensor:
+    y = torch.vmap(self.linear)(x)
+    return y * (2 if y.requires_grad else 3)
+
+
+def maps_and_then_looks_for_a_graph(self: Any, x: Tensor) -> Tensor:
+    y = torch.vmap(self.linear)(x)
+    return y * (3 if y.grad_fn is None else 2)
+
+
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize(
     "forward",
-    [normalizes_by_the_grad_mode, sets_a_layer_by_the_grad_mode, asks_and_then_maps],
+    [
+        normalizes_by_the_grad_mode,
+        sets_a_layer_by_the_grad_mode,
+        asks_and_then_maps,
+        maps_and_then_asks,
+        maps_and_then_reads,
+        maps_and_then_looks_for_a_graph,
+    ],
 )
 def test_an_answer_that_shows_in_no_code(forward: Forward, verify: bool) -> None:
     with pytest.raises((CaptureError, VerificationError)):
         fxtemporal.optimize(Case(forward).build(), (X,), tune="static", verify=verify)
+
+
+def maps_and_asks_in_vain(self: Any, x: Tensor) -> Tensor:
+    y = torch.vmap(self.linear)(x)
+    return y.clone() if torch.is_grad_enabled() and y.is_leaf else y
+
+
+def test_a_question_to_torch_export_that_makes_no_difference() -> None:
+    model = Case(maps_and_asks_in_vain).build()
+    result = fxtemporal.optimize(model, (X,), tune="static")
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert_same(result(X), model(X))
+    for name in ("requires_grad", "grad_fn", "is_leaf"):
+        assert name not in vars(FakeTensor)

@@ -202,7 +202,7 @@ def _export(model: nn.Module, example: Example | None, failures: Sequence[Except
     raise_if_model_fails(model, example, error)
     program = from_export(model, *example, why=reason_of(error))
     asked = next((e for e in failures if isinstance(e, GradientModeError)), None)
-    program.doubt = None if asked is None else str(asked)
+    program.doubt = program.doubt if asked is None else str(asked)
     return program
 
 

@@ -15,7 +15,11 @@ from fxtemporal.capture.from_graph import from_graph_module
 from fxtemporal.capture.small_sizes import refuse_small_sizes
 from fxtemporal.capture.tracing.errors import StatefulError
 from fxtemporal.capture.tracing.module_state import refuse_unseen, settle_export
-from fxtemporal.capture.tracing.python_patches import modes_read, refusing_long_lists
+from fxtemporal.capture.tracing.python_patches import (
+    gradient_questions,
+    modes_read,
+    refusing_long_lists,
+)
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, stand_in
@@ -43,7 +47,12 @@ def from_export(
         try:
             with stand_in(model, share_parameters=True, watched=True) as other:
                 states = RandomStates()
-                with quiet(), refusing_long_lists(), modes_read(other.module) as modes:
+                with (
+                    quiet(),
+                    refusing_long_lists(),
+                    modes_read(other.module) as modes,
+                    gradient_questions() as asked,
+                ):
                     exported = torch.export.export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
@@ -66,6 +75,7 @@ def from_export(
             errors.append(CaptureError("a guard that does not hold on the example inputs"))
             continue
         program.frontend, program.note = "export", why
+        program.doubt = asked[0] if asked else None
         _share_tensors(program.gm, model, other)
         _set_training_as(program.gm, model)
         known = dict(program.gm.named_modules())

@@ -45,6 +45,7 @@ from fxtemporal.support.torch_private.transforms import leaving_transforms
 __all__ = ["StandIn", "own_inputs", "stand_in"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...))
+_CONTAINERS = (dict, list, set, collections.OrderedDict)
 _TUPLES = (tuple, frozenset)
 _LIBRARY_OBJECTS = (types.SimpleNamespace, collections.UserDict, collections.UserList)
 """Python's own classes whose objects hold what a user puts into them."""
@@ -115,6 +116,8 @@ class StandIn:
         known = self._copies.get(id(value), ABSENT)
         if known is not ABSENT:
             return known
+        if type(value) in _CONTAINERS and not value and not getattr(value, "__dict__", None):
+            return self._note(value, type(value)(), name)
         copy = value
         with suppress(Exception):  # an object that cannot be copied is shared
             copy = self._shell(value, name)
@@ -316,10 +319,16 @@ def _is_plain_object(value: Any) -> bool:
     return module is None or is_user_file(str(getattr(module, "__file__", "?") or "?"))
 
 
-def _slots(value: Any) -> list[str]:
-    named = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
+def _slots(value: Any) -> tuple[str, ...]:
+    kind: Any = type(value)
+    return _slots_of(kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots_of(kind: Any) -> tuple[str, ...]:
+    named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     flat = [(n,) if isinstance(n, str) else tuple(n) for n in named]
-    return [s for names in flat for s in names if s not in ("__dict__", "__weakref__")]
+    return tuple(s for names in flat for s in names if s not in ("__dict__", "__weakref__"))
 
 
 def _generator_or_array(value: Any) -> Any:

@@ -18,6 +18,8 @@ from fxtemporal.support.torch_private.fake_tensors import FakeTensorMode
 
 __all__ = ["attribute", "rank", "run_node", "shape"]
 
+_KNOWN = ("torch.nn.modules.", "torch.nn.functional", "torch._C", "fxtemporal.")
+
 
 def shape(value: Any) -> tuple[int, ...] | None:
     """The shape of a node at capture; None if it is not known.
@@ -44,12 +46,12 @@ def run_node(
 ) -> Any:
     """The value of ``node``, computed on fake tensors from the values of its inputs.
 
-    ``inside`` is entered last. ``again``: call a copy of the module, so that its forward leaves no
-    state behind; a module with hooks is always copied. Raises whatever the op raises.
+    ``inside`` is entered last. ``again``: call a copy of a module whose forward may leave state
+    behind; a module with hooks is always copied. Raises whatever the op raises.
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: needed_value(n))
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-    if again or any(map(_leaves_traces, called.modules())):
+    if any(_leaves_traces(module, again) for module in called.modules()):
         called = StandIn(called, share_parameters=True).module
     watched = nullcontext() if inside is None else inside
     noting = _noting_writes(node, (args, kwargs))
@@ -80,9 +82,20 @@ def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
     set_writes(node, versions != [tensor._version for tensor in tensors])
 
 
-def _leaves_traces(module: nn.Module) -> bool:
-    """Whether a call may change state that outlives it: hooks may, and BatchNorm counts calls."""
-    return carries_hooks(module) or (module.training and bool(module._buffers))
+def _leaves_traces(module: nn.Module, again: bool) -> bool:
+    """Whether a call may change state that outlives it: hooks may, and BatchNorm counts calls.
+
+    ``again``: the forward of another class than torch's own and this package's may too.
+    """
+    if carries_hooks(module) or (module.training and bool(module._buffers)):
+        return True
+    return again and not _is_known(module)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether only code of torch and of this package runs when ``module`` itself is called."""
+    code = (type(module), *(value for value in vars(module).values() if callable(value)))
+    return all(str(getattr(part, "__module__", "")).startswith(_KNOWN) for part in code)
 
 
 _attention = threading.Lock()

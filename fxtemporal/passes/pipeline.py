@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
-
-from fxtemporal.analysis.cost import Costs, SiteCost
+from fxtemporal.analysis.cost import Cost, Costs, SiteCost
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.building.form_layouts import keep_gradient_layouts
@@ -106,9 +104,10 @@ def _run_once(
     dump: Dump | None,
 ) -> Outcome:
     remarks: dict[Key, Remark] = {}
+    ledger = None if costs is None else _Ledger(costs, program)
     for rule in rules:
         program.drop_unread()
-        while _sweep(program, rule, skips, only, careful, costs, remarks):
+        while _sweep(program, rule, skips, only, careful, ledger, remarks):
             pass
         if dump is not None:
             dump(rule.name, program)
@@ -125,13 +124,16 @@ def _sweep(
     skips: Mapping[Key, Skip],
     only: frozenset[Key] | None,
     careful: bool,
-    costs: Costs | None,
+    ledger: _Ledger | None,
     remarks: dict[Key, Remark],
 ) -> bool:
     """Visit every candidate of ``rule`` once; return True if a rewrite requires another visit.
 
     ``careful``: check the graph after each rewrite, which takes time in proportion to its nodes.
+    A site costs what it cost before, and then as much more or less as the whole program does.
     """
+    if ledger is not None:
+        ledger.change(program)
     for candidate in rule.candidates(program):
         site = rule.site(program, candidate)
         key = (rule.name, site.key)
@@ -143,7 +145,8 @@ def _sweep(
         if not applied and not reasons and skip is None:
             continue
         words = rule.what(program, candidate), rule.becomes(program, candidate)
-        ledger = None if costs is None else _Ledger(costs, program, rule.nodes(program, candidate))
+        nodes = () if ledger is None else rule.nodes(program, candidate)
+        before = None if ledger is None else ledger.costs.of(program, nodes)
         status: Status = "missed" if skip is None or reasons else skip.status
         detail = dict(rule.detail(program, candidate))
         if applied:
@@ -158,7 +161,9 @@ def _sweep(
         elif skip is not None and not reasons:
             reasons = (skip.reason,)
             detail |= dict(skip.detail)
-        cost = None if ledger is None else ledger.site(program)
+        cost = None
+        if ledger is not None and before is not None:
+            cost = SiteCost(before, before + ledger.change(program) if applied else before)
         remarks[key] = Remark(
             site.rule, status, site.target, site.location, reasons, detail, *words, cost
         )
@@ -168,13 +173,15 @@ def _sweep(
 
 
 class _Ledger:
-    """Costs of a site and of the whole program before a rewrite."""
+    """The costs of a program's nodes, while rewrites replace them."""
 
-    def __init__(self, costs: Costs, program: Program, nodes: Iterable[fx.Node]) -> None:
+    def __init__(self, costs: Costs, program: Program) -> None:
         self.costs = costs
-        self.before = costs.of(program, nodes)
-        self.total = costs.total(program)
+        self.nodes = dict.fromkeys(program.graph.nodes)
+        costs.total(program)  # an erased node has no cost any more
 
-    def site(self, program: Program) -> SiteCost:
-        """The site's cost before, and after: changed by as much as the whole program's."""
-        return SiteCost(self.before, self.before + (self.costs.total(program) - self.total))
+    def change(self, program: Program) -> Cost:
+        """How much the program's cost changed since the last call."""
+        before, self.nodes = self.nodes, dict.fromkeys(program.graph.nodes)
+        new = self.costs.of(program, (node for node in self.nodes if node not in before))
+        return new - self.costs.of(program, (node for node in before if node not in self.nodes))

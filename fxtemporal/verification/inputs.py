@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["POISONED", "Example", "fresh_inputs", "is_float", "poisoned", "resized"]
+__all__ = ["POISONED", "Example", "FreshInputs", "fresh_inputs", "is_float", "poisoned", "resized"]
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 POISONED = "the example with "
@@ -23,29 +24,48 @@ def is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
-def fresh_inputs(example: Example) -> Iterator[tuple[str, Example]]:
-    """Inputs of other sizes: another batch, one more entry in dimension 1 or 2."""
+@dataclass(frozen=True)
+class FreshInputs:
+    """Inputs whose sizes differ from the example's in the dimensions ``dims``; none: NaN or Inf."""
+
+    name: str
+    inputs: Example
+    dims: frozenset[int] = frozenset()
+
+
+def fresh_inputs(example: Example, *, together: bool) -> Iterator[FreshInputs]:
+    """Inputs of other sizes: another batch, one more entry in dimension 1 or 2.
+
+    ``together``: before them, fewer entries in another batch, for models that take long to run.
+    """
     tensors = [t for t in pytree.tree_leaves(example) if isinstance(t, torch.Tensor) and t.dim()]
     if not tensors:
         return
     batch = tensors[0].shape[0]
     other = 3 if batch == 2 else 2
-    tries = [(f"a batch of {other}", {0: (batch, other)})]
     longest = max(tensors, key=torch.Tensor.dim)
     small = {0: (batch, 1)} if batch > 2 else {}
+    alone = [(f"a batch of {other}", {0: (batch, other)})]
+    both = []
     for dim in (1, 2) if longest.dim() >= 3 else ():
         size = longest.shape[dim]
-        tries.append((f"{size + 1} entries in dimension {dim}", {**small, dim: (size, size + 1)}))
+        more, less = size + 1, size // 4 * 3 + 1 if size > 4 else size + 1
+        alone.append((f"{more} entries in dimension {dim}", {**small, dim: (size, more)}))
+        name = f"a batch of {other}, {less} entries in dimension {dim}"
+        both.append((name, {0: (batch, other), dim: (size, less)}))
     generator = torch.Generator().manual_seed(0)
-    for name, change in tries:
-        yield name, resized(example, change, generator)
-        (dim,) = set(change) - {0} or {0}
-        flat = [t for t in tensors if t.dim() == 2 and dim == 1 and t.shape[1] == change[1][0]]
+    tries = [(*one, frozenset(set(one[1]) - {0} or {0})) for one in alone]
+    if together:
+        tries = [*((*one, frozenset(one[1])) for one in both), *tries]
+    for name, change, dims in tries:
+        yield FreshInputs(name, resized(example, change, generator), dims)
+        flat = [t for t in tensors if t.dim() == 2 and 1 in dims and t.shape[1] == change[1][0]]
         if flat and longest.dim() >= 3:  # a mask (B, T)
-            yield f"{name}, masks too", resized(example, change, generator, least_rank=2)
+            masked = resized(example, change, generator, least_rank=2)
+            yield FreshInputs(f"{name}, masks too", masked, dims)
 
 
-def poisoned(example: Example) -> Iterator[tuple[str, Example]]:
+def poisoned(example: Example) -> Iterator[FreshInputs]:
     """The example with a frame of NaN, or of Inf, in its longest inputs."""
     tensors = [t for t in pytree.tree_leaves(example) if is_float(t)]
     rank = max((t.dim() for t in tensors), default=0)
@@ -61,7 +81,8 @@ def poisoned(example: Example) -> Iterator[tuple[str, Example]]:
 
         text = f"{POISONED}{what} at entry {{}} of dimension {dim}"
         middle = next(t.shape[dim] // 2 for t in tensors if t.dim() == rank)
-        yield text.format(middle), pytree.tree_map_only(torch.Tensor, poison, example)
+        bad = pytree.tree_map_only(torch.Tensor, poison, example)
+        yield FreshInputs(text.format(middle), bad)
 
 
 def resized(

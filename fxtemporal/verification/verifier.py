@@ -24,7 +24,14 @@ from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.quiet import quiet
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Comparison, Sample, Tolerance, distance
-from fxtemporal.verification.inputs import POISONED, Example, fresh_inputs, is_float, poisoned
+from fxtemporal.verification.inputs import (
+    POISONED,
+    Example,
+    FreshInputs,
+    fresh_inputs,
+    is_float,
+    poisoned,
+)
 
 __all__ = ["Verifier"]
 
@@ -62,7 +69,10 @@ class Verifier:
         self._finest = min(
             (torch.finfo(t.dtype).eps for t in _tensors(outputs) if is_float(t)), default=0.0
         )
-        self._fresh = dict(fresh_inputs(example)) | (dict(poisoned(example)) if confined else {})
+        self._fresh = [
+            *fresh_inputs(example, together=not self._cheap),
+            *(poisoned(example) if confined else ()),
+        ]
         self._runs: dict[str, _Expected | None] = {}
         self._noises: dict[str, list[float]] = {}
 
@@ -75,17 +85,20 @@ class Verifier:
         """
         with quiet():  # a graph that fails prints its code
             samples = [self._compared(self._example, candidate)]
-            for name, inputs in () if example_only else self._fresh.items():
-                if self._cheap and self._run(name) is None:
+            changed: list[frozenset[int]] = []
+            for fresh in () if example_only else self._fresh:
+                covered = bool(fresh.dims) and any(fresh.dims < dims for dims in changed)
+                if covered or (self._cheap and self._run(fresh) is None):
                     continue
                 try:
-                    outputs, error = self._outcome(candidate, inputs), None
+                    outputs, error = self._outcome(candidate, fresh.inputs), None
                 except SpecializationError:
                     continue  # this size is not free, and the module says so
                 except Exception as raised:  # a rewritten graph may fail in any way
                     outputs, error = None, raised
-                if (run := self._run(name)) is not None:
+                if (run := self._run(fresh)) is not None:
                     samples.append(self._compared(run, candidate, outputs, error))
+                    changed.append(fresh.dims)
             return Comparison(tuple(samples), exact)
 
     @property
@@ -111,14 +124,15 @@ class Verifier:
         """The leaves of the original's outputs on the example inputs."""
         return pytree.tree_leaves(self._example.outputs[0])
 
-    def _run(self, name: str) -> _Expected | None:
+    def _run(self, fresh: FreshInputs) -> _Expected | None:
         """The original's run on fresh inputs, made when first needed; None if it refuses them."""
-        if name not in self._runs:
-            inputs, run = self._fresh[name], None
+        if fresh.name not in self._runs:
+            run = None
             with contextlib.suppress(Exception):  # in any way that a model may
-                run = _Expected(name, inputs, self._outcome(self._original, inputs), None)
-            self._runs[name] = run
-        return self._runs[name]
+                outcome = self._outcome(self._original, fresh.inputs)
+                run = _Expected(fresh.name, fresh.inputs, outcome, None)
+            self._runs[fresh.name] = run
+        return self._runs[fresh.name]
 
     def _with_reference(self, run: _Expected) -> _Expected:
         """``run`` with a float64 reference, if the model is cheap."""

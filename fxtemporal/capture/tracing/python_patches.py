@@ -32,6 +32,7 @@ from fxtemporal.support.torch_private.fake_tensors import FakeTensor
 __all__ = [
     "answering",
     "custom_functions",
+    "gradient_questions",
     "modes_read",
     "refusing_long_lists",
     "refusing_seeds",
@@ -43,6 +44,7 @@ _OUTSIDE = "fxtemporal.capture.capture"
 
 
 _LONGEST_LIST = 256
+_ASKED_MODE = "the forward asks whether gradients are recorded"
 
 
 @contextmanager
@@ -107,12 +109,47 @@ def _grad_mode(is_grad_enabled: Callable[[], bool], answer: bool | None) -> Call
     def wrapper() -> bool:
         if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
             if answer is None:
-                text = "the forward asks whether gradients are recorded"
-                raise GradientModeError(text, answerable=True)
+                raise GradientModeError(_ASKED_MODE, answerable=True)
             return answer and is_grad_enabled()
         return is_grad_enabled()
 
     return wrapper
+
+
+@contextmanager
+def gradient_questions() -> Iterator[list[str]]:
+    """Collect what user code asks of gradients during torch.export, which answers for its own mode.
+
+    The questions are ``torch.is_grad_enabled()`` and, of a fake tensor, ``requires_grad`` and the
+    like.
+    """
+    owner, asked = threading.get_ident(), list[str]()
+
+    def note(question: str, asker: types.FrameType) -> None:
+        if threading.get_ident() == owner and is_user_file(asker.f_code.co_filename):
+            asked.append(question)
+
+    is_grad_enabled = torch.is_grad_enabled
+
+    def grad_mode() -> bool:
+        note(_ASKED_MODE, sys._getframe(1))
+        return is_grad_enabled()
+
+    def noted(name: str) -> property:
+        known = getattr(torch.Tensor, name)
+
+        def read(tensor: torch.Tensor) -> Any:
+            note(f"the forward reads {name}", sys._getframe(1))
+            return known.__get__(tensor)
+
+        return property(read, known.__set__ if name == "requires_grad" else None)
+
+    with ExitStack() as stack:
+        stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
+        for name in ("requires_grad", "grad_fn", "is_leaf"):
+            setattr(FakeTensor, name, noted(name))
+            stack.callback(delattr, FakeTensor, name)
+        yield asked
 
 
 @contextmanager
