@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -316,6 +317,35 @@ def test_on_the_example_alone() -> None:
     candidate = Model(lambda x: x if x.size(0) == 3 else -x)
     assert verifier.compare(candidate, example_only=True).equal
     assert not verifier.compare(candidate).equal
+
+
+def test_a_slow_model_is_run_at_two_other_sizes_at_once() -> None:
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(0.25)
+        return x + 1
+
+    def compared_on(candidate: Callable[[Tensor], Tensor]) -> list[str]:
+        verifier = Verifier(Model(slow), ((noise(4, 8, 3),), {}))
+        comparison = verifier.compare(Model(candidate))
+        assert comparison.equal
+        return [sample.inputs for sample in comparison.samples]
+
+    both = ["a batch of 2, 7 entries in dimension 1", "a batch of 2, 4 entries in dimension 2"]
+    assert compared_on(lambda x: x + 1) == ["the example inputs", *both]
+
+    def fixed(x: Tensor) -> Tensor:
+        if x.shape[2] != 3:
+            raise SpecializationError("fixed")
+        return x + 1
+
+    assert compared_on(fixed) == ["the example inputs", both[0]]
+
+    def alone(x: Tensor) -> Tensor:
+        if x.shape[0] != 4 and x.shape[1:] != (8, 3):
+            raise SpecializationError("not at once")
+        return x + 1
+
+    assert compared_on(alone) == ["the example inputs", "a batch of 2"]
 
 
 def test_fresh_inputs_are_drawn_from_the_example() -> None:

@@ -238,7 +238,8 @@ def _trace_of(
     gm = graph_module(root, graph, type(model).__name__)
     program = Program(gm, fake_mode, "fx", note)
     program.modes, program.writes = tracer.modes, writes
-    normalize(program)
+    with _without_logs():
+        normalize(program)
     return program
 
 

@@ -8,20 +8,87 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtemporal.ir.node_meta import copy_meta, value_of
-from fxtemporal.ir.ops import WHOLE, Op
+from fxtemporal.ir.node_meta import copy_meta, forget_value, value_of
+from fxtemporal.ir.ops import WHOLE, Op, Trait
 from fxtemporal.ir.program import Program
 
 __all__ = ["normalize"]
 
+_TURNED = (
+    "as_strided_",
+    "detach_",
+    "squeeze_",
+    "swapaxes_",
+    "swapdims_",
+    "t_",
+    "transpose_",
+    "unsqueeze_",
+)
+"""Methods that turn a tensor into a view of its memory, in place."""
+
 
 def normalize(program: Program) -> None:
     """Reduce the spellings that later rules must match, by the functions below."""
+    _views_out_of_place(program)
     _one_index_a_node(program)
     _reads_after_writes(program)
     _one_cat(program)
     program.hoist_checks()
     program.refresh()
+
+
+def _views_out_of_place(program: Program) -> None:
+    """Rewrite ``y.squeeze_()``, which turns the tensor itself into a view, as ``y.squeeze()``.
+
+    It is done where the forward made ``y``, and no earlier node may be the same tensor object.
+    """
+    for node in list(program.graph.nodes):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if not node.op.startswith("call_") or name not in _TURNED:
+            continue
+        same = _same_objects(program, node)
+        if same is None:
+            continue
+        with program.graph.inserting_before(node):
+            view = program.graph.call_method(name[:-1], node.args, dict(node.kwargs))
+        copy_meta(view, node)
+        for older in same:
+            later = {user for user in older.users if user > node}
+            older.replace_all_uses_with(view, delete_user_cb=later.__contains__)
+            forget_value(older)
+        node.replace_all_uses_with(view)
+        program.graph.erase_node(node)
+
+
+def _same_objects(program: Program, node: fx.Node) -> list[fx.Node] | None:
+    """The nodes before ``node`` whose value is its input, the same object; None if unknown."""
+    same: list[fx.Node] = []
+    source: Any = node.args[0] if node.args else None
+    while isinstance(source, fx.Node):
+        same.append(source)
+        readers = [user for user in source.users if user < node and user not in same]
+        if not all(_is_new_object(program, reader, source) for reader in readers):
+            return None
+        op = program.op(source)
+        first = op.args.get("input") if op is not None else None
+        if _is_new_object(program, source, first):
+            return same
+        source = first if op is not None and op.inplace else None
+    return None
+
+
+def _is_new_object(program: Program, node: fx.Node, source: Any) -> bool:
+    """Whether ``node`` can never return the tensor object ``source`` itself."""
+    op = program.op(node)
+    if op is None or op.inplace:
+        return False
+    if op.owns or Trait.FACT in op.traits:
+        return True
+    before = value_of(source) if isinstance(source, fx.Node) else None
+    after = value_of(node)
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    return before.shape != after.shape
 
 
 def _one_index_a_node(program: Program) -> None:

@@ -19,6 +19,7 @@ from fxtemporal.passes.building.output_layouts import keep_output_layouts
 from fxtemporal.passes.dump import Dump
 from fxtemporal.passes.rule import Remark, Rule, Status
 from fxtemporal.support.errors import FxTemporalError
+from fxtemporal.support.quiet import quiet
 
 __all__ = ["Key", "Outcome", "Skip", "run_rules"]
 
@@ -64,8 +65,19 @@ def run_rules(
     left alone without a reason. If a rewrite raises, all starts again without it. With ``costs``,
     each remark has the cost of its site. ``dump`` is called with the program after each rule.
     """
+    with quiet():  # of an op that refuses the values of a later rewrite
+        return _run(captured, tuple(rules), skips, only, costs, dump)
+
+
+def _run(
+    captured: Program,
+    rules: tuple[Rule[Any], ...],
+    skips: Mapping[Key, Skip] | None,
+    only: frozenset[Key] | None,
+    costs: Costs | None,
+    dump: Dump | None,
+) -> Outcome:
     skips = dict(skips or {})
-    rules = tuple(rules)
     careful = False
     while True:
         try:

@@ -60,6 +60,8 @@ class ShapeProxy(Proxy):
 
     @property
     def val(self) -> Any:
+        if not self.known:
+            raise TraceError("a number is read that is not known here")
         return needed_value(self.node)
 
     def __getattr__(self, name: str) -> Any:
@@ -118,7 +120,7 @@ class ShapeProxy(Proxy):
         return len(value)
 
     def __iter__(self) -> Iterator[Any]:
-        if isinstance(self.val, torch.Tensor) and self.known:
+        if self.known and isinstance(self.val, torch.Tensor):
             laps = int(self.tracer.read(self.size(0), TRIP_COUNT))
         else:
             laps = len(self)
