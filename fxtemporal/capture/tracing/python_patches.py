@@ -27,6 +27,7 @@ from fxtemporal.capture.tracing.shape_proxy import ReadingTracer, ShapeProxy
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.source import is_user_file, short_location
 from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.torch_private.compilers import dynamo_knows_functions
 from fxtemporal.support.torch_private.fake_tensors import FakeTensor
 
 __all__ = [
@@ -145,7 +146,8 @@ def gradient_questions() -> Iterator[list[str]]:
         return property(read, known.__set__ if name == "requires_grad" else None)
 
     with ExitStack() as stack:
-        stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
+        if dynamo_knows_functions():
+            stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
         for name in ("requires_grad", "grad_fn", "is_leaf"):
             setattr(FakeTensor, name, noted(name))
             stack.callback(delattr, FakeTensor, name)

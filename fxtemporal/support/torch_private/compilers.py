@@ -13,6 +13,7 @@ from fxtemporal.support.torch_private import needed
 __all__ = [
     "compile_package",
     "dynamo_backend",
+    "dynamo_knows_functions",
     "in_fresh_cache",
     "inductor_backend",
     "is_compiled",
@@ -38,6 +39,20 @@ def dynamo_backend(name: str | Callable[..., Any]) -> Callable[..., Any]:
     """The backend of torch.compile called ``name``; a callable is returned as it is."""
     found: Callable[..., Any] = needed("torch._dynamo.backends.registry.lookup_backend")(name)
     return found
+
+
+def dynamo_knows_functions() -> bool:
+    """Make Dynamo build its tables of torch's functions; False if this torch builds them otherwise.
+
+    It builds them at first use: a function that is replaced at that moment would be missing in them
+    as long as the process lives.
+    """
+    try:
+        needed("torch._dynamo.trace_rules.lookup")(torch.is_grad_enabled)
+        module = "torch._dynamo.variables.torch.TorchInGraphFunctionVariable"
+        return torch.is_grad_enabled in needed(module)._get_handlers()
+    except (ImportError, AttributeError):
+        return False
 
 
 def is_static(tensor: Tensor) -> bool:
