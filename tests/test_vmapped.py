@@ -67,6 +67,34 @@ def test_the_op_runs_on_each_frame_apart(each: Forward) -> None:
         assert torch.equal(mine.isnan(), theirs.isnan())
 
 
+@pytest.mark.parametrize(
+    ("each", "folds"),
+    [
+        (lambda self, y: y / y.max(), True),
+        (lambda self, y: y - torch.min(y), True),
+        (lambda self, y: y * y.median(), False),
+        (lambda self, y: y + torch.nanmedian(y), False),
+        (lambda self, y: y - y.sort(0)[0], False),
+    ],
+)
+def test_equal_numbers_share_a_gradient_as_in_the_model(each: Forward, folds: bool) -> None:
+    model = Frames(each).eval()
+    with torch.no_grad():
+        model.conv.weight.zero_()
+        model.conv.bias.copy_(torch.tensor([1.0, 2.0, 2.0, 1.0]))  # every sample, every frame
+    x = noise(2, 4, 3, 6, 6)
+    result = fxtemporal.optimize(model, (x,), tune="static", verify=False)
+    ends = noise(4, 2, 4)
+    for module in (model, result):
+        (module(x) * ends).sum().backward()
+        if module is model:
+            expected = model.conv.bias.grad.clone()
+            model.conv.bias.grad = None
+    torch.testing.assert_close(result.get_parameter("conv.bias").grad, expected)
+    if folds:
+        assert len(fxtemporal.report(result).by_status("applied")) == 1
+
+
 def test_a_batch_written_out_is_refused() -> None:
     model = Frames(lambda self, y: y.view(2, 2, 2).sum(1)).eval()
     result = fxtemporal.optimize(model, (noise(2, 4, 3, 6, 6),), tune="static")

@@ -18,7 +18,7 @@ from torch import fx
 from fxtemporal.ir import running
 from fxtemporal.ir.leaf import leaf_function
 
-__all__ = ["spelled", "vmapped"]
+__all__ = ["single", "spelled", "vmapped"]
 
 _SPACES = {
     "Tensor": torch.Tensor,
@@ -26,6 +26,12 @@ _SPACES = {
     "functional": torch.nn.functional,
     "einops": einops,
     "running": running,
+}
+_EXTREMES: dict[Any, str] = {
+    torch.max: "torch.amax",
+    torch.min: "torch.amin",
+    "max": "torch.amax",
+    "min": "torch.amin",
 }
 
 
@@ -41,13 +47,23 @@ def vmapped(name: str, dims: tuple[int | None, ...], *args: Any, **kwargs: Any) 
     Returns:
         (T, ...), the results of all frames.
     """
+    return torch.vmap(partial(single(name), **kwargs), in_dims=dims)(*args)
+
+
+def single(name: str) -> Callable[..., Any]:
+    """The op called ``name``, which runs on one frame."""
     space, _, op = name.partition(".")
     function: Callable[..., Any] = getattr(_SPACES[space], op)
-    return torch.vmap(partial(function, **kwargs), in_dims=dims)(*args)
+    return function
 
 
 def spelled(node: fx.Node) -> str | None:
-    """The name under which :func:`vmapped` finds the op that ``node`` calls; None if it cannot."""
+    """The name under which :func:`vmapped` finds the op that ``node`` calls; None if it cannot.
+
+    ``max()`` of a whole frame is ``amax()``, whose gradient is the same under ``torch.vmap``.
+    """
+    if len(node.args) == 1 and not node.kwargs and node.target in _EXTREMES:
+        return _EXTREMES[node.target]
     if node.op == "call_method":
         name = "reshape" if node.target == "view" else str(node.target)  # strides may differ
         return f"Tensor.{name}" if hasattr(torch.Tensor, name) else None
