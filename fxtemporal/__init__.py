@@ -15,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxtemporal.api import audit, optimize, refresh, report
+    from fxtemporal.api import audit, optimize, optimize_in_place, refresh, report
     from fxtemporal.factorization.settings import Factorize
     from fxtemporal.ir.freeze import Memory
     from fxtemporal.ir.guards import Specialization
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": "audit optimize refresh report",
+    "api": "audit optimize optimize_in_place refresh report",
     "factorization.settings": "Factorize",
     "ir.freeze": "Memory",
     "ir.guards": "Specialization",
@@ -91,6 +91,7 @@ __all__ = [
     "load",
     "lower",
     "optimize",
+    "optimize_in_place",
     "refresh",
     "report",
 ]

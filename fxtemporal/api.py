@@ -1,9 +1,9 @@
-"""The functions that users call: optimize, audit, report and refresh."""
+"""The functions that users call: optimize, optimize_in_place, audit, report and refresh."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,11 +14,15 @@ from tqdm import tqdm
 from fxtemporal.analysis.cost import Costs, Structure
 from fxtemporal.capture.arguments import Model, check_arguments, example_of
 from fxtemporal.capture.capture import capture
+from fxtemporal.capture.methods import method_of, owner_of
 from fxtemporal.compiler.finishing import META
 from fxtemporal.compiler.promises import Exact, Layout, Nan, Promises
 from fxtemporal.compiler.stages import run
 from fxtemporal.compiler.state import Example, Request
 from fxtemporal.factorization.settings import Factorize
+from fxtemporal.ir.in_place import put_in_place
+from fxtemporal.ir.module import OptimizedModule
+from fxtemporal.ir.otherwise import Otherwise
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.mistakes import failing, find, telling_cure
 from fxtemporal.passes.dump import Dump
@@ -29,14 +33,15 @@ from fxtemporal.reports.report import Report
 from fxtemporal.support.errors import ForwardError, FxTemporalError, PassError
 from fxtemporal.tuning.settings import Tune
 
-__all__ = ["audit", "optimize", "refresh", "report"]
+__all__ = ["audit", "optimize", "optimize_in_place", "refresh", "report"]
 
 
 def optimize(
-    model: Model,
+    model: Model | Callable[..., Any],
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    method: str | None = None,
     passes: Sequence[str | Rule[Any]] | None = None,
     factorize: Factorize | None = None,
     tune: Tune | Literal["measure", "static"] | None = None,
@@ -46,6 +51,7 @@ def optimize(
     exact: Exact = "rounding",
     nan: Nan = "any",
     layout: Layout = "same",
+    otherwise: Literal["original", "error", "recapture"] | None = None,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
@@ -54,10 +60,12 @@ def optimize(
     that replaces the model. The model itself is not changed.
 
     Args:
-        model: an ``nn.Module``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
+        model: an ``nn.Module``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``;
+            or a method of a model, ``vae.decode``: the result is called as the method is.
         example_inputs: the forward's arguments, e.g. one clip (B, T, C, H, W). Without them only
             rewrites that need no shapes are done, and nothing is measured or verified.
         example_kwargs: the forward's keyword arguments.
+        method: the name of the method to optimize in place of the forward: ``"decode"``.
         passes: names of passes, or passes, in the order to run them; default: all exact passes.
             Lossy ones run first: ``"time-distribute{allow=training-batchnorm}"``, the same as
             ``TimeDistribute(allow=["training-batchnorm"])``, also re-rolls loops in which a
@@ -82,6 +90,12 @@ def optimize(
             model computes without them; such forms have ``spreads_nan`` in the report.
         layout: ``"any"`` leaves outputs in the memory layout that the last op gave them. By default
             they have the layout of the model's outputs, so that a ``.view()`` of them still works.
+        otherwise: what the result does at a call that its guards refuse, such as another number of
+            frames that the forward reads. ``"original"``, the default, runs the model's forward and
+            warns once; ``"recapture"`` optimizes the model for such calls too, and keeps up to 8
+            results; ``"error"`` raises :class:`fxtemporal.SpecializationError`. It is decided
+            before anything is computed that others see; where that cannot be, and in a pickle, it
+            is an error. With ``freeze`` or a lossy pass the default is ``"error"``.
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
@@ -92,35 +106,76 @@ def optimize(
         PassError: an unknown pass or setting.
         VerificationError: the captured graph, before any rewrite, gives other numbers.
     """
-    check_arguments(model, example_inputs, example_kwargs)
+    called = _called(model, method)
+    check_arguments(called, example_inputs, example_kwargs)
     promises = Promises(exact, nan, layout)
-    example = example_of(model, example_inputs, example_kwargs)
+    example = example_of(called, example_inputs, example_kwargs)
     if promises.bitwise and (example is None or not verify):
         raise PassError("exact='bitwise' needs example inputs and verify=True to compare bits on")
     rules = passes_of(passes)
     tuning = _tuning(tune, example)
     with _progress(progress) as tick:
-        return run(
-            Request(
-                model=model,
-                example=example,
-                rules=rules,
-                factorize=factorize,
-                tune=tuning,
-                verify=verify and example is not None,
-                freeze=freeze,
-                frames=frames,
-                promises=promises,
-                tick=tick,
-            )
+        request = Request(
+            model=called,
+            example=example,
+            rules=rules,
+            factorize=factorize,
+            tune=tuning,
+            verify=verify and example is not None,
+            freeze=freeze,
+            frames=frames,
+            promises=promises,
+            tick=tick,
         )
+        return run(replace(request, otherwise=_otherwise(request, otherwise)))
 
 
-def audit(
-    model: Model,
+def optimize_in_place(
+    model: nn.Module | Callable[..., Any],
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    method: str | None = None,
+    **settings: Any,
+) -> fx.GraphModule:
+    """Optimize a method of ``model``, and put the result in the method's place.
+
+    For a model that other code calls, such as the parts of a pipeline::
+
+        fxtemporal.optimize_in_place(pipe.vae.decode, (latents,))
+        pipe(prompt)                                # its calls of pipe.vae.decode run the result
+        del pipe.vae.decode                         # the method is back
+
+    The model keeps its class, its state dict and its hooks. It is the model's attribute that
+    changes, so other names of the same object see the result too.
+
+    Args:
+        model: the model, or a method of it, ``pipe.vae.decode``.
+        method: the name of the method; default: the method given, or the forward.
+        settings: those of :func:`optimize`.
+
+    Returns:
+        The result, for :func:`report`.
+
+    Raises:
+        CaptureError, PassError, VerificationError: as :func:`optimize` does; nothing is changed.
+    """
+    owner, named = owner_of(model)
+    name = named or method or "forward"
+    view = method_of(owner, name)
+    if named is not None and method is not None:
+        raise PassError(f"give {type(owner).__name__}.{named} or method={method!r}, not both")
+    result = optimize(view, example_inputs, example_kwargs, **settings)
+    put_in_place(owner, name, result, view)
+    return result
+
+
+def audit(
+    model: Model | Callable[..., Any],
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    method: str | None = None,
     passes: Sequence[str | Rule[Any]] | None = None,
     measure: bool = False,
     progress: bool | None = None,
@@ -134,6 +189,7 @@ def audit(
     the report says so, with ``stopped`` set.
 
     Args:
+        method: the name of the method to audit in place of the forward.
         measure: optimize a copy, and report the measured gain of each rewrite on this device.
 
     The other arguments are those of :func:`optimize`.
@@ -142,16 +198,17 @@ def audit(
         CaptureError: the model cannot be captured, or fails on the example inputs in another way.
         PassError: an unknown pass, or ``measure`` without example inputs.
     """
-    check_arguments(model, example_inputs, example_kwargs)
+    called = _called(model, method)
+    check_arguments(called, example_inputs, example_kwargs)
     rules = passes_of(passes)
-    example = example_of(model, example_inputs, example_kwargs)
+    example = example_of(called, example_inputs, example_kwargs)
     if measure and example is None:
         raise PassError("measure=True needs example inputs")
     try:
-        with telling_cure(model):
-            program = capture(model, example_inputs, example_kwargs)
+        with telling_cure(called):
+            program = capture(called, example_inputs, example_kwargs)
     except ForwardError as error:
-        mistake = failing(model, error) if isinstance(model, nn.Module) else None
+        mistake = failing(called, error) if isinstance(called, nn.Module) else None
         if mistake is None:
             raise
         return Report(mode="audit", remarks=(), findings=(mistake,), stopped=str(error))
@@ -159,10 +216,10 @@ def audit(
     if measure:
         with _progress(progress) as tick:
             asked = {"rules": rules, "tune": Tune(), "verify": True, "tick": tick}
-            fast = run(Request(model, example, captured=program, **asked))
+            fast = run(Request(called, example, captured=program, **asked))
         return replace(report(fast), mode="audit", findings=findings)
     costs = None if example is None else Costs()
-    dump = Dump(model)
+    dump = Dump(called)
     dump("captured", program)
     outcome = run_rules(program, rules, costs=costs, dump=dump)
     structure = None
@@ -190,7 +247,8 @@ def report(gm: nn.Module) -> Report:
         raise FxTemporalError(
             f"this {type(gm).__name__} carries no report: give what fxtemporal.optimize returned"
         )
-    return found
+    refused = gm.refused if isinstance(gm, OptimizedModule) else {}
+    return replace(found, refused=refused)
 
 
 def refresh(module: nn.Module) -> None:
@@ -207,6 +265,30 @@ def refresh(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Prepared):
             part.forget()
+
+
+def _called(model: Any, method: str | None) -> Any:
+    """What is called: a model, or a method of one as a model."""
+    owner, name = owner_of(model)
+    if name is not None and method is not None:
+        raise PassError(f"give {type(owner).__name__}.{name} or method={method!r}, not both")
+    name = name or method
+    return owner if name is None else method_of(owner, name)
+
+
+def _otherwise(request: Request, asked: str | None) -> Otherwise | None:
+    """What the result runs where its guards refuse a call; None for an error."""
+    lossy = request.factorize is not None or any(not rule.exact for rule in request.rules)
+    if asked not in (None, "original", "error", "recapture"):
+        raise PassError(f"otherwise must be 'original', 'error' or 'recapture', not {asked!r}")
+    if asked == "error" or (asked is None and (request.freeze or lossy)):
+        return None
+
+    def again(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+        quietly = replace(request, tick=lambda stage: None)
+        return run(replace(quietly, model=model, example=(args, kwargs)))
+
+    return Otherwise.of(request.original, again if asked == "recapture" else None)
 
 
 def _tuning(tune: Tune | str | None, example: Example | None) -> Tune | None:

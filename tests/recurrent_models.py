@@ -18,6 +18,7 @@ import fxtemporal
 from fxtemporal import Remark
 from fxtemporal.analysis.cell_chains import CELLS
 from fxtemporal.ir.program import Program
+from tests.strictly import strictly
 from tests.zoo import noise
 
 IN, HIDDEN, STEPS = 3, 5, 4
@@ -369,7 +370,7 @@ class OneClipAndState(Model):
 
 
 def optimized(module: Any, *example: Any, **more: Any) -> fx.GraphModule:
-    return fxtemporal.optimize(module, example, tune="static", verify=False, **more)
+    return strictly(module, example, tune="static", verify=False, **more)
 
 
 def remarks(module: nn.Module, status: str | None = None) -> list[Remark]:

@@ -16,6 +16,7 @@ import fxtemporal
 from benchmarks.measure import CountConvolutions, relative_error
 from fxtemporal.support.errors import SpecializationError
 from tests.awkward_loops.case import Case
+from tests.strictly import strictly
 from tests.zoo import Awkward
 
 BOUND = 1e-12
@@ -23,7 +24,7 @@ LINE = re.compile(r"\S+\.py:\d+")
 
 
 def optimized(model: Any, example: tuple[Any, ...], verify: bool = False) -> fx.GraphModule:
-    return fxtemporal.optimize(model, example, tune="static", verify=verify)
+    return strictly(model, example, tune="static", verify=verify)
 
 
 @cache

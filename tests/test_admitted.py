@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fxtemporal
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.support.errors import SpecializationError
+from tests.strictly import strictly
 from tests.zoo import noise
 
 
@@ -86,7 +86,7 @@ LATE = [Late, Table, Clipped, AtMost, Break, Long, Memory, Nth]
 
 
 def optimized(model: nn.Module, *inputs: Tensor, **settings: Any) -> Any:
-    return fxtemporal.optimize(model, inputs, tune="static", **settings)
+    return strictly(model, inputs, tune="static", **settings)
 
 
 def checks(result: nn.Module) -> AdmittedFrames:

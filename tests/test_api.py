@@ -22,6 +22,7 @@ from fxtemporal import (
     VerificationError,
 )
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from tests.strictly import strictly
 from tests.zoo import (
     ACROSS_THE_BATCH,
     BLOCKED,
@@ -67,9 +68,9 @@ def test_signatures_are_the_documented_ones() -> None:
 
 def test_passes_by_name_by_rule_and_in_order() -> None:
     model = build()
-    assert rules_of(fxtemporal.optimize(model, (CLIP,), tune="static", passes=[])) == []
+    assert rules_of(strictly(model, (CLIP,), tune="static", passes=[])) == []
     for passes in (["conv3d-forms"], (Conv3dForms(),), ["time-distribute", "conv3d-forms"]):
-        result = fxtemporal.optimize(model, (CLIP,), tune="static", passes=passes)
+        result = strictly(model, (CLIP,), tune="static", passes=passes)
         assert rules_of(result) == ["conv3d-forms"] * 2
     assert [r.rule for r in fxtemporal.audit(model, (CLIP,), passes=[]).remarks] == []
 
@@ -99,12 +100,12 @@ def test_settings_are_checked_before_the_work() -> None:
 
     for settings in ({"passes": ["no"]}, {"tune": "no"}):
         with pytest.raises(PassError):
-            fxtemporal.optimize(Never(), (CLIP,), **settings)  # type: ignore[arg-type]
+            strictly(Never(), (CLIP,), **settings)  # type: ignore[arg-type]
 
 
 def test_factorize_is_no_pass_name_and_needs_settings() -> None:
     with pytest.raises(PassError, match="factorize"):
-        fxtemporal.optimize(build(), (CLIP,), passes=["factorize-2plus1d"])
+        strictly(build(), (CLIP,), passes=["factorize-2plus1d"])
     with pytest.raises(PassError):
         Factorize(rank=0)
 
@@ -112,17 +113,17 @@ def test_factorize_is_no_pass_name_and_needs_settings() -> None:
 def test_keyword_inputs() -> None:
     model = TwoStreams.build()
     x, flow = model.example()
-    result = fxtemporal.optimize(model, (x,), {"flow": flow}, tune="static")
+    result = strictly(model, (x,), {"flow": flow}, tune="static")
     assert [r.status for r in fxtemporal.report(result).remarks] == ["applied"]
     torch.testing.assert_close(result(x, flow=flow), model(x, flow))
     torch.testing.assert_close(result(x=x, flow=flow), model(x, flow))
     torch.testing.assert_close(result(x, flow), model(x, flow))
-    result = fxtemporal.optimize(model, None, {"x": x, "flow": flow}, tune="static")
+    result = strictly(model, None, {"x": x, "flow": flow}, tune="static")
     torch.testing.assert_close(result(x, flow), model(x, flow))
 
 
 def test_a_list_of_inputs_is_a_tuple_of_inputs() -> None:
-    result = fxtemporal.optimize(build(), [CLIP], tune="static")  # type: ignore[arg-type]
+    result = strictly(build(), [CLIP], tune="static")  # type: ignore[arg-type]
     assert rules_of(result) == ["conv3d-forms"] * 2
 
 
@@ -138,7 +139,7 @@ def test_a_model_without_inputs() -> None:
 
     model = Constant()
     for example in ((), None):
-        result = fxtemporal.optimize(model, example, tune="static")
+        result = strictly(model, example, tune="static")
         assert [r.status for r in fxtemporal.report(result).remarks] == ["applied"]
         torch.testing.assert_close(result(), model())
 
@@ -156,7 +157,7 @@ def test_the_zoo_is_never_wrong_never_mute_and_never_changed(cls: Any) -> None:
     inputs = model.example(*cls.sizes[0])
     state = copy.deepcopy(model.state_dict())
     random_state = torch.get_rng_state()
-    result = fxtemporal.optimize(model, inputs, tune="static")
+    result = strictly(model, inputs, tune="static")
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     report = fxtemporal.report(result)
@@ -195,7 +196,7 @@ def asked_for_inputs(error: CaptureError) -> None:
 def test_without_example_inputs_the_zoo_is_right_or_an_error(cls: Any) -> None:
     model = cls.build()
     try:
-        result = fxtemporal.optimize(model)
+        result = strictly(model)
     except CaptureError as error:
         asked_for_inputs(error)
         return
@@ -207,7 +208,7 @@ def test_without_example_inputs_the_zoo_is_right_or_an_error(cls: Any) -> None:
 
 def test_measuring_is_the_default_with_inputs() -> None:
     model = CNNLSTM.build()
-    result = fxtemporal.optimize(model, model.example())
+    result = strictly(model, model.example())
     report = fxtemporal.report(result)
     assert report.timing is not None
     assert report.settings["tune"] == vars(Tune())
@@ -215,14 +216,14 @@ def test_measuring_is_the_default_with_inputs() -> None:
 
 
 def test_verify_can_be_left_out() -> None:
-    result = fxtemporal.optimize(build(), (CLIP,), tune="static", verify=False)
+    result = strictly(build(), (CLIP,), tune="static", verify=False)
     assert fxtemporal.report(result).comparison is None
     assert fxtemporal.report(result).by_status("applied")
 
 
 def test_results_are_the_same_every_time() -> None:
     model = CNNLSTM.build()
-    first, second = (fxtemporal.optimize(model, model.example(), tune="static") for _ in range(2))
+    first, second = (strictly(model, model.example(), tune="static") for _ in range(2))
     assert first.code == second.code
     assert fxtemporal.report(first).to_dict() == fxtemporal.report(second).to_dict()
 
@@ -231,18 +232,18 @@ def test_under_no_grad_and_inference_mode() -> None:
     model = IndexedFrames.build()
     expected = model(*model.example(3))
     with torch.no_grad():
-        result = fxtemporal.optimize(model, model.example(), tune="static")
+        result = strictly(model, model.example(), tune="static")
     torch.testing.assert_close(result(*model.example(3)), expected)
     result(*model.example()).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     with torch.inference_mode():
-        result = fxtemporal.optimize(model, model.example(), tune="static")
+        result = strictly(model, model.example(), tune="static")
         torch.testing.assert_close(result(*model.example(3)), expected)
 
 
 def test_under_autocast_the_result_is_what_the_model_is_there() -> None:
     model = IndexedFrames.build()
-    result = fxtemporal.optimize(model, model.example(), tune="static")
+    result = strictly(model, model.example(), tune="static")
     with torch.autocast("cpu", torch.bfloat16):
         actual, expected = result(*model.example(3)), model(*model.example(3))
     assert actual.dtype == expected.dtype
@@ -254,7 +255,7 @@ def test_the_default_dtype_of_the_caller_does_not_matter() -> None:
     example = noise(3, 3, 4, 8, 8)
     torch.set_default_dtype(torch.float64)
     try:
-        result = fxtemporal.optimize(model, (example,), tune="static")
+        result = strictly(model, (example,), tune="static")
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(result(example), model(example))
@@ -264,22 +265,22 @@ def test_no_warning_is_given() -> None:
     model = CNNLSTM.build()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fxtemporal.optimize(model, model.example(), tune="static")
-        fxtemporal.optimize(build(), tune="static")
+        strictly(model, model.example(), tune="static")
+        strictly(build(), tune="static")
 
 
 # ------------------------------------------------------------------------------------- progress
 
 
 def test_progress_is_shown_on_request_only(capsys: pytest.CaptureFixture[str]) -> None:
-    fxtemporal.optimize(build(), (CLIP,), tune="static", progress=False)
+    strictly(build(), (CLIP,), tune="static", progress=False)
     assert capsys.readouterr().err == ""
-    fxtemporal.optimize(build(), (CLIP,), tune="static", progress=True)
+    strictly(build(), (CLIP,), tune="static", progress=True)
     shown = capsys.readouterr()
     assert "capturing" in shown.err
     assert "verifying" in shown.err
     assert shown.out == ""
-    fxtemporal.optimize(build(), (CLIP,), tune="static")  # stderr is no terminal here
+    strictly(build(), (CLIP,), tune="static")  # stderr is no terminal here
     assert capsys.readouterr() == ("", "")
 
 
@@ -314,7 +315,7 @@ def test_audit_runs_nothing() -> None:
 
 def test_audit_of_the_result_finds_nothing_to_apply() -> None:
     model = CNNLSTM.build()
-    result = fxtemporal.optimize(model, model.example(), tune="static")
+    result = strictly(model, model.example(), tune="static")
     assert not fxtemporal.audit(result, model.example()).by_status("applied")
 
 

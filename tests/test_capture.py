@@ -28,6 +28,7 @@ from tests.capture_forwards import (
 )
 from tests.capture_inputs import INPUTS, with_default
 from tests.capture_states import STATES
+from tests.strictly import strictly
 from tests.zoo import CAPTURE, noise
 
 
@@ -60,7 +61,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @every_case
 def test_the_result_is_the_model(case: Case) -> None:
     def make(model: nn.Module) -> nn.Module:
-        return fxtemporal.optimize(model, case.args, dict(case.kwargs), tune="static")
+        return strictly(model, case.args, dict(case.kwargs), tune="static")
 
     result = check(case, make)
     report = fxtemporal.report(result)
@@ -100,7 +101,7 @@ class OwnCall(Layers):
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_class_with_a_call_of_its_own(verify: bool) -> None:
     model = OwnCall()
-    result = fxtemporal.optimize(model, (X,), tune="static", verify=verify)
+    result = strictly(model, (X,), tune="static", verify=verify)
     for args in OTHERS:
         assert_same(result(*args), model(*args))
 
@@ -109,7 +110,7 @@ def test_a_tensor_as_default() -> None:
     def with_tensor(self: Any, x: Tensor, y: Tensor = noise(5)) -> Tensor:  # noqa: B008
         return x * y
 
-    check(Case(with_tensor), lambda model: fxtemporal.optimize(model, (X,), tune="static"))
+    check(Case(with_tensor), lambda model: strictly(model, (X,), tune="static"))
 
 
 def generator_without_gradients(self: Any, x: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def test_odd_forwards_are_refused_or_right_at_every_call(forward: Forward, verif
     model = Case(forward).build()
     x = X[:1]
     try:
-        result = fxtemporal.optimize(model, (x,), tune="static", verify=verify)
+        result = strictly(model, (x,), tune="static", verify=verify)
     except FxTemporalError:
         return
     for _ in range(3):
@@ -150,9 +151,9 @@ def test_models_that_are_hard_to_capture(cls: Any) -> None:
     example = model.example(*cls.sizes[0])
     if cls.__name__ == "DataDependentBranch":
         with pytest.raises(CaptureError, match=r"hard_to_capture\.py:\d+"):
-            fxtemporal.optimize(model, example, tune="static")
+            strictly(model, example, tune="static")
         return
-    result = fxtemporal.optimize(model, example, tune="static")
+    result = strictly(model, example, tune="static")
     for batch, frames in cls.sizes:
         inputs = model.example(batch, frames)
         try:
@@ -173,7 +174,7 @@ DATA_DEPENDENT: dict[str, Forward] = {
 @pytest.mark.parametrize("forward", DATA_DEPENDENT.values(), ids=DATA_DEPENDENT.keys())
 def test_sizes_that_depend_on_data_stay_free(forward: Forward) -> None:
     case = Case(forward, others=OTHERS[:1])
-    result = fxtemporal.optimize(case.build(), (X,), tune="static")
+    result = strictly(case.build(), (X,), tune="static")
     assert_same(call(result, OTHERS[0], {}), call(case.build(), OTHERS[0], {}))
 
 

@@ -18,6 +18,7 @@ from fxtemporal.capture.capture import capture
 from tests.capture_cases import Case, Forward, X, assert_same, snapshot
 from tests.capture_forwards import EXPORTED
 from tests.capture_inputs import keyword_only
+from tests.strictly import strictly
 from tests.zoo import NestedInputs, noise
 
 # -------------------------------------------------------------------------------------- GraphModule
@@ -47,7 +48,7 @@ CLIPS = (noise(3, 3, 4, 6, 6), noise(1, 3, 7, 6, 5))
 def test_a_graph_module_is_taken_as_it_is(example: Any) -> None:
     given = fx.symbolic_trace(Plain().eval())
     code, nodes, before = given.code, list(given.graph.nodes), snapshot(given)
-    result = fxtemporal.optimize(given, example, passes=["conv3d-forms"], tune="static")
+    result = strictly(given, example, passes=["conv3d-forms"], tune="static")
     assert (given.code, list(given.graph.nodes), snapshot(given)) == (code, nodes, before)
     report = fxtemporal.report(result)
     assert report.frontend == "given"
@@ -63,7 +64,7 @@ def test_meta_of_a_given_graph_is_not_touched() -> None:
     for node in given.graph.nodes:
         node.meta["val"] = node.meta["mine"] = "theirs"
     given.meta["kept"] = 1
-    result = fxtemporal.optimize(given, (CLIP,), tune="static")
+    result = strictly(given, (CLIP,), tune="static")
     assert all(node.meta["val"] == "theirs" for node in given.graph.nodes)
     assert "fxtemporal" not in given.meta
     assert_same(result(CLIP), given(CLIP))
@@ -72,9 +73,9 @@ def test_meta_of_a_given_graph_is_not_touched() -> None:
 def test_wrong_inputs_of_a_graph_module_are_named_with_the_node() -> None:
     given = fx.symbolic_trace(Plain().eval())
     with pytest.raises(CaptureError, match="conv"):
-        fxtemporal.optimize(given, (noise(2, 4, 4, 6, 6),))
+        strictly(given, (noise(2, 4, 4, 6, 6),))
     with pytest.raises(CaptureError, match="do not fit"):
-        fxtemporal.optimize(given, (CLIP, CLIP, CLIP))
+        strictly(given, (CLIP, CLIP, CLIP))
 
 
 def test_a_graph_module_made_by_hand() -> None:
@@ -87,15 +88,15 @@ def test_a_graph_module_made_by_hand() -> None:
     root = nn.Module()
     root.w = nn.Parameter(noise(4, 3, 3, 1, 1))
     given = fx.GraphModule(root, graph)
-    result = fxtemporal.optimize(given, (CLIP,), tune="static")
+    result = strictly(given, (CLIP,), tune="static")
     assert fxtemporal.report(result).by_status("applied")
     for clip in (CLIP, *CLIPS):
         assert_same(result(clip), given(clip))
 
 
 def test_an_optimized_module_is_optimized_again_without_change() -> None:
-    once = fxtemporal.optimize(Plain().eval(), (CLIP,), tune="static")
-    twice = fxtemporal.optimize(once, (CLIP,), tune="static")
+    once = strictly(Plain().eval(), (CLIP,), tune="static")
+    twice = strictly(once, (CLIP,), tune="static")
     assert not fxtemporal.report(twice).by_status("applied")
     assert fxtemporal.report(twice).specializations == fxtemporal.report(once).specializations
     for clip in (CLIP, *CLIPS):
@@ -117,7 +118,7 @@ def test_an_exported_program(dynamic: bool, example: Any) -> None:
     program = exported(model, (CLIP,), dynamic_shapes=shapes)
     text = str(program.graph)
     state = {name: value.detach().clone() for name, value in program.state_dict.items()}
-    result = fxtemporal.optimize(program, example, passes=["conv3d-forms"], tune="static")
+    result = strictly(program, example, passes=["conv3d-forms"], tune="static")
     assert str(program.graph) == text
     assert_same({name: value.detach().clone() for name, value in program.state_dict.items()}, state)
     assert [r.status for r in fxtemporal.report(result).remarks] == ["applied"]
@@ -140,11 +141,11 @@ def test_an_exported_program_says_what_it_was_exported_for() -> None:
 def test_an_exported_program_with_nested_inputs_and_keywords() -> None:
     model = NestedInputs.build()
     program = exported(model, model.example(2, 4))
-    result = fxtemporal.optimize(program, tune="static")
+    result = strictly(program, tune="static")
     assert_same(result(*model.example(2, 4)), model(*model.example(2, 4)))
     keyword = Case(keyword_only).build()
     program = exported(keyword, (X,), kwargs={"mask": X > 0})
-    result = fxtemporal.optimize(program, (X,), {"mask": X > 0}, tune="static")
+    result = strictly(program, (X,), {"mask": X > 0}, tune="static")
     assert_same(result(X, mask=X > 1), keyword(X, mask=X > 1))
 
 
@@ -152,7 +153,7 @@ def test_an_exported_program_with_nested_inputs_and_keywords() -> None:
 def test_an_exported_program_after_decompositions() -> None:
     model = Plain().eval()
     program = exported(model, (CLIP,)).run_decompositions()
-    result = fxtemporal.optimize(program, tune="static")
+    result = strictly(program, tune="static")
     assert_same(result(CLIP), model(CLIP))
 
 
@@ -160,7 +161,7 @@ def test_an_exported_program_in_training_moves_its_buffers_as_the_model_does() -
     model = Plain().train()
     program = exported(copy.deepcopy(model), (CLIP,))
     before = {name: buffer.clone() for name, buffer in program.named_buffers()}
-    result = fxtemporal.optimize(program, tune="static")
+    result = strictly(program, tune="static")
     assert_same(dict(program.named_buffers()), before)
     assert_same(result(CLIP), model(CLIP))
     assert_same(result.norm.running_mean, model.norm.running_mean)
@@ -170,7 +171,7 @@ def test_an_exported_program_in_training_moves_its_buffers_as_the_model_does() -
 def test_wrong_inputs_of_an_exported_program() -> None:
     program = exported(Plain().eval(), (CLIP,))
     with pytest.raises(FxTemporalError):
-        fxtemporal.optimize(program, (CLIPS[0],), tune="static")
+        strictly(program, (CLIPS[0],), tune="static")
 
 
 @pytest.mark.parametrize("forward", EXPORTED.values())

@@ -14,6 +14,7 @@ from fxtemporal import CaptureError, FxTemporalError, SpecializationError, Verif
 from fxtemporal.support.torch_private.fake_tensors import FakeTensor
 from tests.capture_cases import Case, Forward, X, assert_same, call
 from tests.capture_forwards import without_gradients
+from tests.strictly import strictly
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -30,7 +31,7 @@ def test_a_mode_that_the_forward_reads_is_not_frozen_silently(
 ) -> None:
     case = Case(forward, train=training)
     model, reference = case.build(), case.build()
-    result = fxtemporal.optimize(model, (X,), tune="static")
+    result = strictly(model, (X,), tune="static")
     try:
         result.train(not training)
         actual = call(result, (X,), {})[0]
@@ -84,7 +85,7 @@ def test_a_mode_that_the_forward_sets_is_set(
 ) -> None:
     case = Case(forward, train=training)
     model, reference = case.build(), case.build()
-    result = fxtemporal.optimize(model, (X,), tune="static")
+    result = strictly(model, (X,), tune="static")
     assert_same(call(result, (X,), {})[0], call(reference, (X,), {})[0])
     refused = 0
     for mode in (not training, training, True):
@@ -100,7 +101,7 @@ def test_a_mode_that_the_forward_sets_is_set(
 
 def test_the_mode_of_a_part_is_held_at_every_call() -> None:
     case = Case(lambda self, x: F.dropout(x, 0.5, self.norm.training))
-    result = fxtemporal.optimize(case.build().eval(), (X,), tune="static")
+    result = strictly(case.build().eval(), (X,), tune="static")
     assert any(
         "norm.training == False" in str(s) for s in fxtemporal.report(result).specializations
     )
@@ -115,7 +116,7 @@ def test_a_forward_that_computes_something_else_for_gradients_is_refused() -> No
             return x * 2 if x.requires_grad else x * 3
 
     with pytest.raises(fxtemporal.VerificationError) as raised:
-        fxtemporal.optimize(Asks(), (torch.randn(2, 3),), tune="static")
+        strictly(Asks(), (torch.randn(2, 3),), tune="static")
     assert "reads requires_grad" in str(raised.value)
     assert "computes something else where gradients are asked for" in str(raised.value)
     assert "self.training" in str(raised.value)
@@ -124,7 +125,7 @@ def test_a_forward_that_computes_something_else_for_gradients_is_refused() -> No
 def test_gradients_stop_where_the_model_stops_them() -> None:
     case = Case(without_gradients)
     model = case.build()
-    result = fxtemporal.optimize(model, (X,), tune="static")
+    result = strictly(model, (X,), tune="static")
     model(X).sum().backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -152,7 +153,7 @@ def test_a_branch_on_gradients_is_right_with_and_without_them(
 ) -> None:
     model = Case(forward).build()
     try:
-        result = fxtemporal.optimize(model, (X,), tune="static", verify=verify)
+        result = strictly(model, (X,), tune="static", verify=verify)
     except (CaptureError, VerificationError):
         return
     ran = 0
@@ -195,7 +196,7 @@ def makes_a_constant(self: Any, x: Tensor) -> Tensor:
 )
 def test_a_question_whose_answer_makes_no_difference(forward: Forward) -> None:
     model, reference = Case(forward).build(), Case(forward).build()
-    result = fxtemporal.optimize(model, (X,), tune="static")
+    result = strictly(model, (X,), tune="static")
     assert fxtemporal.report(result).frontend == "fx"
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
@@ -210,7 +211,7 @@ def makes_another_constant(self: Any, x: Tensor) -> Tensor:
 def test_another_constant_is_another_graph() -> None:
     model, reference = Case(makes_another_constant).build(), Case(makes_another_constant).build()
     try:
-        result = fxtemporal.optimize(model, (X,), tune="static")
+        result = strictly(model, (X,), tune="static")
     except (CaptureError, VerificationError):
         return
     for enabled in (True, False):
@@ -235,7 +236,7 @@ class ChunkedByItsSize(nn.Module):
 def test_a_guard_of_a_wider_batch_is_not_the_model_s() -> None:
     model = ChunkedByItsSize()
     x = torch.rand(1, 7, 3, 6, 6)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = strictly(model, (x,), tune="static")
     assert_same(result(x), model(x))
 
 
@@ -282,7 +283,7 @@ def maps_and_then_looks_for_a_graph(self: Any, x: Tensor) -> Tensor:
 )
 def test_an_answer_that_shows_in_no_code(forward: Forward, verify: bool) -> None:
     with pytest.raises((CaptureError, VerificationError)):
-        fxtemporal.optimize(Case(forward).build(), (X,), tune="static", verify=verify)
+        strictly(Case(forward).build(), (X,), tune="static", verify=verify)
 
 
 def maps_and_asks_in_vain(self: Any, x: Tensor) -> Tensor:
@@ -292,7 +293,7 @@ def maps_and_asks_in_vain(self: Any, x: Tensor) -> Tensor:
 
 def test_a_question_to_torch_export_that_makes_no_difference() -> None:
     model = Case(maps_and_asks_in_vain).build()
-    result = fxtemporal.optimize(model, (X,), tune="static")
+    result = strictly(model, (X,), tune="static")
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             assert_same(result(X), model(X))

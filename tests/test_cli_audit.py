@@ -38,6 +38,14 @@ class Clip(nn.Module):
 class Nothing(nn.Module):
     def forward(self, clip):
         return torch.relu(clip)
+
+
+class Features(Frames):
+    def forward(self, clip):
+        raise RuntimeError("only its method is called")
+
+    def features(self, clip):
+        return super().forward(clip)
 """
 TRACKER = """
 import torch
@@ -129,6 +137,13 @@ def test_what_fails_an_audit(
 ) -> None:
     assert cli.main(["audit", f"{model}:Frames", *CLIP, "--fail-on", names]) == status
     assert ("--fail-on found" in capsys.readouterr().err) == bool(status)
+
+
+def test_a_method_in_place_of_the_forward(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["audit", f"{model}:Features", *CLIP, "--method", "features"]) == 0
+    assert "1 rewrite would be applied" in capsys.readouterr().out
+    assert cli.main(["audit", f"{model}:Features", *CLIP, "--method", "feature"]) == 2
+    assert "Features has no method 'feature'" in capsys.readouterr().err
 
 
 def test_what_is_left_of_a_loop_fails_an_audit_too(

@@ -20,6 +20,7 @@ import fxtemporal
 from fxtemporal import Code, Remark, SpecializationError
 from fxtemporal.functional import FORMS, conv3d_spanning
 from fxtemporal.passes.conv3d_forms import Conv3dForms
+from tests.strictly import strictly
 from tests.zoo import CONV3D, ScaledConv3d, noise
 
 # nn.Conv3d itself warns that "same" with an even kernel copies its input.
@@ -33,7 +34,7 @@ def clip(batch: int = 2, frames: int = FRAMES, size: int = 6, channels: int = IN
 
 
 def optimized(model: nn.Module, *example: Any, **more: Any) -> fx.GraphModule:
-    return fxtemporal.optimize(model, example, tune="static", **more)
+    return strictly(model, example, tune="static", **more)
 
 
 def remarks(module: nn.Module) -> tuple[Remark, ...]:
@@ -201,7 +202,7 @@ def test_audit_says_what_optimize_does(name: str) -> None:
 def test_without_example_inputs(name: str) -> None:
     case = LAYERS[name]
     model = nn.Sequential(case.build())
-    result = fxtemporal.optimize(model)
+    result = strictly(model)
     (remark,) = remarks(result)
     codes = [reason.code for reason in remark.reasons]
     if case.form is None or (case.form == "conv3d_full_extent" and name != "full extent, flat"):
@@ -278,7 +279,7 @@ def test_aten_from_torch_export(name: str) -> None:
     model = nn.Sequential(LAYERS[name].build())
     shapes = (dict.fromkeys((0, 2), torch.export.Dim.AUTO),)
     program = torch.export.export(model, (clip(),), dynamic_shapes=shapes, strict=False)
-    result = fxtemporal.optimize(program, tune="static")
+    result = strictly(program, tune="static")
     (remark,) = remarks(result)
     assert (remark.status, remark.detail["form"]) == ("applied", LAYERS[name].form)
     close(result(clip()), model(clip()))
@@ -298,7 +299,7 @@ class WeightAsInput(nn.Module):
 
 
 def test_a_weight_that_is_an_input_has_no_shape_without_example_inputs() -> None:
-    result = fxtemporal.optimize(WeightAsInput())
+    result = strictly(WeightAsInput())
     (remark,) = remarks(result)
     assert [reason.code for reason in remark.reasons] == [Code.SHAPES_UNKNOWN]
 
@@ -359,7 +360,7 @@ BLOCKED: dict[str, tuple[Callable[[], nn.Module], Code]] = {
 def test_a_module_that_is_no_plain_conv3d_is_left_alone(name: str, with_inputs: bool) -> None:
     build, code = BLOCKED[name]
     model = build()
-    result = fxtemporal.optimize(model, (clip(),) if with_inputs else None, tune="static")
+    result = strictly(model, (clip(),) if with_inputs else None, tune="static")
     (remark,) = remarks(result)
     assert remark.status == "missed"
     assert [reason.code for reason in remark.reasons] == [code]
@@ -496,7 +497,7 @@ def test_an_empty_batch() -> None:
 def test_the_zoo_keeps_its_numbers(cls: Any, with_inputs: bool) -> None:
     model = cls.build().double()
     example = tuple(x.double() for x in model.example(*cls.sizes[0]))
-    result = fxtemporal.optimize(model, example if with_inputs else None, tune="static")
+    result = strictly(model, example if with_inputs else None, tune="static")
     assert remarks(result)
     assert fxtemporal.report(result).by_status("failed") == ()
     assert list(result.state_dict()) == list(model.state_dict())
@@ -582,7 +583,7 @@ def test_gradients_of_one_frame_come_back_in_plain_strides(
         norm(2),
         nn.Conv3d(2, 2, (1, 1, 2)),
     ).eval()
-    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 1, 2, 3),), tune="static")
+    fast = strictly(model, (torch.randn(2, 3, 1, 2, 3),), tune="static")
     x = torch.randn(batch, 3, 1, 2, 3)
     found = []
     for net in (model, fast):
@@ -597,7 +598,7 @@ def test_the_gradient_of_a_grouped_weight_in_channels_last() -> None:
     """torch's conv2d, on one thread, gives another one for strides that a size of 1 leaves open."""
     layers = nn.Sequential(nn.Conv3d(6, 6, 1), nn.Conv3d(6, 3, 1, groups=3)).eval()
     model = layers.to(memory_format=torch.channels_last_3d)
-    fast = fxtemporal.optimize(model, (torch.randn(2, 6, 1, 1, 2),), tune="static")
+    fast = strictly(model, (torch.randn(2, 6, 1, 1, 2),), tune="static")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -624,7 +625,7 @@ def test_a_clip_without_frames_that_is_padded_first() -> None:
             return self.conv(F.pad(x[:, :, 1:], (0, 0, 0, 0, 2, 0)))
 
     model = Causal().eval()
-    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 4, 5, 5),), tune="static")
+    fast = strictly(model, (torch.randn(2, 3, 4, 5, 5),), tune="static")
     for frames in (4, 2, 1):
         x = torch.randn(1, 3, frames, 5, 5)
         torch.testing.assert_close(fast(x), model(x))

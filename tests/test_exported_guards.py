@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-import fxtemporal
 from fxtemporal.capture.capture import capture
 from fxtemporal.capture.exported_guards import is_guard
 from fxtemporal.support.errors import SpecializationError
+from tests.strictly import strictly
 
 AUTO = {0: Dim.AUTO, 1: Dim.AUTO}
 
@@ -94,7 +94,7 @@ def checked(model: nn.Module, fast: nn.Module) -> tuple[int, int]:
 def test_a_model_that_the_tracer_cannot_follow(compute: Any) -> None:
     model = Model(compute).eval()
     example = torch.randn(2, 4, 4), torch.randn(2, 4 if compute is joined else 5, 4)
-    fast = fxtemporal.optimize(model, example, tune="static", progress=False)
+    fast = strictly(model, example, tune="static", progress=False)
     assert capture(model, example).frontend == "export"
     right, refused = checked(model, fast)
     assert right >= 4
@@ -111,7 +111,7 @@ def test_a_program_of_the_users(compute: Any) -> None:
         exported: ExportedProgram = torch.export.export(
             model, example, dynamic_shapes=(AUTO, AUTO), strict=strict
         )
-        fast = fxtemporal.optimize(exported, tune="static", progress=False)
+        fast = strictly(exported, tune="static", progress=False)
         assert checked(model, fast)[0] >= 4
 
 
@@ -130,7 +130,7 @@ def test_nested_inputs_and_keywords() -> None:
         "scale": {0: Dim.AUTO},
     }
     exported = torch.export.export(model, *example, dynamic_shapes=shapes)
-    fast = fxtemporal.optimize(exported, tune="static", progress=False)
+    fast = strictly(exported, tune="static", progress=False)
     right = 0
     for frames, first, second in ((4, 3, 4), (7, 5, 9), (5, 3, 4), (4, 6, 4), (10, 2, 2)):
         args = ({"a": [torch.randn(2, frames)]}, torch.randn(first))

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 import fxtemporal
 from fxtemporal import Code, Remark, SpecializationError
+from tests.strictly import strictly
 from tests.zoo import SharedConv3d, noise
 
 RULE = "fold-batchnorm"
@@ -47,7 +48,7 @@ def varied(model: nn.Module) -> nn.Module:
 
 def optimized(model: nn.Module, *example: Any, **more: Any) -> fx.GraphModule:
     settings = {"tune": "static", "passes": [RULE], **more}
-    return fxtemporal.optimize(model, example or None, **settings)
+    return strictly(model, example or None, **settings)
 
 
 def remarks(module: nn.Module) -> list[Remark]:

@@ -20,6 +20,7 @@ from benchmarks.measure import CountConvolutions
 from fxtemporal import SpecializationError
 from fxtemporal.analysis.families import families_of
 from fxtemporal.capture.capture import capture
+from tests.strictly import strictly
 from tests.zoo import noise
 
 
@@ -129,7 +130,7 @@ BODIES: dict[str, tuple[Any, tuple[int, ...]]] = {
 def test_the_whole_body_runs_once(build: Any, frame: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model = PerFrame(build()).eval()
-    result = fxtemporal.optimize(model, (noise(2, 4, *frame),), tune="static")
+    result = strictly(model, (noise(2, 4, *frame),), tune="static")
     (remark,) = fxtemporal.report(result).by_status("applied")
     assert "left_because" not in remark.detail
     assert fxtemporal.report(result).frontend == "fx"
@@ -158,7 +159,7 @@ def test_rows_and_columns_of_tiles() -> None:
             return torch.cat(rows, dim=2)
 
     model = Tiles().eval()
-    result = fxtemporal.optimize(model, (noise(2, 3, 12, 8),), tune="static")
+    result = strictly(model, (noise(2, 3, 12, 8),), tune="static")
     for batch in (2, 3):
         x = noise(batch, 3, 12, 8)
         with CountConvolutions() as counter:
@@ -170,7 +171,7 @@ def test_rows_and_columns_of_tiles() -> None:
 def test_an_encoder_that_drops_out_is_refused() -> None:
     model = PerFrame(Tokens()).train()
     x = noise(2, 3, 3, 8, 8)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = strictly(model, (x,), tune="static")
     codes = [
         entry["code"]
         for remark in fxtemporal.report(result).remarks
@@ -188,7 +189,7 @@ def test_a_custom_part_in_an_encoder_is_not_taken_for_torchs() -> None:
     body.encoder.layers[0].linear1 = Squared(16, 32)
     model = PerFrame(body).eval()
     x = noise(2, 3, 3, 8, 8)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = strictly(model, (x,), tune="static")
     torch.testing.assert_close(result(x), model(x))
     assert sum(n.op == "call_module" and "encoder" in n.target for n in result.graph.nodes) == 3
 
@@ -204,7 +205,7 @@ def test_a_function_that_the_user_wrapped_stays_one_node() -> None:
 
     model = Opaque().eval()
     x = noise(2, 3, 3, 8, 8)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = strictly(model, (x,), tune="static")
     torch.testing.assert_close(result(x), model(x))
     assert sum(node.target is by_its_data for node in result.graph.nodes) == 3
 
@@ -241,7 +242,7 @@ def test_torch_compile_takes_the_result_in_one_graph(build: Any) -> None:
     torch.manual_seed(0)
     model = build().eval()
     x = noise(2, 3, 3, 8, 8)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = strictly(model, (x,), tune="static")
     torch.compiler.reset()
     with torch.no_grad():
         compiled = torch.compile(result, backend="eager", fullgraph=True)
@@ -273,7 +274,7 @@ def test_arguments_that_are_computed_from_sizes(name: str) -> None:
             return torch.stack([COMPUTED[name](x[:, t].tanh(), x.shape[-1]) for t in frames], 1)
 
     model, x = Net(), noise(2, 5, 3, 4)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = strictly(model, (x,), tune="static")
     for given in (x, noise(3, 5, 3, 4), noise(2, 5, 4, 4)):
         torch.testing.assert_close(result(given), model(given))
     for given in (noise(2, 7, 3, 4), noise(2, 5, 3, 3)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal.ir.admitted import AdmittedFrames
+from tests.strictly import strictly
 from tests.zoo import noise
 
 Forward = Callable[..., Any]
@@ -184,7 +185,7 @@ LEAST = {without_the_ends: 3, differences: 2, every_third_from_one: 2}
 @pytest.mark.parametrize("frames", [5, 6])
 def test_any_number_of_frames(forward: Forward, frames: int) -> None:
     model = Frames(forward).eval()
-    result = fxtemporal.optimize(model, (clip(2, frames),), tune="static")
+    result = strictly(model, (clip(2, frames),), tune="static")
     for batch, other in ((2, frames), (1, 1), (3, 2), (2, 7), (2, 40)):
         if other < LEAST.get(forward, 1):
             continue  # nothing is left to stack
@@ -251,7 +252,7 @@ FIXED = (
 @pytest.mark.parametrize("forward", FIXED, ids=lambda f: f.__name__)
 def test_another_number_is_right_or_refused(forward: Forward) -> None:
     model = Frames(forward).eval()
-    result = fxtemporal.optimize(model, (clip(2, 5),), tune="static")
+    result = strictly(model, (clip(2, 5),), tune="static")
     torch.testing.assert_close(result(clip(3, 5)), model(clip(3, 5)))
     for frames in (1, 2, 3, 4, 6, 7, 8, 9, 20):
         try:
@@ -262,7 +263,7 @@ def test_another_number_is_right_or_refused(forward: Forward) -> None:
 
 
 def test_without_verification_the_number_stays() -> None:
-    result = fxtemporal.optimize(Frames(stacked), (clip(2, 3),), tune="static", verify=False)
+    result = strictly(Frames(stacked), (clip(2, 3),), tune="static", verify=False)
     with pytest.raises(fxtemporal.SpecializationError):
         result(clip(2, 4))
 
@@ -279,7 +280,7 @@ def test_a_refused_number_of_frames_is_traced_once() -> None:
             frames = [self.conv(x[:, t]) for t in range(x.size(1))]
             return torch.stack(frames, 1) * (2 if len(frames) > 8 else 1)
 
-    result = fxtemporal.optimize(Branches(), (torch.rand(2, 4, 3, 8, 8),), tune="static")
+    result = strictly(Branches(), (torch.rand(2, 4, 3, 8, 8),), tune="static")
     (admitted,) = (m for m in result.modules() if isinstance(m, AdmittedFrames))
     same_graph, asked = admitted._same_graph, []
     admitted._same_graph = lambda frames: asked.append(frames) or same_graph(frames)
@@ -310,7 +311,7 @@ class WithTheOneBefore(nn.Module):
 @pytest.mark.parametrize("bias", [0.0, -1.0, -3.0, -20.0])
 def test_one_frame_is_not_admitted_by_chance(bias: float) -> None:
     model = WithTheOneBefore(bias)
-    result = fxtemporal.optimize(model, (torch.rand(2, 2, 4),), tune="static")
+    result = strictly(model, (torch.rand(2, 2, 4),), tune="static")
     for frames in (1, 2, 3, 9):
         x = 40 * noise(5, frames, 4)
         try:

@@ -17,6 +17,7 @@ from benchmarks.measure import CountConvolutions
 from fxtemporal.analysis.accumulations import Reduction, Writes
 from fxtemporal.analysis.families import families_of
 from fxtemporal.capture.capture import capture
+from tests.strictly import strictly
 from tests.zoo import noise
 
 FRAMES = 4
@@ -61,7 +62,7 @@ def check(forward: Forward, make: Callable[[int], tuple[Any, ...]], expected: in
     """Optimize, and compare at two batches, with float64 beside it; returns the result."""
     model = Frames(forward).eval()
     before = copy.deepcopy(model.state_dict())
-    result = fxtemporal.optimize(model, make(2), tune="static")
+    result = strictly(model, make(2), tune="static")
     assert convolutions(result, *make(2)) == expected
     for batch in (2, 3):
         inputs = make(batch)
@@ -73,7 +74,7 @@ def check(forward: Forward, make: Callable[[int], tuple[Any, ...]], expected: in
             scale = float(best.abs().max()) or 1.0
             error = float((mine.double() - best).abs().max()) / scale
             assert error <= max(4 * float((own.double() - best).abs().max()) / scale, 2e-6)
-    again = fxtemporal.optimize(result, make(2), tune="static")
+    again = strictly(result, make(2), tune="static")
     assert not fxtemporal.report(again).by_status("applied")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -176,7 +177,7 @@ def test_a_running_reduction_is_one_op(forward: Forward) -> None:
 @pytest.mark.parametrize("forward", REDUCTIONS, ids=lambda f: f.__name__)
 def test_gradients_of_a_running_reduction(forward: Forward) -> None:
     model = Frames(forward)
-    result = fxtemporal.optimize(model, (clip(),), tune="static")
+    result = strictly(model, (clip(),), tune="static")
     for module in (model, result):
         model.zero_grad()
         sum(out.square().sum() for out in leaves(module(clip()))).backward()
@@ -465,7 +466,7 @@ def test_frames_that_only_pass_are_copied_where_the_model_copies(passing: Any, j
             return torch.stack(frames) if joined == "stack" else frames
 
     model = Passing().eval()
-    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 4, 5),), tune="static")
+    fast = strictly(model, (torch.randn(2, 3, 4, 5),), tune="static")
     for frames in (3, 1, 2):
         x = torch.randn(2, frames, 4, 5, requires_grad=True)
         with torch.no_grad():
@@ -491,7 +492,7 @@ def test_a_pooling_of_single_samples_takes_no_channel_as_torch_does(kind: str, n
             return torch.stack([pool(x[:, t], 2) for t in range(x.size(1))], 1)
 
     model, sizes = Pooled().eval(), (6,) * n
-    fast = fxtemporal.optimize(model, (torch.randn(3, 4, *sizes),), tune="static")
+    fast = strictly(model, (torch.randn(3, 4, *sizes),), tune="static")
     assert fxtemporal.report(fast).by_status("applied")
     for channels in (3, 1, 0, 5):
         for frames in (4, 2):
@@ -523,7 +524,7 @@ def test_frames_that_go_out_lie_as_the_models_do(view: Callable[[Tensor], Tensor
             return [view(self.layer(x[:, t]).relu()) for t in range(x.size(1))]
 
     model = Views().eval()
-    fast = fxtemporal.optimize(model, (torch.randn(2, 3, 3, 4, 5),), tune="static")
+    fast = strictly(model, (torch.randn(2, 3, 3, 4, 5),), tune="static")
     assert fxtemporal.report(fast).by_status("applied")
     for batch in (2, 1):
         x = torch.randn(batch, 3, 3, 4, 5)
@@ -559,7 +560,7 @@ def test_what_is_read_of_a_running_value_on_the_way(
             return torch.stack(read)
 
     model = Running().eval()
-    fast = fxtemporal.optimize(model, (torch.randn(2, 8, 4),), tune="static")
+    fast = strictly(model, (torch.randn(2, 8, 4),), tune="static")
     assert fxtemporal.report(fast).by_status("applied")
     fast.graph.lint()
     double = model.double()
@@ -580,5 +581,5 @@ def test_a_write_into_a_view_with_gaps_is_done_once(verify: bool) -> None:
             return frames, torch.stack([frame * 2 for frame in frames])
 
     model, x = Adds().eval(), torch.randn(2, 3, 3, 4, 5)
-    fast = fxtemporal.optimize(model, (x,), tune="static", verify=verify)
+    fast = strictly(model, (x,), tune="static", verify=verify)
     torch.testing.assert_close(fast(x), model(x))

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 
 import fxtemporal
 from fxtemporal import Code, Remark, SpecializationError
+from tests.strictly import strictly
 from tests.zoo import noise
 
 RULE = "merge-convolutions"
@@ -32,7 +33,7 @@ def clip(batch: int = 2, frames: int = 4, dtype: torch.dtype = torch.float64) ->
 
 def optimized(model: nn.Module, *example: Any, **more: Any) -> fx.GraphModule:
     settings = {"tune": "static", "passes": [RULE], **more}
-    return fxtemporal.optimize(model, example or None, **settings)
+    return strictly(model, example or None, **settings)
 
 
 def remarks(module: nn.Module) -> list[Remark]:
@@ -273,11 +274,11 @@ def test_behind_folded_batchnorms() -> None:
 
 def test_by_default_with_everything_else() -> None:
     model = inception()
-    result = fxtemporal.optimize(model, (clip(),), tune="static")
+    result = strictly(model, (clip(),), tune="static")
     assert remarks(result)[0].status == "applied"
     for batch, frames in ((2, 4), (3, 6)):
         close(result(clip(batch, frames)), model(clip(batch, frames)))
-    frozen = fxtemporal.optimize(model, (clip(),), tune="static", freeze=True)
+    frozen = strictly(model, (clip(),), tune="static", freeze=True)
     close(frozen(clip(3)), model(clip(3)))
     memory = fxtemporal.report(frozen).memory
     assert memory is not None

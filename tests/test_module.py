@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 import fxtemporal
 from fxtemporal import FxTemporalError, Report, SpecializationError
 from fxtemporal.ir.module import OptimizedModule
+from tests.strictly import strictly
 from tests.zoo import CNNLSTM, InplaceBody, ResidualConv3d, TiedConv3d, ViewByBatch, noise
 
 
@@ -53,7 +54,7 @@ def build() -> Everything:
 
 
 def optimized(model: nn.Module, *example: Any, **more: Any) -> fx.GraphModule:
-    return fxtemporal.optimize(model, example or (clip(),), tune="static", **more)
+    return strictly(model, example or (clip(),), tune="static", **more)
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -206,7 +207,7 @@ def test_copies_of_what_torch_export_captured_and_of_a_given_program() -> None:
     ).eval()
     program: ExportedProgram = torch.export.export(model, (clip(),), strict=False)
     for given in (model, program):
-        result = fxtemporal.optimize(given, (clip(),), tune="static")
+        result = strictly(given, (clip(),), tune="static")
         other = copy.deepcopy(result)
         close(other(clip()), model(clip()))
         assert str(fxtemporal.report(other)) == str(fxtemporal.report(result))
@@ -442,7 +443,7 @@ class LastFrame(nn.Module):
 def test_a_call_that_was_dropped_is_not_missed_in_training(layer: nn.Module) -> None:
     model = LastFrame(layer).eval()
     x = torch.randn(3, 5, 4)
-    fast = fxtemporal.optimize(model, (x,), tune="static", progress=False)
+    fast = strictly(model, (x,), tune="static", progress=False)
     torch.testing.assert_close(fast(x), model(x))
     with pytest.raises(SpecializationError, match="nothing reads was dropped"):
         fast.train()
@@ -451,5 +452,5 @@ def test_a_call_that_was_dropped_is_not_missed_in_training(layer: nn.Module) -> 
 def test_a_dropped_call_that_is_the_same_in_training_holds_no_mode() -> None:
     model = LastFrame(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.LayerNorm(4))).eval()
     x = torch.randn(3, 5, 4)
-    fast = fxtemporal.optimize(model, (x,), tune="static", progress=False).train()
+    fast = strictly(model, (x,), tune="static", progress=False).train()
     torch.testing.assert_close(fast(x), model.train()(x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtemporal
+from tests.strictly import strictly
 from tests.zoo import noise
 
 Forward = Callable[["Clips", Tensor], Any]
@@ -75,7 +76,7 @@ def video(batch: int = 2, frames: int = 12, *, first: bool = False) -> Tensor:
 
 
 def optimized(model: nn.Module, x: Tensor, **settings: Any) -> Any:
-    return fxtemporal.optimize(model, (x,), tune="static", **settings)
+    return strictly(model, (x,), tune="static", **settings)
 
 
 def assert_same(model: nn.Module, fast: nn.Module, x: Tensor) -> None:

@@ -32,6 +32,7 @@ from tests.recurrent_models import (
     remarks,
     sequenced,
 )
+from tests.strictly import strictly
 from tests.zoo import body, noise
 
 pytestmark = [
@@ -172,7 +173,7 @@ def test_in_training_mode(kind: str) -> None:
 def test_other_dtypes(kind: str, dtype: torch.dtype) -> None:
     plain = StackedCells(kind).to(dtype)
     x = clip().to(dtype)
-    result = fxtemporal.optimize(plain, (x,), tune="static")  # verified, also in float64
+    result = strictly(plain, (x,), tune="static")  # verified, also in float64
     assert ops(result) == {kind: 2}
     wide = copy.deepcopy(plain).double()(x.double())
     tolerance = 8 * torch.finfo(dtype).eps
@@ -231,7 +232,7 @@ class Video(nn.Module):
 
 def test_behind_time_distribute() -> None:
     plain, x = Video(), noise(2, 6, 3, 8, 8).double()
-    result = fxtemporal.optimize(plain, (x,), tune="static")
+    result = strictly(plain, (x,), tune="static")
     assert ops(result) == {"lstm": 1}
     assert executed(plain, x)["convolution"] == 6
     assert executed(result, x)["convolution"] == 1
@@ -254,7 +255,7 @@ class ClassifiesEachFrame(Video):
 
 def test_what_reads_every_state_is_batched_behind_it() -> None:
     plain, x = ClassifiesEachFrame(), noise(2, 6, 3, 8, 8).double()
-    result = fxtemporal.optimize(plain, (x,), tune="static")
+    result = strictly(plain, (x,), tune="static")
     applied = [r.rule for r in fxtemporal.report(result).by_status("applied")]
     assert applied == ["time-distribute", "recurrent-cells", "time-distribute"]
     assert sum(n.target == "head" for n in result.graph.nodes) == 1

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import fxtemporal
 from fxtemporal import Specialization, SpecializationError
 from fxtemporal.ir.guards import guard, specializations
+from tests.strictly import strictly
 from tests.zoo import BODIES, SPELLINGS, ShapeBranch, noise
 
 X = noise(2, 4, 5)
@@ -34,7 +35,7 @@ def fixed(gm: nn.Module) -> dict[str, Specialization]:
 
 
 def optimized(forward: Callable[..., Any], *example: Any) -> fx.GraphModule:
-    return fxtemporal.optimize(Model(forward), example or (X,), tune="static")
+    return strictly(Model(forward), example or (X,), tune="static")
 
 
 def line_of(function: Callable[..., Any]) -> str:
@@ -136,7 +137,7 @@ def test_other_branches_and_sizes_that_agree_are_free() -> None:
 @pytest.mark.filterwarnings("ignore:the optimized graph does not call")
 def test_nothing_is_computed_before_the_check_fails() -> None:
     model = ShapeBranch.build()
-    result = fxtemporal.optimize(model, model.example(2, 6), tune="static")
+    result = strictly(model, model.example(2, 6), tune="static")
     calls: list[int] = []
     for module in result.modules():
         if module is not result:
@@ -177,7 +178,7 @@ def test_audit_lists_the_same() -> None:
 
 def test_the_checks_survive_copies_and_pickles() -> None:
     model = ShapeBranch.build()
-    result = fxtemporal.optimize(model, model.example(2, 6), tune="static")
+    result = strictly(model, model.example(2, 6), tune="static")
     for other in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
         with pytest.raises(SpecializationError, match=r"hard_to_capture\.py:\d+"):
             other(*model.example(2, 4))
@@ -195,7 +196,7 @@ def test_the_checks_survive_dead_code_elimination_and_recompilation() -> None:
 @pytest.mark.parametrize("cls", SPELLINGS + BODIES, ids=lambda cls: cls.__name__)
 def test_loops_of_the_zoo_at_sizes_that_they_were_not_traced_at(cls: Any) -> None:
     model = cls.build()
-    result = fxtemporal.optimize(model, model.example(2, 4), tune="static")
+    result = strictly(model, model.example(2, 4), tune="static")
     for batch, frames in ((3, 4), (1, 4), (2, 6), (2, 3), (2, 1), (5, 7)):
         inputs = model.example(batch, frames)
         try:

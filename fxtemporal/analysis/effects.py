@@ -10,16 +10,17 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
-from fxtemporal.ir.guards import QUESTIONS
+from fxtemporal.ir.admitted import AdmittedFrames
+from fxtemporal.ir.guards import QUESTIONS, guard
 from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["Mover", "needed_by"]
+__all__ = ["Mover", "is_checked_first", "needed_by"]
 
 
 def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
@@ -32,6 +33,30 @@ def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
             found.add(node)
             pending += node.all_input_nodes
     return sorted(found)
+
+
+def is_checked_first(program: Program) -> bool:
+    """Whether all guards stand before whatever a caller could see of a call that a guard ends.
+
+    That is a write into an input, a parameter or a buffer, and a draw of random numbers.
+    """
+    aliasing = Aliasing(program)
+    seen = False
+    for node in program.graph.nodes:
+        if node.target is guard or isinstance(_module_of(program, node), AdmittedFrames):
+            if seen:
+                return False
+            continue
+        op = program.op(node) if node.op.startswith("call") else None
+        seen = seen or (op is not None and (op.random or op.updates))
+        for written in written_by(program, node):
+            kept = {"placeholder", "get_attr"} & {n.op for n in aliasing.shared_with(written)}
+            seen = seen or bool(kept)
+    return True
+
+
+def _module_of(program: Program, node: fx.Node) -> nn.Module | None:
+    return program.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 class Mover:

@@ -44,6 +44,7 @@ from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
 from fxtemporal.capture.tracing.module_state import settle
 from fxtemporal.capture.tracing.python_patches import custom_functions, refusing_seeds
 from fxtemporal.capture.tracing.shape_tracer import ShapeTracer
+from fxtemporal.ir.in_place import is_in_place
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.shared_state import RandomStates
@@ -126,7 +127,7 @@ class _UntraceableError(Exception):
 
 def _called_otherwise(model: nn.Module) -> str | None:
     """Why calling ``model`` does not call the forward of its class; None if it does."""
-    if "forward" in vars(model):
+    if "forward" in vars(model) and not is_in_place(vars(model)["forward"]):
         return "the model's forward was replaced on the instance"
     if type(model).__call__ is not nn.Module.__call__:
         return f"{type(model).__name__} has a __call__ of its own"

@@ -209,6 +209,9 @@ def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
         help="a positional input, like 2x10x3x32x32 or 2x10:int64; several are given in order. "
         "Floats are normal random numbers, the rest random 0 and 1. A .pt2 may carry its own",
     )
+    parser.add_argument(
+        "--method", metavar="NAME", help="the method to call in place of the forward, like decode"
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 

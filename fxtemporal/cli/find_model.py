@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fxtemporal.support.errors import FxTemporalError
+from fxtemporal.support.errors import CaptureError, FxTemporalError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +37,22 @@ class ModelCodeError(FxTemporalError):
     """The user's own code raised while the model was imported or built."""
 
 
-def load_model(text: str, *, train: bool = False) -> nn.Module | ExportedProgram:
-    """The model that ``MODEL`` names, in eval mode unless ``train``."""
+def load_model(
+    text: str, method: str | None = None, *, train: bool = False
+) -> nn.Module | ExportedProgram:
+    """The model that ``MODEL`` names, in eval mode unless ``train``; its ``method`` as a model."""
+    from fxtemporal.capture.methods import method_of
+
+    model = _load(text, train=train)
+    if method is None:
+        return model
+    try:
+        return method_of(model, method)
+    except CaptureError as error:
+        raise UsageError(f"{text}: {error}") from error
+
+
+def _load(text: str, *, train: bool) -> nn.Module | ExportedProgram:
     import torch
     from torch import nn
 

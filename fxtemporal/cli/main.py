@@ -116,7 +116,7 @@ def _audit(options: argparse.Namespace) -> int:
             known = None if options.baseline is None else read_baseline(options.baseline)
         except FxTemporalError as error:
             raise UsageError(f"--baseline: {error}") from error
-        model = load_model(options.model, train=options.train)
+        model = load_model(options.model, options.method, train=options.train)
         inputs = _inputs(options)
         try:
             with _about(options.model):
@@ -147,7 +147,7 @@ def _bench(options: argparse.Namespace) -> int:
         from fxtemporal.capture.arguments import example_of
         from fxtemporal.cli.bench import bench
 
-        model = load_model(options.model)
+        model = load_model(options.model, options.method)
         example = example_of(model, _inputs(options), None)
         if example is None:
             raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")
@@ -229,7 +229,7 @@ def _optimized(
     from fxtemporal.capture.arguments import example_of
 
     factorize = _factorize(options)
-    model = load_model(options.model)
+    model = load_model(options.model, options.method)
     example = example_of(model, _inputs(options), None)
     if example is None:
         raise UsageError(f"{options.model}: give an --input, like --input 2x10x3x32x32")

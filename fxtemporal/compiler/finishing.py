@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from fxtemporal.analysis.cost import Structure
+from fxtemporal.analysis.effects import is_checked_first
 from fxtemporal.compiler.state import State
 from fxtemporal.ir.freeze import freeze, memory
 from fxtemporal.ir.guards import Specialization
@@ -49,6 +50,8 @@ def finish(state: State) -> State:
         used = memory(original, gm)
     else:
         gm.watch(original, state.captured.graph)
+    if request.otherwise is not None and is_checked_first(program):
+        gm.run_otherwise(request.otherwise)
     structure = None
     if state.costs is not None:
         structure = Structure(state.blocks, state.costs.blocks(program))

@@ -20,6 +20,7 @@ from fxtemporal.analysis.cost import Block, Costs, SiteCost
 from fxtemporal.capture.arguments import Model
 from fxtemporal.compiler.promises import Promises
 from fxtemporal.factorization.settings import Factorize
+from fxtemporal.ir.otherwise import Otherwise
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.building.output_layouts import layout_of
 from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
@@ -52,6 +53,8 @@ class Request:
     frames: tuple[int, int] | None = None
     promises: Promises = field(default_factory=Promises)
     tick: Callable[[str], None] = lambda stage: None
+    otherwise: Otherwise | None = None
+    """What the result runs at calls that a guard refuses, where that raises no error."""
     captured: Program | None = None
     """The captured model, where that was done before."""
     referee: Callable[[Races], Races] = lambda races: races

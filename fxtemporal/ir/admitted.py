@@ -64,7 +64,8 @@ class AdmittedFrames(nn.Module):
                 raise SpecializationError(
                     f"this module was traced where other inputs have as many entries as "
                     f"{self.expression}; it was called with {frames} and {other}. Call "
-                    "fxtemporal.optimize again with example inputs of this kind."
+                    "fxtemporal.optimize again with example inputs of this kind.",
+                    f"other inputs have as many entries as {self.expression}",
                 )
         if type(frames) is int and frames in self.counts:
             return
@@ -74,7 +75,8 @@ class AdmittedFrames(nn.Module):
             raise SpecializationError(
                 f"this module is right where {self.expression} is {self._said()}: at {frames} the "
                 "forward gave another graph, or could not be traced again. Call "
-                "fxtemporal.optimize with example inputs of this size."
+                "fxtemporal.optimize with example inputs of this size.",
+                f"{self.expression} is a number of frames at which the forward gives this graph",
             )
 
     def admit(self, frames: int) -> bool:

@@ -79,7 +79,8 @@ def guard(actual: Any, value: Any, expression: str, location: str | None, why: s
         fixed = Specialization(expression, value, location, why)
         raise SpecializationError(
             f"this module was traced where {fixed}; it was called with {actual}. "
-            "Call fxtemporal.optimize again with example inputs of this kind."
+            "Call fxtemporal.optimize again with example inputs of this kind.",
+            str(fixed),
         )
 
 

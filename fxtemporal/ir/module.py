@@ -8,7 +8,10 @@ state dict must still load into the original model.
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from fxtemporal.ir.guards import Specialization
+from fxtemporal.ir.otherwise import Otherwise
 from fxtemporal.ir.watching import Watch, warn_of_late_hooks
 from fxtemporal.support.errors import GradientError, SpecializationError
 from fxtemporal.support.torch_private import pytree
@@ -63,7 +67,7 @@ class _Refused(torch.autograd.Function):
 class OptimizedModule(fx.GraphModule):
     """A graph module with all tensors of ``root``, which it keeps when it is copied or pickled."""
 
-    _derived = ("_watch",)  # a stand-in does not copy it
+    _derived = ("_watch", "_otherwise")  # a stand-in does not copy them
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
@@ -112,12 +116,24 @@ class OptimizedModule(fx.GraphModule):
         why = "the forward switches gradients on (torch.enable_grad), which a graph does not hold"
         self.meta[_SWITCHED] = why, frozenset(outputs)
 
+    def run_otherwise(self, otherwise: Otherwise) -> None:
+        """Run ``otherwise`` at calls that a guard refuses. A pickled module raises the error."""
+        vars(self)["_otherwise"] = otherwise
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many calls each guard has refused, where that raises no error."""
+        otherwise = vars(self).get("_otherwise")
+        return {} if otherwise is None else otherwise.refused
+
+    def recompile(self) -> Any:
+        """Make the forward again from the graph, with what it does where a guard refuses."""
+        code = super().recompile()
+        kind: Any = type(self)
+        kind.forward = _refusable(kind.forward)
+        return code
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for module, fixed in vars(self).get("_held_modes", ()):
-            if module.training != fixed.value:
-                if not fixed.sets:
-                    raise SpecializationError(_other_mode(fixed))
-                module.training = fixed.value  # as the model's forward does
         watch = vars(self).get("_watch")
         if watch is not None and not torch.compiler.is_compiling():
             watch.look()
@@ -128,7 +144,7 @@ class OptimizedModule(fx.GraphModule):
             outputs = super().__call__(*args, **kwargs)
         on = torch.is_grad_enabled()
         refused = self.meta.get(_GRADIENTS if on else _SWITCHED)
-        if refused is None:
+        if refused is None or _ran_otherwise(self):
             return outputs
         return self._without_gradients(outputs, (args, kwargs) if on else (), *refused)
 
@@ -158,8 +174,8 @@ class OptimizedModule(fx.GraphModule):
                 ``self.training``, or a loop whose body holds BatchNorm or dropout was re-rolled.
         """
         for _, fixed in vars(self).get("_held_modes", ()):
-            if fixed.value != mode and not fixed.sets:
-                raise SpecializationError(_other_mode(fixed))
+            if fixed.value != mode and not fixed.sets and vars(self).get("_otherwise") is None:
+                raise SpecializationError(_other_mode(fixed), str(fixed))
         super().train(mode)
         return self
 
@@ -167,6 +183,8 @@ class OptimizedModule(fx.GraphModule):
         result = super().__deepcopy__(memo)
         assert isinstance(result, OptimizedModule)
         result._restore(copy.deepcopy(_contents(self), memo))
+        if (otherwise := vars(self).get("_otherwise")) is not None:
+            result.run_otherwise(copy.deepcopy(otherwise, memo))
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -176,13 +194,47 @@ class OptimizedModule(fx.GraphModule):
                     f"this graph calls {node.target}, which fx cannot build again from a pickle: "
                     "save the module with torch.export.save(torch.export.export(module, inputs))"
                 )
-        watch = vars(self).pop("_watch", None)  # a pickled module does not watch a model
-        try:
+        living = {name: vars(self).pop(name) for name in self._derived if name in vars(self)}
+        try:  # a pickled module does not watch a model, and has none to run
             rebuild, state = super().__reduce__()
         finally:
-            if watch is not None:
-                vars(self)["_watch"] = watch
+            vars(self).update(living)
         return _rebuild, (rebuild, state, _contents(self))
+
+
+_refused_calls = threading.local()
+"""``module``: the module of this thread whose last call ran something else."""
+
+
+def _refusable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, which runs something else where a guard refuses, if the module has that."""
+
+    @functools.wraps(forward)
+    def refusable(self: OptimizedModule, *args: Any, **kwargs: Any) -> Any:
+        try:
+            for module, fixed in vars(self).get("_held_modes", ()):
+                if module.training != fixed.value:
+                    if not fixed.sets:
+                        raise SpecializationError(_other_mode(fixed), str(fixed))
+                    module.training = fixed.value  # as the model's forward does
+            return forward(self, *args, **kwargs)
+        except SpecializationError as error:
+            otherwise = vars(self).get("_otherwise")
+            if otherwise is None:
+                raise
+            refusal = error
+        outputs = otherwise(self, refusal, args, kwargs)
+        _refused_calls.module = weakref.ref(self)
+        return outputs
+
+    return refusable
+
+
+def _ran_otherwise(module: OptimizedModule) -> bool:
+    """Whether the last call of ``module`` ran something else, so that its gradients are right."""
+    last = getattr(_refused_calls, "module", None)
+    _refused_calls.module = None
+    return last is not None and last() is module
 
 
 def _requires_grad(value: Any) -> bool:

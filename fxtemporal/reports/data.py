@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class ReportData:
     structure: Structure | None = None
     stopped: str | None = None
     known: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gain(self) -> float | None:
@@ -114,6 +116,7 @@ class ReportData:
             "findings": [finding.to_dict() for finding in self.findings],
             "structure": None if self.structure is None else self.structure.to_dict(),
             "stopped": self.stopped,
+            "refused": dict(self.refused),
         }
 
     def to_json(self, indent: int | None = 2) -> str:

@@ -35,7 +35,8 @@ class Report(ReportData):
 
     ``findings`` are common mistakes, found in an audit. ``structure`` has each module's cost before
     and after; None without shapes. ``stopped`` says why the forward failed, if it did. ``known``
-    counts entries left out because a baseline has them.
+    counts entries left out because a baseline has them. ``refused`` counts the calls so far that a
+    guard refused, by what it holds, where something else ran in place of the result.
 
     In a notebook a report is shown as HTML.
     """
@@ -100,6 +101,7 @@ class Report(ReportData):
         if self.gradients:
             lines.append(f"Not for training: {self.gradients}.")
         lines += [f"Fixed by the trace: {fixed}." for fixed in self.specializations]
+        lines += [f"Calls refused by {what}: {count}." for what, count in self.refused.items()]
         return "\n".join(lines)
 
     def _table(self, width: int) -> str:

@@ -68,7 +68,14 @@ class VerificationError(FxTemporalError):
 
 
 class SpecializationError(FxTemporalError):
-    """The module was called with a size or value other than the one its trace fixed."""
+    """The module was called with a size or value other than the one its trace fixed.
+
+    ``fixed`` says what is fixed: ``"x.size(1) == 16 (range() read it at model.py:12)"``.
+    """
+
+    def __init__(self, message: str, fixed: str = "") -> None:
+        super().__init__(message)
+        self.fixed = fixed or message
 
 
 class GradientError(FxTemporalError):

@@ -1,0 +1,146 @@
+"""What a result does at a call that its guards refuse: see :class:`Otherwise`."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.support.errors import FxTemporalError, SpecializationError
+from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.fake_tensors import is_fake
+
+__all__ = ["Otherwise"]
+
+Recapture = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], nn.Module]
+"""Optimizes a model for the arguments of one call."""
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_MOST = 8
+"""The number of results for other sizes that are kept."""
+
+
+class Otherwise:
+    """Runs the original in place of a result, at a call that a guard of the result refuses.
+
+    The guards stand before all that a graph computes or writes, so nothing was done yet::
+
+        fast = fxtemporal.optimize(model, (clip,))          # 16 frames, which the forward reads
+        fast(longer)                                        # the model's numbers, and one warning
+
+    The original is a twin of the model: its own modules over the same tensors. Before it runs, it
+    gets the tensors, modes and hooks that the result has now.
+
+    Args:
+        original: the model.
+        recapture: makes a result for the sizes of the call, which is kept for the next ones.
+    """
+
+    def __init__(self, original: nn.Module, recapture: Recapture | None = None) -> None:
+        self._original = original
+        self._recapture = recapture
+        self._made: OrderedDict[Hashable, nn.Module | None] = OrderedDict()
+        self._refused: Counter[str] = Counter()
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, model: nn.Module, recapture: Recapture | None = None) -> Otherwise:
+        """For results of ``model``, which itself is never run."""
+        return cls(twin(model), recapture)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many calls each guard has refused."""
+        return dict(self._refused)
+
+    def __call__(self, result: nn.Module, why: SpecializationError, args: Any, kwargs: Any) -> Any:
+        """The outputs of the call ``result(*args, **kwargs)``, which was refused for ``why``.
+
+        Raises:
+            SpecializationError: ``why``, if another trace or a compiler runs the result.
+        """
+        leaves = pytree.tree_leaves((args, kwargs))
+        if torch.compiler.is_compiling() or any(map(_is_symbolic, leaves)):
+            raise why
+        self._note(why)
+        chosen = None if self._recapture is None else self._variant(result, args, kwargs)
+        if chosen is not None:
+            _follow(chosen, result)
+            try:
+                return chosen.forward(*args, **kwargs)
+            except SpecializationError:  # it asks for more than the sizes
+                pass
+        _follow(self._original, result)
+        return self._original.forward(*args, **kwargs)
+
+    def _note(self, why: SpecializationError) -> None:
+        """Count the refusal, and warn of it the first time."""
+        self._refused[why.fixed] += 1
+        if self._refused[why.fixed] == 1:
+            does = "runs the original" if self._recapture is None else "is optimized again"
+            warnings.warn(
+                f"the optimized model is right only where {why.fixed}. A call of another kind "
+                f"{does}, this one and all later ones: report(result).refused counts them. Give "
+                "example inputs of this kind, or otherwise='error' to get an error",
+                stacklevel=9,
+            )
+
+    def _variant(
+        self, result: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> nn.Module | None:
+        """The result for calls of this kind; None if the model could not be optimized for them."""
+        modes = tuple(module.training for module in result.modules())
+        key = (*map(_kind, pytree.tree_leaves((args, kwargs))), modes)
+        with self._lock:
+            if key not in self._made:
+                assert self._recapture is not None
+                _follow(self._original, result)
+                try:
+                    self._made[key] = self._recapture(self._original, args, kwargs)
+                except FxTemporalError:
+                    self._made[key] = None
+                while len(self._made) > _MOST:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Otherwise:
+        return Otherwise.of(self._original, self._recapture)
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, fx.Proxy | torch.SymInt | torch.SymFloat) or is_fake(value)
+
+
+def _kind(leaf: Any) -> Hashable:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return (type(leaf), leaf) if isinstance(leaf, Hashable) else id(leaf)
+
+
+def _follow(follower: nn.Module, result: nn.Module) -> None:
+    """Give ``follower`` the tensors, modes and hooks that the modules of ``result`` have now."""
+    own = dict(follower.named_modules())
+    for path, module in result.named_modules():
+        mine = own.get(path)
+        if mine is None:
+            continue
+        mine.training = module.training
+        mine.__dict__.update((name, vars(module)[name]) for name in _HOOKS if name in vars(module))
+        for name in ("_parameters", "_buffers"):
+            kept, now = getattr(mine, name), getattr(module, name)
+            kept.update((key, now[key]) for key in kept.keys() & now.keys())

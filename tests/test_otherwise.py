@@ -1,0 +1,230 @@
+"""What a result does at a call that its guards refuse: the original, an error, another result."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxtemporal
+from fxtemporal import PassError, SpecializationError
+from tests.zoo import noise
+
+SHORT, LONG = noise(2, 3, 3, 6, 6), noise(2, 9, 3, 6, 6)
+
+
+class Branching(nn.Module):
+    """From the sixth frame on, the forward does something else: 3 frames are another graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = [self.norm(self.conv(x[:, t])) * (2 if t > 4 else 1) for t in range(x.shape[1])]
+        return torch.stack(each, 1)
+
+
+def optimized(model: nn.Module, *inputs: Tensor, **settings: Any) -> Any:
+    return fxtemporal.optimize(model, inputs or (SHORT,), tune="static", **settings)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Branching().eval()
+
+
+@pytest.mark.parametrize("otherwise", [None, "original", "recapture"])
+def test_the_model_s_numbers_and_one_warning(model: nn.Module, otherwise: Any) -> None:
+    fast = optimized(model, otherwise=otherwise)
+    expected = model(LONG)
+    with pytest.warns(UserWarning, match=r"right only where x.shape\[1\] == 3") as caught:
+        actual = [fast(LONG) for _ in range(3)]
+    torch.testing.assert_close(actual, [expected] * 3)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert list(fxtemporal.report(fast).refused.values()) == [3]
+    assert "Calls refused by x.shape[1] == 3" in str(fxtemporal.report(fast))
+    torch.testing.assert_close(fast(SHORT), model(SHORT))
+
+
+def test_an_error_on_request_and_in_a_frozen_result(model: nn.Module) -> None:
+    for settings in ({"otherwise": "error"}, {"freeze": True}):
+        fast = optimized(model, **settings)
+        with pytest.raises(SpecializationError):
+            fast(LONG)
+        assert fxtemporal.report(fast).refused == {}
+    with pytest.raises(PassError, match="otherwise must be"):
+        optimized(model, otherwise="ignore")
+
+
+@pytest.mark.filterwarnings("ignore:the optimized model is right only")
+@pytest.mark.parametrize("otherwise", ["original", "recapture"])
+class TestAfterTheModelChanged:
+    def test_trained_weights(self, model: nn.Module, otherwise: Any) -> None:
+        fast = optimized(model, otherwise=otherwise)
+        fast(LONG)
+        with torch.no_grad():
+            model.conv.weight.mul_(3)
+        torch.testing.assert_close(fast(LONG), model(LONG))
+        model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}, assign=True)
+        torch.testing.assert_close(fast(LONG), model(LONG))
+
+    def test_another_dtype(self, model: nn.Module, otherwise: Any) -> None:
+        fast = optimized(model, otherwise=otherwise)
+        wide = copy.deepcopy(model).double()
+        torch.testing.assert_close(fast.double()(LONG.double()), wide(LONG.double()))
+
+    def test_the_other_mode(self, model: nn.Module, otherwise: Any) -> None:
+        reference = copy.deepcopy(model).train()
+        fast = optimized(model, otherwise=otherwise).train()
+        for _ in range(2):
+            torch.testing.assert_close(fast(SHORT), reference(SHORT))
+        torch.testing.assert_close(model.norm.running_mean, reference.norm.running_mean)
+        assert not model.training
+        torch.testing.assert_close(fast.eval()(SHORT), model(SHORT))
+
+    def test_gradients(self, model: nn.Module, otherwise: Any) -> None:
+        fast = optimized(model, otherwise=otherwise)
+        fast(LONG).square().sum().backward()
+        mine = model.conv.weight.grad.clone()
+        model.zero_grad()
+        model(LONG).square().sum().backward()
+        torch.testing.assert_close(mine, model.conv.weight.grad)
+
+    def test_hooks(self, model: nn.Module, otherwise: Any) -> None:
+        calls: list[str] = []
+        model.register_forward_pre_hook(lambda module, args: calls.append("before"))
+        fast = optimized(model, otherwise=otherwise)
+        calls.clear()
+        fast.register_forward_hook(lambda module, args, out: calls.append("after"))
+        fast(LONG)
+        assert calls == ["before", "after"]
+
+    def test_copies_and_pickles(self, model: nn.Module, otherwise: Any) -> None:
+        fast = optimized(model, otherwise=otherwise)
+        other = copy.deepcopy(fast)
+        with torch.no_grad():
+            fast.conv.weight.zero_()
+        reference = Branching().eval()
+        torch.testing.assert_close(other(LONG), reference(LONG))
+        with pytest.raises(SpecializationError):
+            pickle.loads(pickle.dumps(fast))(LONG)
+
+
+@pytest.mark.filterwarnings("ignore:the optimized model is right only")
+def test_recapture_keeps_a_result_for_each_size(model: nn.Module) -> None:
+    fast = optimized(model, otherwise="recapture")
+    for frames in (4, 9, 4, 9):
+        x = noise(2, frames, 3, 6, 6)
+        calls: list[bool] = []
+        handle = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, args, out, calls=calls: calls.append(isinstance(module, nn.Conv2d))
+        )
+        try:
+            actual = fast(x)
+        finally:
+            handle.remove()
+        torch.testing.assert_close(actual, model(x))
+    assert len(calls) < 4  # the second time nothing is traced, and one convolution runs
+
+
+@pytest.mark.filterwarnings("ignore:the optimized model is right only")
+def test_recapture_is_bounded_and_falls_back_to_the_original() -> None:
+    class Strange(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] == 4:
+                return super().forward(x) * float(x.sum())  # a number of the data
+            return super().forward(x)
+
+    model = Strange().eval()
+    fast = optimized(model, otherwise="recapture")
+    for frames in (*range(1, 16), 4):
+        x = noise(2, frames, 3, 6, 6)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:the optimized model is right only")
+def test_two_threads(model: nn.Module) -> None:
+    fast = optimized(model)
+    wrong: list[Any] = []
+
+    def serve(x: Tensor) -> None:
+        expected = model(x)
+        for _ in range(20):
+            if not torch.allclose(fast(x), expected, atol=1e-5):
+                wrong.append(x.shape)
+
+    threads = [threading.Thread(target=serve, args=(x,)) for x in (SHORT, LONG)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+class Writing(nn.Module):
+    """Writes its input, or draws numbers, before the size is read that the graph is held to."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(x)
+        y = self.conv(x).relu_()
+        if torch.cat([y, y], 2).shape[2] > 8:
+            return y * 2
+        return y
+
+
+@pytest.mark.parametrize(
+    ("change", "once"),
+    [
+        (lambda x: x.add_(1), False),
+        (lambda x: x[:, :, 0].relu_(), False),
+        (lambda x: x + torch.rand(1), False),
+        (lambda x: x + 1, True),
+    ],
+)
+def test_nothing_is_done_twice(change: Callable[[Tensor], Any], once: bool) -> None:
+    model = Writing(change).eval()
+    fast = optimized(model, noise(1, 3, 4, 6, 6), verify=False)
+    x = noise(1, 3, 6, 6, 6)
+    mine, theirs = x.clone(), x.clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            actual = fast(mine)
+        except SpecializationError:
+            assert not once
+            return
+    expected = model(theirs)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(mine, theirs)
+    assert len(caught) == 1
+
+
+def test_compilers_and_traces_get_the_error(model: nn.Module) -> None:
+    fast = optimized(model)
+    with pytest.raises(Exception, match=r"x\.shape"):
+        torch.export.export(fast, (LONG,), strict=False)
+    compiled = torch.compile(fast, backend="eager")
+    torch.testing.assert_close(compiled(SHORT), model(SHORT))
+
+
+def test_a_result_within_another_model(model: nn.Module) -> None:
+    outer = nn.Sequential(optimized(model), nn.Flatten(2)).eval()
+    fast = optimized(outer)
+    with pytest.warns(UserWarning, match="right only where"):
+        torch.testing.assert_close(fast(LONG), model(LONG).flatten(2))
