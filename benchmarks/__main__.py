@@ -20,6 +20,7 @@ BENCHMARKS = {
     "factorize": "accuracy and time of a factorized network (15 minutes)",
     "deploy": "artifacts of every backend (40 minutes)",
     "predictions": "what an audit predicts, against what is measured (5 minutes)",
+    "zoo": "models of other packages: do they go in, and come out right (1 hour)",
     "summary": "the results put together: benchmarks/results/summary-*.md, and README.md",
 }
 

@@ -56,7 +56,7 @@ def from_export(
                     exported = torch.export.export(
                         other.module, a, k, dynamic_shapes=dynamic, strict=False
                     )
-                settle_export(other, states)
+                settle_export(model, other, states, (args, kwargs))
             refuse_unseen(model, exported, (args, kwargs))
         except StatefulError as error:
             raise CaptureError(f"{error}: make it an input and an output, or a buffer") from error

@@ -7,6 +7,7 @@ own dictionaries) that hold the same parameter and buffer tensors.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from types import MethodType
 
 from torch import nn
@@ -15,6 +16,8 @@ from torch.jit import ScriptModule
 __all__ = ["carries_hooks", "twin"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_CONTAINERS = (dict, list, set, OrderedDict)
 
 
 def carries_hooks(module: nn.Module) -> bool:
@@ -42,7 +45,7 @@ def _twin(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
     copy = object.__new__(type(module))  # GraphModule.__new__ would make an empty class
     memo[id(module)] = copy
     copy.__dict__ = {
-        name: value.copy() if isinstance(value, dict | list | set) else value
+        name: value.copy() if type(value) in _CONTAINERS else value  # a subclass may hold more
         for name, value in module.__dict__.items()
     }
     copy.__dict__["_modules"] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dis
+import functools
 import inspect
 import random
 import sys
@@ -191,11 +192,12 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _written(code: types.CodeType) -> set[str]:
+@functools.lru_cache(maxsize=2**14)
+def _written(code: types.CodeType) -> frozenset[str]:
     """The global names that ``code``, or a function defined in it, assigns."""
     found = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return found.union(*map(_written, inner))
+    return frozenset(found.union(*map(_written, inner)))
 
 
 def _of_user(value: Any) -> bool:

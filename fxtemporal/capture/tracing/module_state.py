@@ -6,6 +6,8 @@ keeps a tensor for the next call, is not; it must be refused, or shown to be har
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +17,14 @@ from torch.fx.proxy import Proxy
 
 from fxtemporal.capture.tracing.errors import StatefulError
 from fxtemporal.capture.tracing.shape_tracer import is_leaf
-from fxtemporal.ir.shared_state import RandomStates, seed
+from fxtemporal.ir.shared_state import ABSENT, Change, RandomStates, seed
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.quiet import quiet
 from fxtemporal.support.torch_private import pytree
 
 __all__ = ["refuse_unseen", "settle", "settle_export"]
 
+_MODULE_FILE = nn.Module.__setattr__.__code__.co_filename
 _EXPORTS_OWN = "self.constants"
 """An attribute that torch.export leaves on what it exports."""
 
@@ -33,21 +36,27 @@ def settle(
 
     Returns a note on it, or None; and the settings of layers that run as they are, as written.
 
-    The forward may keep a tensor in an attribute if no later call reads it. Any other change makes
-    the next call a different function, which a graph cannot express.
+    The forward may set attributes that every call sets before it reads them, and keep a tensor in
+    one that no later call reads. Any other change makes the next call a different function, which a
+    graph cannot express.
 
     Raises:
         StatefulError: the next call may depend on this one, or on chance.
     """
     _refuse_chance(states)
     kept, settings = [], set()
-    for change in traced.changes():
+    changes = list(traced.changes())
+    unread = _set_first(model, example, traced, changes)
+    for change in changes:
         owner, called = change.owner, change.called
         if owner is traced.module and "._tensor_constant" in called:
             continue  # where fx keeps tensors that are neither parameters nor buffers
         if isinstance(owner, nn.Module) and owner is not traced.module and is_leaf(owner):
             settings.add(f"{called} = {change.new!r:.200}")
             continue  # it runs as it is, and sets the same at each call
+        if change.called in unread:
+            kept.append(change.called)
+            continue
         if change.of_buffer:
             text = f"the forward puts another tensor in place of the buffer {called}"
             raise StatefulError(text, exportable=True)
@@ -56,29 +65,31 @@ def settle(
         kept.append(called)
     if not kept:
         return None, frozenset(settings)
-    names = ", ".join(kept)
-    if example is None or not _repeats(model, example):
+    names = ", ".join(dict.fromkeys(kept))
+    if not unread.issuperset(kept) and (example is None or not _repeats(model, example)):
         raise StatefulError(f"the forward keeps {names}, which its next call may read")
     return f"the forward keeps {names}; the optimized module does not", frozenset(settings)
 
 
-def settle_export(exported: StandIn, states: RandomStates) -> None:
+def settle_export(model: nn.Module, exported: StandIn, states: RandomStates, example: Any) -> None:
     """Refuse writes of the forward that torch.export did not see: it tracks tensors only.
 
     Raises:
         StatefulError: the next call may depend on this one, or on chance.
     """
     _refuse_chance(states)
-    _refuse_python(exported)
+    _refuse_python(model, exported, example)
 
 
-def _refuse_python(run: StandIn) -> None:
-    """Refuse a forward that changes anything but tensors."""
-    for change in run.changes():
+def _refuse_python(model: nn.Module, run: StandIn, example: Any) -> None:
+    """Refuse a forward that changes anything but tensors, and what each call sets first."""
+    changes = list(run.changes())
+    unread = _set_first(model, example, run, changes)
+    for change in changes:
         owner, new = change.owner, change.new
         tensors = isinstance(new, torch.Tensor) or isinstance(change.old, torch.Tensor)
         leaf = isinstance(owner, nn.Module) and owner is not run.module and is_leaf(owner)
-        if not tensors and not leaf and change.called != _EXPORTS_OWN:
+        if not tensors and not leaf and change.called not in (_EXPORTS_OWN, *unread):
             raise StatefulError(
                 f"the forward changes {change.called}, which its next call may read"
             )
@@ -109,13 +120,74 @@ def _written(model: nn.Module, example: Any) -> dict[str, torch.Tensor]:
     with stand_in(model, watched=True) as other, torch.no_grad(), quiet():
         seed(0)
         other.module(*args, **kwargs)
-        _refuse_python(other)
+        _refuse_python(model, other, example)
         replaced = {change.called for change in other.changes()}
         return {
             name: tensor
             for name, tensor in _state(other.module).items()
             if f"self.{name}" in replaced or name not in before or not _same(before[name], tensor)
         }
+
+
+def _set_first(
+    model: nn.Module, example: Any, run: StandIn, changes: Sequence[Change]
+) -> frozenset[str]:
+    """The changed attributes that a call never reads before it sets them.
+
+    A call is run with classes that note reads and writes of these attributes.
+    """
+    paths = {id(module): path for path, module in run.module.named_modules()}
+    watched: dict[str, set[str]] = {}
+    for change in changes:
+        name = change.called.removeprefix(f"{change.place}.")
+        plain = change.of_attribute and not change.of_buffer and name.isidentifier()
+        if plain and id(change.owner) in paths and change.new is not ABSENT:
+            watched.setdefault(paths[id(change.owner)], set()).add(name)
+    if not watched or example is None:
+        return frozenset()
+    read: set[tuple[str, str]] = set()
+    with stand_in(model) as other, torch.no_grad(), quiet():
+        for path, names in watched.items():
+            part = other.module.get_submodule(path)
+            try:
+                part.__class__ = _noting(type(part), path, names, read)
+            except TypeError:  # a class with another layout
+                return frozenset()
+        args, kwargs = own_inputs(example)
+        seed(0)
+        try:
+            other.module(*args, **kwargs)
+        except Exception:  # it may ask for its own class
+            return frozenset()
+    return frozenset(
+        f"{'.'.join(('self', *filter(None, (path,))))}.{name}"
+        for path, names in watched.items()
+        for name in names
+        if (path, name) not in read
+    )
+
+
+def _noting(kind: Any, path: str, names: set[str], read: set[tuple[str, str]]) -> type:
+    """A subclass of ``kind`` that notes which of ``names`` are read before they are set.
+
+    Code other than ``nn.Module``'s own that reads ``self.__dict__`` reads them all.
+    """
+    written: set[str] = set()
+
+    def get(self: Any, name: str) -> Any:
+        if name in names and name not in written:
+            read.add((path, name))
+        elif name == "__dict__" and sys._getframe(1).f_code.co_filename != _MODULE_FILE:
+            read.update((path, name) for name in names - written)
+        return kind.__getattribute__(self, name)
+
+    def put(self: Any, name: str, value: Any) -> None:
+        written.add(name)
+        kind.__setattr__(self, name, value)
+
+    own = {"__getattribute__": get, "__setattr__": put}
+    about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), {**own, **about})
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
