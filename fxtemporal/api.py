@@ -16,6 +16,7 @@ from fxtemporal.capture.arguments import Model, check_arguments, example_of
 from fxtemporal.capture.capture import capture
 from fxtemporal.capture.methods import method_of, owner_of
 from fxtemporal.compiler.finishing import META
+from fxtemporal.compiler.parts import in_parts, report_of
 from fxtemporal.compiler.promises import Exact, Layout, Nan, Promises
 from fxtemporal.compiler.stages import run
 from fxtemporal.compiler.state import Example, Request
@@ -30,7 +31,13 @@ from fxtemporal.passes.pipeline import run_rules
 from fxtemporal.passes.rule import Rule
 from fxtemporal.passes.selection import passes_of
 from fxtemporal.reports.report import Report
-from fxtemporal.support.errors import ForwardError, FxTemporalError, PassError
+from fxtemporal.support.errors import (
+    CaptureError,
+    ForwardError,
+    FxTemporalError,
+    PassError,
+    VerificationError,
+)
 from fxtemporal.tuning.settings import Tune
 
 __all__ = ["audit", "optimize", "optimize_in_place", "refresh", "report"]
@@ -53,7 +60,7 @@ def optimize(
     layout: Layout = "same",
     otherwise: Literal["original", "error", "recapture"] | None = None,
     progress: bool | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """``model`` with its frame loops re-rolled and its Conv3d layers in cheaper exact forms.
 
     The result computes the same numbers, shares the model's parameters, and is an ``nn.Module``
@@ -99,10 +106,13 @@ def optimize(
         progress: show a progress bar; default: on a terminal only.
 
     Returns:
-        A ``torch.fx.GraphModule``; ``fxtemporal.report(result)`` says what was done and why.
+        A ``torch.fx.GraphModule``; ``fxtemporal.report(result)`` says what was done and why. If the
+        model cannot be captured whole, an ``nn.Module`` of its own class in which the submodules
+        that can are optimized (:mod:`fxtemporal.compiler.parts`).
 
     Raises:
-        CaptureError: the model cannot be captured, or fails on the example inputs.
+        CaptureError: neither the model nor any of its submodules can be captured, or it fails on
+            the example inputs.
         PassError: an unknown pass or setting.
         VerificationError: the captured graph, before any rewrite, gives other numbers.
     """
@@ -127,7 +137,16 @@ def optimize(
             promises=promises,
             tick=tick,
         )
-        return run(replace(request, otherwise=_otherwise(request, otherwise)))
+        request = replace(request, otherwise=_otherwise(request, otherwise))
+        try:
+            return run(request)
+        except ForwardError:
+            raise
+        except (CaptureError, VerificationError) as error:
+            parts = in_parts(request, error)
+            if parts is None:
+                raise
+            return parts
 
 
 def optimize_in_place(
@@ -137,7 +156,7 @@ def optimize_in_place(
     *,
     method: str | None = None,
     **settings: Any,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Optimize a method of ``model``, and put the result in the method's place.
 
     For a model that other code calls, such as the parts of a pipeline::
@@ -212,6 +231,12 @@ def audit(
         if mistake is None:
             raise
         return Report(mode="audit", remarks=(), findings=(mistake,), stopped=str(error))
+    except CaptureError as error:
+        request = Request(called, example, rules, tune=Tune() if measure else None, verify=measure)
+        parts = in_parts(request, error)
+        if parts is None:
+            raise
+        return replace(report(parts), mode="audit")
     findings = find(program)
     if measure:
         with _progress(progress) as tick:
@@ -242,6 +267,8 @@ def report(gm: nn.Module) -> Report:
     Raises:
         FxTemporalError: ``gm`` did not come from :func:`optimize`.
     """
+    if (parts := report_of(gm)) is not None:
+        return parts
     found = getattr(gm, "meta", {}).get(META) if isinstance(gm, fx.GraphModule) else None
     if not isinstance(found, Report):
         raise FxTemporalError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.source import is_user_file
 from fxtemporal.support.errors import FxTemporalError, SpecializationError
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.fake_tensors import is_fake
@@ -96,7 +99,7 @@ class Otherwise:
                 f"the optimized model is right only where {why.fixed}. A call of another kind "
                 f"{does}, this one and all later ones: report(result).refused counts them. Give "
                 "example inputs of this kind, or otherwise='error' to get an error",
-                stacklevel=9,
+                stacklevel=_frames_to_the_caller(),
             )
 
     def _variant(
@@ -120,6 +123,18 @@ class Otherwise:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Otherwise:
         return Otherwise.of(self._original, self._recapture)
+
+
+def _frames_to_the_caller() -> int:
+    """The number of stack frames from the caller of this out to the user's code."""
+    frame: types.FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None:
+        count += 1
+        if is_user_file(frame.f_code.co_filename):
+            return count
+        frame = frame.f_back
+    return 1
 
 
 def _is_symbolic(value: Any) -> bool:

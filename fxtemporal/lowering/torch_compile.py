@@ -100,8 +100,10 @@ def _rewritten(
         passes=[*passes],
         tune=asked.get("tune", "static"),
         verify=asked.get("verify", True),
+        otherwise="error",
         progress=False,
     )
+    assert isinstance(fast, fx.GraphModule)  # a graph is captured whole
     return _unbound(gm, fast, tensors), report(fast)
 
 

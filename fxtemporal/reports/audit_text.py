@@ -43,10 +43,7 @@ def audit_text(report: ReportData, width: int = 160) -> str:
     if left := left_by_cost(report):
         parts.append("\n".join(("Left as it is", *_left(left, width))))
     notes = [f"Fixed by the trace: {fixed}." for fixed in report.specializations]
-    if report.frontend == "export" and report.note:
-        notes.append(f"Captured by torch.export, because the tracer stopped: {report.note}.")
-    elif report.note:
-        notes.append(f"Note: {report.note}.")
+    notes += report.capture_notes
     if report.timing is not None:
         notes.append(report.timing_text)
     if report.known:

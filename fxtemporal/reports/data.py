@@ -17,7 +17,27 @@ from fxtemporal.passes.rule import Remark
 from fxtemporal.tuning.timing import Timing
 from fxtemporal.verification.comparison import Comparison
 
-__all__ = ["ReportData"]
+__all__ = ["Region", "ReportData"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A submodule that was captured where the whole model could not be.
+
+    ``path`` and ``kind`` are its name and class, ``frontend`` what captured it, and ``applied`` the
+    number of rewrites in it.
+    """
+
+    path: str
+    kind: str
+    frontend: str
+    applied: int
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.kind}, by {self.frontend}), rewrites in it: {self.applied}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,7 @@ class ReportData:
     stopped: str | None = None
     known: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
 
     @property
     def gain(self) -> float | None:
@@ -47,6 +68,18 @@ class ReportData:
         if self.timing is not None:
             return self.timing.speedup
         return None if self.structure is None else self.structure.speedup
+
+    @property
+    def capture_notes(self) -> list[str]:
+        """What captured the model, where it was not the tracer alone, as sentences."""
+        if self.frontend == "parts":
+            return [
+                f"The model could not be captured whole: {self.note}",
+                *(f"Captured in its place: {region}." for region in self.regions),
+            ]
+        if self.frontend == "export" and self.note:
+            return [f"Captured by torch.export, because the tracer stopped: {self.note}."]
+        return [f"Note: {self.note}."] if self.note else []
 
     @property
     def timing_text(self) -> str:
@@ -117,6 +150,7 @@ class ReportData:
             "structure": None if self.structure is None else self.structure.to_dict(),
             "stopped": self.stopped,
             "refused": dict(self.refused),
+            "regions": [region.to_dict() for region in self.regions],
         }
 
     def to_json(self, indent: int | None = 2) -> str:

@@ -36,7 +36,9 @@ class Report(ReportData):
     ``findings`` are common mistakes, found in an audit. ``structure`` has each module's cost before
     and after; None without shapes. ``stopped`` says why the forward failed, if it did. ``known``
     counts entries left out because a baseline has them. ``refused`` counts the calls so far that a
-    guard refused, by what it holds, where something else ran in place of the result.
+    guard refused, by what it holds, where something else ran in place of the result. If the model
+    could not be captured whole, ``frontend`` is ``"parts"`` and ``regions`` are its captured
+    submodules.
 
     In a notebook a report is shown as HTML.
     """
@@ -94,10 +96,7 @@ class Report(ReportData):
             lines += ["", self.factorization(), ""]
         if self.memory is not None and self.memory.frozen != self.memory.original:
             lines.append(f"Memory: {self.memory}.")
-        if self.frontend == "export" and self.note:
-            lines.append(f"Captured by torch.export, because the tracer stopped: {self.note}.")
-        elif self.note:
-            lines.append(f"Note: {self.note}.")
+        lines += self.capture_notes
         if self.gradients:
             lines.append(f"Not for training: {self.gradients}.")
         lines += [f"Fixed by the trace: {fixed}." for fixed in self.specializations]

@@ -1,0 +1,257 @@
+"""A model that cannot be captured whole, optimized in parts.
+
+The model runs once on the example, and the inputs of its submodules are noted. The largest ones
+that can be captured are optimized, each as a model of its own; between them the user's Python runs
+as it is. The result is a twin of the model: the same class, names and hooks over the same tensors.
+In it the forward of each such submodule runs what was made of it::
+
+    Captioner                          its forward samples words: it stays
+    ├── encoder: FrameEncoder          a region: its loop over frames is one call
+    └── decoder: Decoder               cannot be captured either
+        ├── attend: Attend             a region
+        └── word: LSTMCell             a layer of torch, with nothing to do
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtemporal.capture.methods import method_of
+from fxtemporal.compiler.finishing import META
+from fxtemporal.compiler.stages import run
+from fxtemporal.compiler.state import Example, Request
+from fxtemporal.ir.in_place import put_in_place
+from fxtemporal.ir.otherwise import Otherwise
+from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.shared_state import seed
+from fxtemporal.ir.stand_in import own_inputs, stand_in
+from fxtemporal.passes.rule import Remark
+from fxtemporal.reports.data import Region
+from fxtemporal.reports.report import Report
+from fxtemporal.support.errors import FxTemporalError
+from fxtemporal.support.quiet import quiet
+from fxtemporal.verification.bisect import culprits
+from fxtemporal.verification.comparison import Comparison
+from fxtemporal.verification.verifier import Verifier
+
+__all__ = ["in_parts", "report_of"]
+
+_MOST = 100
+"""Submodules that are tried."""
+_ALIKE = 3
+"""Submodules of one class that cannot be captured, before others of it are not tried any more."""
+_REPORT = "_fxtemporal_report"
+_NEEDS_WORK = (nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d)
+"""Layers of torch that passes look at when they are alone."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was made of the submodule at ``path``, from the module ``source``."""
+
+    path: str
+    result: fx.GraphModule
+    source: nn.Module
+
+    @property
+    def report(self) -> Report:
+        found: Report = self.result.meta[META]
+        return found
+
+
+def in_parts(request: Request, why: FxTemporalError) -> nn.Module | None:
+    """The model of ``request`` in parts, since it cannot be captured whole for the reason ``why``.
+
+    None if no submodule can be captured either, or the model does not run on the example.
+    """
+    model = request.model
+    if not isinstance(model, nn.Module) or isinstance(model, fx.GraphModule):
+        return None
+    if request.example is None or request.freeze or request.promises.bitwise:
+        return None
+    result = twin(model)
+    parts = list(_parts(result, request))
+    if not parts:
+        return None
+    kept = [part for part in parts if part.report.by_status("applied")]
+    comparison, wrong = _compared(request, model, kept)
+    kept = [part for part in kept if part.path not in wrong]
+    _assemble(result, kept)
+    vars(result)[_REPORT] = _report(request, why, parts, kept, comparison)
+    return result
+
+
+def report_of(model: nn.Module) -> Report | None:
+    """The report of a model that was optimized in parts, or of a copy of it."""
+    found = vars(model).get(_REPORT)
+    return found if isinstance(found, Report) else None
+
+
+def _parts(model: nn.Module, request: Request) -> Iterator[_Part]:
+    """The largest submodules of ``model`` that can be captured, optimized."""
+    request.tick("capturing in parts")
+    assert request.example is not None
+    failures: Counter[type] = Counter()
+    tried = 0
+    level = list(_children("", model))
+    while level and tried < _MOST:
+        calls = _first_calls(model, request.example, [path for path, _ in level])
+        if calls is None:
+            return
+        below: list[tuple[str, nn.Module]] = []
+        for path, module in level:
+            if path not in calls or failures[type(module)] >= _ALIKE:
+                below += _children(path, module)
+            elif _has_work(module):
+                tried += 1
+                part = _optimized(path, module, calls[path], request)
+                if part is not None:
+                    yield part
+                else:
+                    failures[type(module)] += 1
+                    below += _children(path, module)
+        level = below
+
+
+def _children(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        yield f"{path}.{name}" if path else name, child
+
+
+def _has_work(module: nn.Module) -> bool:
+    """Whether a pass may find something in ``module``: not in most single layers of torch."""
+    library = type(module).__module__.startswith("torch.nn.modules.")
+    return not library or isinstance(module, _NEEDS_WORK) or any(module.children())
+
+
+def _first_calls(
+    model: nn.Module, example: Example, paths: Sequence[str]
+) -> Mapping[str, Example] | None:
+    """The arguments of the first call of each submodule; None if the model fails."""
+    found: dict[str, Example] = {}
+
+    def note(path: str, args: Any, kwargs: Any) -> None:
+        if path not in found:
+            found[path] = own_inputs((args, kwargs))
+
+    args, kwargs = own_inputs(example)
+    with stand_in(model) as other, torch.no_grad(), quiet():
+        for path in paths:
+            other.module.get_submodule(path).register_forward_pre_hook(
+                lambda module, args, kwargs, path=path: note(path, args, kwargs),
+                with_kwargs=True,
+            )
+        seed(0)
+        try:
+            other.module(*args, **kwargs)
+        except Exception:  # a model may fail in any way
+            return None
+    return found
+
+
+def _optimized(path: str, module: nn.Module, example: Example, request: Request) -> _Part | None:
+    source = method_of(module, "forward")
+    asked = replace(
+        request,
+        model=source,
+        example=example,
+        otherwise=None if request.otherwise is None else Otherwise.of(source),
+    )
+    try:
+        return _Part(path, run(asked), source)
+    except FxTemporalError:
+        return None
+
+
+def _assemble(model: nn.Module, parts: Sequence[_Part]) -> nn.Module:
+    """``model`` with the forwards of its submodules replaced by what was made of them."""
+    for part in parts:
+        put_in_place(model.get_submodule(part.path), "forward", part.result, part.source)
+    return model
+
+
+class _Fresh:
+    """Assembles a model anew for each call, so that none of its Python state is kept."""
+
+    def __init__(self, model: nn.Module, parts: Sequence[_Part]) -> None:
+        self.model, self.parts = model, parts
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            return _assemble(twin(self.model), self.parts)(*args, **kwargs)
+
+
+class _Candidate(nn.Module):
+    """A module for the verifier, which runs a copy of it: what it holds is not copied."""
+
+    def __init__(self, run_fresh: _Fresh) -> None:
+        super().__init__()
+        self.run_fresh = run_fresh
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run_fresh(*args, **kwargs)
+
+
+def _compared(
+    request: Request, model: nn.Module, parts: Sequence[_Part]
+) -> tuple[Comparison | None, frozenset[str]]:
+    """The comparison with the model, and the paths of parts that change its numbers."""
+    if not request.verify or not parts:
+        return None, frozenset()
+    request.tick("verifying the parts together")
+    assert request.example is not None
+    verifier = Verifier(model, request.example)
+
+    def compare(some: Sequence[_Part]) -> Comparison:
+        return verifier.compare(_Candidate(_Fresh(model, some)), example_only=True)
+
+    if not compare(()).equal:
+        return None, frozenset()  # the model draws numbers, or counts: it differs from itself
+    wrong = culprits(parts, lambda some: compare(some).equal)
+    return compare([part for part in parts if part not in wrong]), frozenset(
+        part.path for part in wrong
+    )
+
+
+def _report(
+    request: Request,
+    why: FxTemporalError,
+    parts: Sequence[_Part],
+    kept: Sequence[_Part],
+    comparison: Comparison | None,
+) -> Report:
+    reports = [(part.path, part.report) for part in parts]
+    return Report(
+        mode="optimize",
+        remarks=tuple(
+            _within(path, remark) for path, report in reports for remark in report.remarks
+        ),
+        specializations=tuple(
+            replace(fixed, expression=f"{path}: {fixed.expression}")
+            for path, report in reports
+            for fixed in report.specializations
+        ),
+        comparison=comparison,
+        frontend="parts",
+        note=str(why),
+        settings=request.settings(),
+        regions=tuple(
+            Region(
+                part.path,
+                type(part.source).__name__,
+                part.report.frontend,
+                len(part.report.by_status("applied")) if part in kept else 0,
+            )
+            for part in parts
+        ),
+    )
+
+
+def _within(path: str, remark: Remark) -> Remark:
+    return replace(remark, target=f"{path}.{remark.target}")
