@@ -88,6 +88,20 @@ def test_the_lines_below_the_table() -> None:
     assert "Fixed by the trace: x.size(1) == 4 (range() read it at model.py:9)." in text
 
 
+def test_one_line_for_all_that_a_line_of_the_model_read() -> None:
+    reads = [
+        Specialization(f"x[:, {t}].size(-1)", 8, "model.py:9", "int() read it") for t in range(16)
+    ]
+    other = Specialization("x.dim()", 5, None, "its rank")
+    report = Report(mode="optimize", remarks=(), specializations=(*reads, other))
+    assert report.fixed == [
+        "x[:, 0].size(-1) == 8, and 15 more (int() read it at model.py:9)",
+        "x.dim() == 5 (its rank)",
+    ]
+    assert str(report).count("Fixed by the trace") == 2
+    assert len(report.to_dict()["specializations"]) == 17
+
+
 def test_an_audit_says_would_apply() -> None:
     text = str(dataclasses.replace(FULL, mode="audit"))
     assert text.startswith("1 rewrite would be applied")
@@ -137,6 +151,8 @@ def test_the_dict_is_plain_and_complete() -> None:
         "findings",
         "structure",
         "stopped",
+        "refused",
+        "regions",
     ]
     assert plain["remarks"][1] == {
         "rule": "conv3d-forms",

@@ -42,7 +42,7 @@ def audit_text(report: ReportData, width: int = 160) -> str:
         parts.append("\n".join(("Usual mistakes", *_mistakes(report, width))))
     if left := left_by_cost(report):
         parts.append("\n".join(("Left as it is", *_left(left, width))))
-    notes = [f"Fixed by the trace: {fixed}." for fixed in report.specializations]
+    notes = [f"Fixed by the trace: {fixed}." for fixed in report.fixed]
     notes += report.capture_notes
     if report.timing is not None:
         notes.append(report.timing_text)

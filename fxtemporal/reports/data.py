@@ -70,6 +70,19 @@ class ReportData:
         return None if self.structure is None else self.structure.speedup
 
     @property
+    def fixed(self) -> list[str]:
+        """What the trace fixed, one entry for all that one line of the user's code read."""
+        lines: dict[tuple[str | None, str], list[Specialization]] = {}
+        for entry in self.specializations:
+            lines.setdefault((entry.location, entry.why), []).append(entry)
+        texts = []
+        for first, *more in lines.values():
+            also = f", and {len(more)} more" if more else ""
+            where = f" at {first.location}" if first.location else ""
+            texts.append(f"{first.expression} == {first.value!r}{also} ({first.why}{where})")
+        return texts
+
+    @property
     def capture_notes(self) -> list[str]:
         """What captured the model, where it was not the tracer alone, as sentences."""
         if self.frontend == "parts":

@@ -248,5 +248,5 @@ def _curve(report: ReportData) -> str:
 
 
 def _fixed(report: ReportData) -> str:
-    lines = "".join(f"<li>{_text(fixed)}</li>" for fixed in report.specializations)
+    lines = "".join(f"<li>{_text(fixed)}</li>" for fixed in report.fixed)
     return f"<h2>Fixed by the trace</h2><ul class=soft>{lines}</ul>" if lines else ""

@@ -57,7 +57,7 @@ def markdown(report: ReportData) -> str:
         headers = ["where", "what", "code", "why", "cure"]
         parts += ["### Left as it is", _table(rows, headers)]
     if report.specializations:
-        lines = [f"- {_escaped(str(fixed))}" for fixed in report.specializations]
+        lines = [f"- {_escaped(fixed)}" for fixed in report.fixed]
         parts += ["### Fixed by the trace", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 

@@ -99,7 +99,7 @@ class Report(ReportData):
         lines += self.capture_notes
         if self.gradients:
             lines.append(f"Not for training: {self.gradients}.")
-        lines += [f"Fixed by the trace: {fixed}." for fixed in self.specializations]
+        lines += [f"Fixed by the trace: {fixed}." for fixed in self.fixed]
         lines += [f"Calls refused by {what}: {count}." for what, count in self.refused.items()]
         return "\n".join(lines)
 
