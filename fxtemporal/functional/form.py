@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxtemporal.functional.geometry import ConvGeometry, Padding
+from fxtemporal.functional.geometry import ConvGeometry, Padding, product_dtype
 from fxtemporal.functional.layout import plain_strides, plain_weight
 from fxtemporal.functional.packed import Weights
 from fxtemporal.ir.leaf import leaf_function
@@ -66,6 +67,10 @@ def _always(prepared: Tensor, geometry: ConvGeometry) -> bool:
 
 def _any_numbers(weight: Tensor, geometry: ConvGeometry) -> Iterator[str]:
     yield from ()
+
+
+_REMEMBERED = 1024
+"""Geometries that a form remembers."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,27 @@ class Form:
         return out if input.dim() == 5 else out.squeeze(0)
 
     @cached_property
+    def _known(self) -> dict[Any, ConvGeometry]:
+        """The geometries of earlier calls, by what they depend on."""
+        return {}
+
+    def _checked(self, input: Tensor, weight: Tensor, *settings: Any) -> ConvGeometry:
+        """The geometry of a call, in the domain: working it out takes longer than a small call."""
+        key = None
+        if type(input) is Tensor and not torch.compiler.is_compiling():
+            plain = (value if isinstance(value, str | int) else tuple(value) for value in settings)
+            key = weight.shape, input.shape[-3:], input.dim(), product_dtype(input), *plain
+            if (known := self._known.get(key)) is not None:
+                return known
+        geometry = ConvGeometry.of(input, weight, *settings)
+        self.require(geometry)
+        if key is not None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = geometry
+        return geometry
+
+    @cached_property
     def function(self) -> ConvFunction:
         """The form as a function of the original weight: a leaf function, one node in a graph."""
         form = self
@@ -164,10 +190,9 @@ class Form:
             padding_mode: str = "zeros",
             time_padding: Sequence[int] = (0, 0),
         ) -> Tensor:
-            geometry = ConvGeometry.of(
+            geometry = form._checked(
                 input, weight, stride, padding, dilation, groups, padding_mode, time_padding
             )
-            form.require(geometry)
             return form._run(input, form.prepare(weight, geometry), bias, geometry)
 
         function.__name__ = function.__qualname__ = self.name

@@ -15,7 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ConvGeometry", "Padding", "Pair", "Triple", "every", "pad", "pad_space", "pad_time"]
+__all__ = [
+    "ConvGeometry",
+    "Padding",
+    "Pair",
+    "Triple",
+    "every",
+    "pad",
+    "pad_space",
+    "pad_time",
+    "product_dtype",
+]
 
 Pair: TypeAlias = tuple[int, int]
 Triple: TypeAlias = tuple[int, int, int]
@@ -132,7 +142,7 @@ class ConvGeometry:
                 f"the input has shape {shape}; it must be (B, C, T, H, W) or (C, T, H, W)"
             )
         size = (input.shape[-2], input.shape[-1])
-        return replace(self, frames=input.shape[-3], size=size, dtype=_product_dtype(input))
+        return replace(self, frames=input.shape[-3], size=size, dtype=product_dtype(input))
 
     @property
     def layer_pads(self) -> tuple[Pair, Pair, Pair]:
@@ -247,7 +257,7 @@ def _triple(name: str, values: Sequence[int]) -> Triple:
     return (values[0], values[1], values[2])
 
 
-def _product_dtype(input: Tensor) -> torch.dtype:
+def product_dtype(input: Tensor) -> torch.dtype:
     """The dtype in which a convolution of ``input`` multiplies: autocast lowers all but float64."""
     device = input.device.type
     if input.dtype == torch.float64 or not torch.amp.is_autocast_available(device):

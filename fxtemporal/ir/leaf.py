@@ -28,13 +28,12 @@ def leaf_function(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = (*args, *kwargs.values())
-        listed = [entry for value in given if isinstance(value, list | tuple) for entry in value]
-        for value in (*given, *listed):
-            if isinstance(value, fx.Proxy) and not getattr(value.tracer, "knows_sizes", False):
-                return value.tracer.create_proxy(  # type: ignore[return-value]
-                    "call_function", recorded, args, kwargs
-                )
+        for given in (*args, *kwargs.values()):
+            for value in given if isinstance(given, tuple | list) else (given,):
+                if isinstance(value, fx.Proxy) and not getattr(value.tracer, "knows_sizes", False):
+                    return value.tracer.create_proxy(  # type: ignore[return-value]
+                        "call_function", recorded, args, kwargs
+                    )
         return function(*args, **kwargs)
 
     return recorded
