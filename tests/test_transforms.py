@@ -125,7 +125,7 @@ class Tangents(nn.Module):
 def test_an_error_leaves_no_transform_entered(transform: Any) -> None:
     model = Tangents(transform)
     x = torch.rand(3, 5, 4)
-    result = fxtemporal.optimize(model, (x,), tune="static")
+    result = fxtemporal.optimize(model, (x,), tune="static", otherwise="error")
     torch.testing.assert_close(result(x), model(x))
     for wrong in (torch.rand(3, 5, 4, dtype=torch.float64), torch.rand(3, 5, 7), torch.rand(4)):
         with pytest.raises((RuntimeError, ValueError, IndexError, fxtemporal.FxTemporalError)):

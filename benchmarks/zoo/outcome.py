@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib
@@ -17,12 +18,21 @@ import torch
 from torch import Tensor, nn
 
 import fxtemporal
+from benchmarks._torchvision import torchvision_models
 from benchmarks.zoo.case import Built, ZooCase
 from fxtemporal.verification.inputs import resized
 
 __all__ = ["PACKAGES", "Outcome", "cases", "outcome_of"]
 
-PACKAGES = ("diffusers", "transformers", "timm", "monai", "pytorchvideo", "smp", "torchvision")
+PACKAGES = (
+    "diffusers",
+    "transformers",
+    "timm",
+    "monai",
+    "pytorchvideo",
+    "segmentation_models_pytorch",
+    "torchvision",
+)
 
 
 @dataclasses.dataclass
@@ -63,6 +73,8 @@ def cases(package: str) -> tuple[ZooCase, ...]:
 
 def outcome_of(case: ZooCase) -> Outcome:
     """Build the model, optimize it, and compare."""
+    with contextlib.suppress(ImportError):
+        torchvision_models()  # several packages import it
     outcome = Outcome(case.package, case.name)
     torch.manual_seed(0)
     built = case.build()

@@ -22,7 +22,7 @@ from benchmarks.zoo.outcome import PACKAGES, Outcome, cases
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent.parent / "results"
-LIMIT = 300
+LIMIT = 240
 """Seconds for one model, with its build and all comparisons."""
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.save:
         facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
         page = f"# The zoo\n\n`python -m benchmarks zoo --save`, see there.\n\n{facts}\n\n{text}\n"
-        (RESULTS / f"zoo-{machine_slug()}.md").write_text(page)
+        (RESULTS / f"zoo-{machine_slug(machine())}.md").write_text(page)
     return int(any(outcome.wrong or outcome.problem.startswith("fault") for outcome in found))
 
 

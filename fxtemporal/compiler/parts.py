@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxtemporal.analysis.cost import Block, Structure
 from fxtemporal.capture.methods import method_of
 from fxtemporal.compiler.finishing import META
 from fxtemporal.compiler.stages import run
@@ -89,7 +90,7 @@ def in_parts(request: Request, why: FxTemporalError) -> nn.Module | None:
 
 def report_of(model: nn.Module) -> Report | None:
     """The report of a model that was optimized in parts, or of a copy of it."""
-    found = vars(model).get(_REPORT)
+    found = vars(model).get(_REPORT) if isinstance(model, nn.Module) else None
     return found if isinstance(found, Report) else None
 
 
@@ -238,6 +239,7 @@ def _report(
             for fixed in report.specializations
         ),
         comparison=comparison,
+        structure=_structure(parts, kept),
         frontend="parts",
         note=str(why),
         settings=request.settings(),
@@ -251,6 +253,24 @@ def _report(
             for part in parts
         ),
     )
+
+
+def _structure(parts: Sequence[_Part], kept: Sequence[_Part]) -> Structure | None:
+    """The costs of all parts, one call of each; None if they are not known."""
+    before: list[Block] = []
+    after: list[Block] = []
+    for part in parts:
+        known = part.report.structure
+        if known is None:
+            return None
+        for blocks, found in (
+            (before, known.before),
+            (after, known.after if part in kept else known.before),
+        ):
+            blocks += [
+                replace(block, module=f"{part.path}.{block.module}".rstrip(".")) for block in found
+            ]
+    return Structure(tuple(before), tuple(after))
 
 
 def _within(path: str, remark: Remark) -> Remark:
