@@ -315,7 +315,7 @@ def _otherwise(request: Request, asked: str | None) -> Otherwise | None:
         quietly = replace(request, tick=lambda stage: None)
         return run(replace(quietly, model=model, example=(args, kwargs)))
 
-    return Otherwise.of(request.original, again if asked == "recapture" else None)
+    return Otherwise(request.original, again if asked == "recapture" else None)
 
 
 def _tuning(tune: Tune | str | None, example: Example | None) -> Tune | None:

@@ -15,20 +15,12 @@ from typing import Any
 from torch import nn
 
 from fxtemporal.ir.in_place import is_in_place
+from fxtemporal.ir.shallow_copy import HOOK_TABLES
 from fxtemporal.support.errors import CaptureError
 
 __all__ = ["method_of", "owner_of"]
 
 _FORWARD = "forward"
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 class _Entered(threading.local):
@@ -90,5 +82,7 @@ def method_of(model: Any, name: str) -> nn.Module:
     named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     view: nn.Module = object.__new__(type(kind.__name__, (kind,), {_FORWARD: forward, **named}))
     vars(view).update((key, v) for key, v in vars(model).items() if not is_in_place(v))
-    vars(view).update((hooks, OrderedDict()) for hooks in _HOOKS)  # of calls of the model itself
+    vars(view).update(
+        (hooks, OrderedDict()) for hooks in HOOK_TABLES
+    )  # of calls of the model itself
     return view

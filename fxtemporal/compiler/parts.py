@@ -28,7 +28,6 @@ from fxtemporal.compiler.finishing import META
 from fxtemporal.compiler.stages import run
 from fxtemporal.compiler.state import Example, Request
 from fxtemporal.ir.in_place import put_in_place
-from fxtemporal.ir.otherwise import Otherwise
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
@@ -162,7 +161,7 @@ def _optimized(path: str, module: nn.Module, example: Example, request: Request)
         request,
         model=source,
         example=example,
-        otherwise=None if request.otherwise is None else Otherwise.of(source),
+        otherwise=None if request.otherwise is None else request.otherwise.of(source),
     )
     try:
         return _Part(path, run(asked), source)

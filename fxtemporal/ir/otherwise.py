@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.shallow_copy import HOOK_TABLES, twin
 from fxtemporal.ir.source import is_user_file
 from fxtemporal.support.errors import FxTemporalError, SpecializationError
 from fxtemporal.support.torch_private import pytree
@@ -24,15 +24,6 @@ __all__ = ["Otherwise"]
 Recapture = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], nn.Module]
 """Optimizes a model for the arguments of one call."""
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _MOST = 8
 """The number of results for other sizes that are kept."""
 
@@ -40,7 +31,7 @@ _MOST = 8
 class Otherwise:
     """Runs the original in place of a result, at a call that a guard of the result refuses.
 
-    The guards stand before all that a graph computes or writes, so nothing was done yet::
+    The guards stand before all that a caller could see of the call, so nothing is done twice::
 
         fast = fxtemporal.optimize(model, (clip,))          # 16 frames, which the forward reads
         fast(longer)                                        # the model's numbers, and one warning
@@ -49,21 +40,20 @@ class Otherwise:
     gets the tensors, modes and hooks that the result has now.
 
     Args:
-        original: the model.
+        original: the model, which itself is never run.
         recapture: makes a result for the sizes of the call, which is kept for the next ones.
     """
 
     def __init__(self, original: nn.Module, recapture: Recapture | None = None) -> None:
-        self._original = original
+        self._original = twin(original)
         self._recapture = recapture
         self._made: OrderedDict[Hashable, nn.Module | None] = OrderedDict()
         self._refused: Counter[str] = Counter()
         self._lock = threading.RLock()
 
-    @classmethod
-    def of(cls, model: nn.Module, recapture: Recapture | None = None) -> Otherwise:
-        """For results of ``model``, which itself is never run."""
-        return cls(twin(model), recapture)
+    def of(self, model: nn.Module) -> Otherwise:
+        """The same for a result of another model."""
+        return Otherwise(model, self._recapture)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -122,7 +112,7 @@ class Otherwise:
             return self._made[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Otherwise:
-        return Otherwise.of(self._original, self._recapture)
+        return self.of(self._original)
 
 
 def _frames_to_the_caller() -> int:
@@ -155,7 +145,9 @@ def _follow(follower: nn.Module, result: nn.Module) -> None:
         if mine is None:
             continue
         mine.training = module.training
-        mine.__dict__.update((name, vars(module)[name]) for name in _HOOKS if name in vars(module))
+        mine.__dict__.update(
+            (name, vars(module)[name]) for name in HOOK_TABLES if name in vars(module)
+        )
         for name in ("_parameters", "_buffers"):
             kept, now = getattr(mine, name), getattr(module, name)
             kept.update((key, now[key]) for key in kept.keys() & now.keys())

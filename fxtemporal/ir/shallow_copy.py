@@ -13,8 +13,18 @@ from types import MethodType
 from torch import nn
 from torch.jit import ScriptModule
 
-__all__ = ["carries_hooks", "twin"]
+__all__ = ["HOOK_TABLES", "carries_hooks", "twin"]
 
+HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""Where a module keeps the hooks of its calls, and how to call them."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _CONTAINERS = (dict, list, set, OrderedDict)
