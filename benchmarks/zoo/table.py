@@ -81,7 +81,7 @@ def _table(found: Iterable[Outcome]) -> str:
             outcome.regions,
             f"{outcome.applied}/{outcome.missed}/{outcome.failed}",
             f"{outcome.seconds:.1f}",
-            f"{outcome.audit_seconds:.1f}",
+            f"{outcome.audit_seconds:.1f}" if outcome.audit_seconds else "",
             f"{outcome.forward:.2f}",
             *(
                 "" if error is None else f"{error:.0e}"
