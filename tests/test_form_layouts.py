@@ -173,3 +173,14 @@ def test_a_clip_shorter_than_the_kernel(frames: int) -> None:
         mine, theirs = result(x), model(x)
         torch.testing.assert_close(mine, theirs)
         assert [out.stride() for out in mine] == [out.stride() for out in theirs]
+
+
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("shuffle", [nn.PixelUnshuffle(2), nn.PixelShuffle(2)])
+def test_an_op_that_takes_some_layouts_only(shuffle: nn.Module, example: bool) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1)), shuffle).eval()
+    clip = torch.rand(2, 3, 4, 6, 6)
+    given = (clip,) if example else None
+    result = fxtemporal.optimize(model, given, tune="static", verify=False)
+    assert fxtemporal.report(result).by_status("applied")
+    torch.testing.assert_close(result(clip), model(clip))

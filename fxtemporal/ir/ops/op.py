@@ -53,6 +53,8 @@ class Trait(enum.Flag):
     """May put the result in a memory layout that an argument names."""
     DENSE = enum.auto()
     """The memory layout of the result does not depend on that of the input."""
+    PICKS_LAYOUTS = enum.auto()
+    """Takes tensors in some memory layouts only, and raises an error for the others."""
     WRITES_SIZES = enum.auto()
     """Sizes of the result are arguments."""
 

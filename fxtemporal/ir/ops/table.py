@@ -491,8 +491,8 @@ _SHARING: tuple[Row, ...] = (
     Row("expand(input, *size: flat)", traits="moves same_memory restrides writes_sizes"),
     Row("expand_as(input, other)"),
     Row("broadcast_to(input, size: flat)"),
-    Row("pixel_shuffle(input, upscale_factor)"),
-    Row("pixel_unshuffle(input, downscale_factor)"),
+    Row("pixel_shuffle(input, upscale_factor)", traits="picks_layouts"),
+    Row("pixel_unshuffle(input, downscale_factor)", traits="picks_layouts"),
     Row("channel_shuffle(input, groups)"),
     # Memory
     Row("identity(input)", spaces="", traits="elementwise moves same_memory passes_on"),

@@ -189,11 +189,13 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
     """Whether numbers may depend on the memory layout of the input of ``node``.
 
     Random numbers are drawn in memory order; and ``x.contiguous()`` is ``x`` or a copy, which
-    differ once something is written.
+    differ once something is written. Some ops raise an error in other layouts.
     """
     if _follows(node):
         return False
     op = program.op(node)
+    if op is not None and Trait.PICKS_LAYOUTS in op.traits:
+        return True
     if op is None or op.random or ("training" in op.args and "norm" not in op.name):
         return op is None or Trait.PER_CHANNEL not in op.traits
     follows = op.traits & (Trait.ELEMENTWISE | Trait.RESTRIDES | Trait.FACT)
