@@ -305,10 +305,9 @@ def _called(model: Any, method: str | None) -> Any:
 
 def _otherwise(request: Request, asked: str | None) -> Otherwise | None:
     """What the result runs where its guards refuse a call; None for an error."""
-    lossy = request.factorize is not None or any(not rule.exact for rule in request.rules)
     if asked not in (None, "original", "error", "recapture"):
         raise PassError(f"otherwise must be 'original', 'error' or 'recapture', not {asked!r}")
-    if asked == "error" or (asked is None and (request.freeze or lossy)):
+    if asked == "error" or (asked is None and (request.freeze or request.is_lossy)):
         return None
 
     def again(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:

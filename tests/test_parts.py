@@ -240,3 +240,46 @@ def test_a_part_that_is_called_in_several_ways() -> None:
     model = Failing().eval()
     result = optimized(model)
     torch.testing.assert_close(result(CLIP, LENGTHS), model(CLIP, LENGTHS))
+
+
+class SetByTheParent(Lengths):
+    """Its encoder reads a number that the forward sets: the same as before on the example alone."""
+
+    class Scaled(FrameEncoder):
+        scale = 5
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = self.Scaled()
+        self.encoder.scale = 5
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        self.encoder.scale = int(lengths.max())
+        return super().forward(x, lengths)
+
+
+def test_a_part_whose_attributes_the_rest_sets_is_none() -> None:
+    with pytest.raises(CaptureError, match="SetByTheParent could not be captured"):
+        optimized(SetByTheParent().eval())
+    outer = Deep().eval()
+    outer.blocks[1] = SetByTheParent().eval()
+    result = optimized(outer)
+    assert [region.path for region in fxtemporal.report(result).regions] == ["blocks.0.encoder"]
+    x, lengths = noise(2, 7, 3, 8, 8), torch.tensor([7, 3])
+    torch.testing.assert_close(result(x, lengths), outer(x, lengths))
+
+
+def test_a_part_with_two_names_is_one_part() -> None:
+    model = Deep().eval()
+    model.blocks[1].encoder = model.blocks[0].encoder
+    result = optimized(model)
+    assert len(fxtemporal.report(result).regions) == 1
+    torch.testing.assert_close(result(CLIP, LENGTHS), model(CLIP, LENGTHS))
+
+
+def test_a_lossy_request_is_not_done_in_parts() -> None:
+    with pytest.raises(CaptureError):
+        optimized(Lengths().eval(), factorize=fxtemporal.Factorize(flops=0.5))

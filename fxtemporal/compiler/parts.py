@@ -15,8 +15,9 @@ In it the forward of each such submodule runs what was made of it::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from fxtemporal.compiler.finishing import META
 from fxtemporal.compiler.stages import run
 from fxtemporal.compiler.state import Example, Request
 from fxtemporal.ir.in_place import put_in_place
+from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
@@ -73,7 +75,7 @@ def in_parts(request: Request, why: FxTemporalError) -> nn.Module | None:
     model = request.model
     if not isinstance(model, nn.Module) or isinstance(model, fx.GraphModule):
         return None
-    if request.example is None or request.freeze or request.promises.bitwise:
+    if request.example is None or request.freeze or request.promises.bitwise or request.is_lossy:
         return None
     result = twin(model)
     parts = list(_parts(result, request))
@@ -98,9 +100,15 @@ def _parts(model: nn.Module, request: Request) -> Iterator[_Part]:
     request.tick("capturing in parts")
     assert request.example is not None
     failures: Counter[type] = Counter()
-    tried = 0
+    tried: list[str] = []
+    seen: set[nn.Module] = set()
     level = list(_children("", model))
-    while level and tried < _MOST:
+    while level:
+        first: dict[nn.Module, str] = {}  # a shared module has several names
+        for path, module in level:
+            first.setdefault(module, path)
+        level = [(path, module) for module, path in first.items() if module not in seen]
+        seen.update(first)
         calls = _first_calls(model, request.example, [path for path, _ in level])
         if calls is None:
             return
@@ -108,8 +116,8 @@ def _parts(model: nn.Module, request: Request) -> Iterator[_Part]:
         for path, module in level:
             if path not in calls or failures[type(module)] >= _ALIKE:
                 below += _children(path, module)
-            elif _has_work(module):
-                tried += 1
+            elif _has_work(module) and len(tried) < _MOST:
+                tried.append(path)
                 part = _optimized(path, module, calls[path], request)
                 if part is not None:
                     yield part
@@ -133,26 +141,61 @@ def _has_work(module: nn.Module) -> bool:
 def _first_calls(
     model: nn.Module, example: Example, paths: Sequence[str]
 ) -> Mapping[str, Example] | None:
-    """The arguments of the first call of each submodule; None if the model fails."""
-    found: dict[str, Example] = {}
+    """The arguments of the first call of each submodule; None if the model fails.
 
-    def note(path: str, args: Any, kwargs: Any) -> None:
+    Submodules whose attributes are set by code outside of their calls are left out: a graph would
+    hold the values of one call.
+    """
+    found: dict[str, Example] = {}
+    active: list[str] = []
+    set_outside: set[str] = set()
+
+    def enter(path: str, args: Any, kwargs: Any) -> None:
+        active.append(path)
         if path not in found:
             found[path] = own_inputs((args, kwargs))
+
+    def leave(*_: Any) -> None:
+        active.pop()
+
+    def note_write(path: str) -> None:
+        around = {known for known in paths if f"{path}.".startswith(f"{known}.")}
+        set_outside.update(around.difference(active))
 
     args, kwargs = own_inputs(example)
     with stand_in(model) as other, torch.no_grad(), quiet():
         for path in paths:
-            other.module.get_submodule(path).register_forward_pre_hook(
-                lambda module, args, kwargs, path=path: note(path, args, kwargs),
+            part = other.module.get_submodule(path)
+            part.register_forward_pre_hook(
+                lambda module, args, kwargs, path=path: enter(path, args, kwargs),
                 with_kwargs=True,
             )
+            part.register_forward_hook(leave, always_call=True)
+        for path, module in other.module.named_modules():
+            if path and not _watches_writes(module, partial(note_write, path)):
+                note_write(path)
         seed(0)
         try:
             other.module(*args, **kwargs)
         except Exception:  # a model may fail in any way
             return None
-    return found
+    return {path: call for path, call in found.items() if path not in set_outside}
+
+
+def _watches_writes(module: nn.Module, note: Callable[[], None]) -> bool:
+    """Call ``note`` whenever an attribute of ``module`` is set; False if that cannot be watched."""
+    kind: Any = type(module)
+
+    def put(self: Any, name: str, value: Any) -> None:
+        note()
+        kind.__setattr__(self, name, value)
+
+    about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    try:
+        module.__class__ = type(kind.__name__, (kind,), {"__setattr__": put, **about})
+    except TypeError:  # a class with another layout
+        return False
+    return True
 
 
 def _optimized(path: str, module: nn.Module, example: Example, request: Request) -> _Part | None:
@@ -183,8 +226,7 @@ class _Fresh:
         self.model, self.parts = model, parts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            return _assemble(twin(self.model), self.parts)(*args, **kwargs)
+        return _assemble(twin(self.model), self.parts)(*args, **kwargs)
 
 
 class _Candidate(nn.Module):
@@ -209,7 +251,7 @@ def _compared(
     verifier = Verifier(model, request.example)
 
     def compare(some: Sequence[_Part]) -> Comparison:
-        return verifier.compare(_Candidate(_Fresh(model, some)), example_only=True)
+        return verifier.compare(_Candidate(_Fresh(model, some)))
 
     if not compare(()).equal:
         return None, frozenset()  # the model draws numbers, or counts: it differs from itself
@@ -230,7 +272,7 @@ def _report(
     return Report(
         mode="optimize",
         remarks=tuple(
-            _within(path, remark) for path, report in reports for remark in report.remarks
+            _within(part, remark, part in kept) for part in parts for remark in part.report.remarks
         ),
         specializations=tuple(
             replace(fixed, expression=f"{path}: {fixed.expression}")
@@ -272,5 +314,10 @@ def _structure(parts: Sequence[_Part], kept: Sequence[_Part]) -> Structure | Non
     return Structure(tuple(before), tuple(after))
 
 
-def _within(path: str, remark: Remark) -> Remark:
-    return replace(remark, target=f"{path}.{remark.target}")
+def _within(part: _Part, remark: Remark, kept: bool) -> Remark:
+    """``remark`` as one of the whole model; a rewrite that was not kept failed."""
+    remark = replace(remark, target=f"{part.path}.{remark.target}")
+    if kept or remark.status != "applied":
+        return remark
+    text = "within the whole model this part gave other numbers than by itself"
+    return replace(remark, status="failed", reasons=(Reason(Code.WRONG_RESULT, text),))

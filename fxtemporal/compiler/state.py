@@ -64,6 +64,11 @@ class Request:
     def original(self) -> nn.Module:
         return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the result may give other numbers than the model."""
+        return self.factorize is not None or any(not rule.exact for rule in self.rules)
+
     def settings(self) -> dict[str, Any]:
         """The settings for the report: all that differ from a default, and how to measure."""
         settings: dict[str, Any] = {"tune": "static" if self.tune is None else vars(self.tune)}
