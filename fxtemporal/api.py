@@ -139,7 +139,10 @@ def optimize(
         )
         request = replace(request, otherwise=_otherwise(request, otherwise))
         try:
-            return run(request)
+            result = run(request)
+            if called is not model and isinstance(result, OptimizedModule):
+                result.keep_watched(called)
+            return result
         except ForwardError:
             raise
         except (CaptureError, VerificationError) as error:

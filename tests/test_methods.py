@@ -99,6 +99,15 @@ def test_the_mode_that_a_method_reads_is_held(model: Autoencoder) -> None:
         torch.testing.assert_close(result.train()(Z), model.train().depends_on_the_mode(Z))
 
 
+def test_tensors_that_the_model_replaces_are_taken_over(model: Autoencoder) -> None:
+    result = fxtemporal.optimize(model.decode, (Z,), tune="static")
+    gc.collect()
+    model.load_state_dict({k: v * 2 for k, v in model.state_dict().items()}, assign=True)
+    torch.testing.assert_close(result(Z), model.decode(Z))
+    other = pickle.loads(pickle.dumps(result))
+    torch.testing.assert_close(other(Z), model.decode(Z))
+
+
 def test_errors(model: Autoencoder) -> None:
     with pytest.raises(PassError, match="not both"):
         fxtemporal.optimize(model.decode, (Z,), method="decode")

@@ -67,7 +67,7 @@ class _Refused(torch.autograd.Function):
 class OptimizedModule(fx.GraphModule):
     """A graph module with all tensors of ``root``, which it keeps when it is copied or pickled."""
 
-    _derived = ("_watch", "_otherwise")  # a stand-in does not copy them
+    _derived = ("_watch", "_watched", "_otherwise")  # a stand-in does not copy them
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
@@ -103,6 +103,10 @@ class OptimizedModule(fx.GraphModule):
         """
         vars(self)["_watch"] = Watch(model, self, captured)
         warn_of_late_hooks(self, captured)
+
+    def keep_watched(self, model: nn.Module) -> None:
+        """Keep ``model`` alive, which is watched, and which nothing else holds."""
+        vars(self)["_watched"] = model
 
     def refuse_gradients(self, why: str, outputs: Collection[int] = ()) -> None:
         """Make every backward raise: the gradients of this graph are not the model's.
