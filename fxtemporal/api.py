@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -306,8 +307,8 @@ def _called(model: Any, method: str | None) -> Any:
     return owner if name is None else method_of(owner, name)
 
 
-def _otherwise(request: Request, asked: str | None) -> Otherwise | None:
-    """What the result runs where its guards refuse a call; None for an error."""
+def _otherwise(request: Request, asked: str | None) -> Callable[..., Otherwise] | None:
+    """Makes what a result runs where its guards refuse a call; None for an error."""
     if asked not in (None, "original", "error", "recapture"):
         raise PassError(f"otherwise must be 'original', 'error' or 'recapture', not {asked!r}")
     if asked == "error" or (asked is None and (request.freeze or request.is_lossy)):
@@ -317,7 +318,7 @@ def _otherwise(request: Request, asked: str | None) -> Otherwise | None:
         quietly = replace(request, tick=lambda stage: None)
         return run(replace(quietly, model=model, example=(args, kwargs)))
 
-    return Otherwise(request.original, again if asked == "recapture" else None)
+    return partial(Otherwise, recapture=again if asked == "recapture" else None)
 
 
 def _tuning(tune: Tune | str | None, example: Example | None) -> Tune | None:

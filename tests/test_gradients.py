@@ -196,3 +196,38 @@ def test_an_unread_call_that_is_not_known_here_asks_for_no_gradient() -> None:
             found.append(model.layer.weight.grad.clone())
         assert torch.equal(found[0].isnan(), found[1].isnan())
         assert bool(found[0].isnan().any()) == (frame == 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "named",
+    [
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.weight_norm,
+    ],
+)
+def test_an_unread_call_of_a_reparametrized_layer_asks_for_no_gradient(named: Any) -> None:
+    """Every other frame is read; Inf in the rest must give no NaN in the gradients."""
+
+    class EveryOther(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = named(nn.Conv2d(3, 2, 3, padding=1))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            total: Any = 0
+            for t in range(x.size(1)):
+                f = self.conv(x[:, t] * y[:, t])
+                total = total + f if t % 2 == 0 else total
+            return total
+
+    model = EveryOther().eval()
+    fast = fxtemporal.optimize(model, (noise(2, 4, 3, 5, 5), noise(2, 4, 3, 5, 5)), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    x, y = (noise(2, 4, 3, 5, 5).requires_grad_() for _ in range(2))
+    x.data[:, 1] = float("inf")
+    found = [torch.autograd.grad(net(x, y).sum(), (x, y)) for net in (model, fast)]
+    torch.testing.assert_close(found[1], found[0])
+    assert found[0][1].isfinite().all()

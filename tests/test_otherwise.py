@@ -228,3 +228,127 @@ def test_a_result_within_another_model(model: nn.Module) -> None:
     fast = optimized(outer)
     with pytest.warns(UserWarning, match="right only where"):
         torch.testing.assert_close(fast(LONG), model(LONG).flatten(2))
+
+
+class Counting(nn.Module):
+    """Puts another tensor in place of its buffer: captured by torch.export, with a write."""
+
+    def __init__(self, hidden: type[nn.Module] = nn.Identity) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("seen", torch.zeros(1))
+        self.layer = nn.Linear(4, 4)
+        self.hidden = hidden()
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = []
+        for t in range(x.size(1)):
+            f = self.hidden(self.layer(x[:, t]))
+            self.seen = self.seen * 0.9 + f.detach().mean()
+            outs.append(f * self.seen)
+        return torch.stack(outs, 1)
+
+
+def test_a_buffer_that_the_original_replaces_stays_that_of_the_model() -> None:
+    model, reference = Counting().eval(), Counting().eval()
+    fast = optimized(model, noise(2, 2, 4))
+    for frames in (2, 5, 3, 2, 5):
+        x = noise(2, frames, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.testing.assert_close(fast(x), reference(x))
+        torch.testing.assert_close(fast.seen, reference.seen)
+        assert model.seen is fast.seen
+
+
+@pytest.mark.parametrize("hidden", [nn.Dropout, nn.AlphaDropout, nn.RReLU, nn.Dropout1d])
+def test_layers_without_tensors_follow_the_mode_too(hidden: type[nn.Module]) -> None:
+    model = Counting(hidden).eval()
+    fast = optimized(model, noise(2, 2, 4))
+    x = noise(2, 2, 4)
+    model.train()
+    fast.train()
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="right only where"):
+        actual = fast(x)
+    model.seen.zero_()
+    torch.manual_seed(1)
+    torch.testing.assert_close(actual, model(x))
+
+
+@pytest.mark.parametrize("kind", [Branching, Counting])
+def test_hooks_of_the_model_and_of_its_layers_run_once(kind: type[nn.Module]) -> None:
+    def twice(module: nn.Module, inputs: Any) -> Any:
+        return (inputs[0] * 2,)
+
+    def more(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output + 100
+
+    model = kind().eval()
+    hooked = [model, *list(model.children())[:1]]
+    for module in hooked:
+        module.register_forward_pre_hook(twice)
+        module.register_forward_hook(more)
+    short, long = (SHORT, LONG) if kind is Branching else (noise(2, 2, 4), noise(2, 7, 4))
+    reference = copy.deepcopy(model)
+    for otherwise in ("original", "recapture"):
+        fast = optimized(model, short, otherwise=otherwise)
+        for x in (short, long, long):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.testing.assert_close(fast(x), reference(x))
+            for one, other in zip(model.buffers(), reference.buffers(), strict=True):
+                other.copy_(one)
+
+
+class Spectral(nn.Module):
+    """Its layer writes its own state in training, before the size is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y * 2 if len(torch.cat([y, y])) > 5 else y
+
+
+def test_a_layer_that_keeps_a_state_is_not_run_twice() -> None:
+    model = Spectral().train()
+    fast = optimized(model, noise(2, 4))
+    kept = model.layer.parametrizations.weight[0]._u.clone()
+    with pytest.raises(SpecializationError):
+        fast(noise(3, 4))
+    model.layer.parametrizations.weight[0]._u.copy_(kept)
+    quiet = optimized(model.eval(), noise(2, 4))
+    with pytest.warns(UserWarning, match="right only where"):
+        torch.testing.assert_close(quiet(noise(3, 4)), model(noise(3, 4)))
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] * 3
+
+
+class Estimator(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        return Straight.apply(super().forward(x))
+
+
+def test_a_refused_call_without_gradients_leaves_the_next_one_alone() -> None:
+    """The result refuses a backward of its own; the original gives one."""
+    fast = optimized(Estimator().eval())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        fast(LONG)
+    with pytest.raises(fxtemporal.GradientError):
+        fast(SHORT.clone().requires_grad_()).sum().backward()
+    x = LONG.clone().requires_grad_()
+    fast(x).sum().backward()
+    assert x.grad is not None

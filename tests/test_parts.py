@@ -283,3 +283,9 @@ def test_a_part_with_two_names_is_one_part() -> None:
 def test_a_lossy_request_is_not_done_in_parts() -> None:
     with pytest.raises(CaptureError):
         optimized(Lengths().eval(), factorize=fxtemporal.Factorize(flops=0.5))
+
+
+def test_lazy_layers_are_not_optimized_in_parts() -> None:
+    model = nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3)), nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(CaptureError, match="call it once"):
+        optimized(model)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtemporal.analysis.aliasing import Aliasing, written_by
+from fxtemporal.analysis.aliasing import Aliasing, of_library, written_by
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import QUESTIONS, guard
 from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.ir.shallow_copy import runs_torch_alone
 from fxtemporal.support.torch_private import pytree
 
 __all__ = ["Mover", "is_checked_first", "needed_by"]
@@ -47,12 +48,29 @@ def is_checked_first(program: Program) -> bool:
             if seen:
                 return False
             continue
-        op = program.op(node) if node.op.startswith("call") else None
-        seen = seen or (op is not None and (op.random or op.updates))
+        seen = seen or _may_be_seen(program, node)
         for written in written_by(program, node):
             kept = {"placeholder", "get_attr"} & {n.op for n in aliasing.shared_with(written)}
             seen = seen or bool(kept)
     return True
+
+
+def _may_be_seen(program: Program, node: fx.Node) -> bool:
+    """Whether a call may draw random numbers or change a module: one that is not known may."""
+    if not node.op.startswith("call") or node.target in QUESTIONS:
+        return False
+    if getattr(node.target, "__module__", "").startswith("fxtemporal."):
+        return False  # a form
+    if (op := program.op(node)) is not None:
+        return op.random or op.updates
+    if (module := _module_of(program, node)) is not None:
+        still = not any(part.training for part in module.modules())
+        return not (still and runs_torch_alone(module))
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+    gives = pytree.tree_leaves(value_of(node))
+    return not of_library(node) or any(isinstance(value, torch.Tensor) for value in gives)
 
 
 def _module_of(program: Program, node: fx.Node) -> nn.Module | None:

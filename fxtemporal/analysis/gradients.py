@@ -18,6 +18,7 @@ from fxtemporal.analysis.aliasing import of_library, written_by
 from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.node_meta import has_value, needed_value, value_of
 from fxtemporal.ir.program import Program
+from fxtemporal.ir.shallow_copy import runs_torch_alone
 from fxtemporal.support.torch_private import pytree
 
 __all__ = ["with_gradients"]
@@ -42,7 +43,11 @@ def _starts(program: Program, node: fx.Node) -> bool:
     if op is not None:
         return op.inplace
     gives = [v for v in pytree.tree_leaves(value_of(node)) if isinstance(v, torch.Tensor)]
-    return not gives or not of_library(node) or bool(written_by(program, node))
+    if not gives or written_by(program, node):
+        return True
+    if node.op == "call_module":
+        return not runs_torch_alone(program.gm.get_submodule(str(node.target)))
+    return not of_library(node)
 
 
 def _carries(program: Program, node: fx.Node) -> bool:

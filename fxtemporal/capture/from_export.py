@@ -21,6 +21,7 @@ from fxtemporal.capture.tracing.python_patches import (
     refusing_long_lists,
 )
 from fxtemporal.ir.program import Program
+from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, stand_in
 from fxtemporal.support.errors import CaptureError, ForwardError
@@ -77,13 +78,8 @@ def from_export(
         program.frontend, program.note = "export", why
         program.doubt = asked[0] if asked else None
         _share_tensors(program.gm, model, other)
-        _set_training_as(program.gm, model)
-        known = dict(program.gm.named_modules())
-        program.modes = {
-            path if path in known else "": fixed
-            for path, fixed in modes.items()
-            if path in known or not fixed.sets
-        }
+        _hold_modules(program.gm, model)
+        program.modes = modes
         refuse_small_sizes(program, exported, model, (args, kwargs))
         return program
     raise CaptureError(
@@ -140,10 +136,16 @@ def _free_dimensions(value: Any) -> Any:
     return {dim: Dim.AUTO for dim, size in enumerate(value.shape) if size != 1}
 
 
-def _set_training_as(gm: fx.GraphModule, model: nn.Module) -> None:
-    modes = {path: module.training for path, module in model.named_modules()}
-    for path, module in gm.named_modules():
-        module.training = modes.get(path, model.training)
+def _hold_modules(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Give ``gm`` the modules and modes of ``model``: torch.export keeps those with tensors."""
+    known = dict(gm.named_modules())
+    for path, module in twin(model).named_modules():
+        if path in known:
+            known[path].training = module.training
+            continue
+        above, _, name = path.rpartition(".")
+        if above in known and name not in vars(known[above]):
+            known[above]._modules[name] = module  # what lies below comes with it
 
 
 def _share_tensors(gm: fx.GraphModule, model: nn.Module, other: StandIn) -> None:

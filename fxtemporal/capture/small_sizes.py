@@ -86,5 +86,5 @@ def _close(found: Any, expected: Any) -> bool:
         return False
     if not expected.dtype.is_floating_point or not expected.numel():
         return torch.equal(found, expected)
-    bound = _ROUNDING * float(expected.abs().nan_to_num(posinf=0.0).max())
+    bound = _ROUNDING * float(expected.detach().abs().nan_to_num(posinf=0.0).max())
     return torch.allclose(found, expected, rtol=0.0, atol=bound, equal_nan=True)

@@ -51,7 +51,8 @@ def finish(state: State) -> State:
     else:
         gm.watch(original, state.captured.graph)
     if request.otherwise is not None and is_checked_first(program):
-        gm.run_otherwise(request.otherwise)
+        traced = state.captured.frontend == "export"
+        gm.run_otherwise(request.otherwise(original, hooks_traced=traced))
     structure = None
     if state.costs is not None:
         structure = Structure(state.blocks, state.costs.blocks(program))

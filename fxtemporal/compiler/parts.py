@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from fxtemporal.analysis.cost import Block, Structure
 from fxtemporal.capture.methods import method_of
@@ -76,6 +77,8 @@ def in_parts(request: Request, why: FxTemporalError) -> nn.Module | None:
     if not isinstance(model, nn.Module) or isinstance(model, fx.GraphModule):
         return None
     if request.example is None or request.freeze or request.promises.bitwise or request.is_lossy:
+        return None
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return None
     result = twin(model)
     parts = list(_parts(result, request))
@@ -200,14 +203,8 @@ def _watches_writes(module: nn.Module, note: Callable[[], None]) -> bool:
 
 def _optimized(path: str, module: nn.Module, example: Example, request: Request) -> _Part | None:
     source = method_of(module, "forward")
-    asked = replace(
-        request,
-        model=source,
-        example=example,
-        otherwise=None if request.otherwise is None else request.otherwise.of(source),
-    )
     try:
-        return _Part(path, run(asked), source)
+        return _Part(path, run(replace(request, model=source, example=example)), source)
     except FxTemporalError:
         return None
 

@@ -53,8 +53,8 @@ class Request:
     frames: tuple[int, int] | None = None
     promises: Promises = field(default_factory=Promises)
     tick: Callable[[str], None] = lambda stage: None
-    otherwise: Otherwise | None = None
-    """What the result runs at calls that a guard refuses, where that raises no error."""
+    otherwise: Callable[..., Otherwise] | None = None
+    """Makes what the result runs at calls that a guard refuses; None: it raises an error."""
     captured: Program | None = None
     """The captured model, where that was done before."""
     referee: Callable[[Races], Races] = lambda races: races

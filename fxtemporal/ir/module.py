@@ -148,7 +148,7 @@ class OptimizedModule(fx.GraphModule):
             outputs = super().__call__(*args, **kwargs)
         on = torch.is_grad_enabled()
         refused = self.meta.get(_GRADIENTS if on else _SWITCHED)
-        if refused is None or _ran_otherwise(self):
+        if _ran_otherwise(self) or refused is None:
             return outputs
         return self._without_gradients(outputs, (args, kwargs) if on else (), *refused)
 
@@ -236,6 +236,8 @@ def _refusable(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _ran_otherwise(module: OptimizedModule) -> bool:
     """Whether the last call of ``module`` ran something else, so that its gradients are right."""
+    if vars(module).get("_otherwise") is None:
+        return False
     last = getattr(_refused_calls, "module", None)
     _refused_calls.module = None
     return last is not None and last() is module

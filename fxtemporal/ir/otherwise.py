@@ -42,18 +42,25 @@ class Otherwise:
     Args:
         original: the model, which itself is never run.
         recapture: makes a result for the sizes of the call, which is kept for the next ones.
+        hooks_traced: the graph of the result holds what the hooks of the model do. If not, the
+            result runs the hooks of the model itself, around this too.
     """
 
-    def __init__(self, original: nn.Module, recapture: Recapture | None = None) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        recapture: Recapture | None = None,
+        *,
+        hooks_traced: bool = False,
+    ) -> None:
         self._original = twin(original)
         self._recapture = recapture
+        self._hooks_traced = hooks_traced
+        if not hooks_traced:
+            vars(self._original).update((name, OrderedDict()) for name in HOOK_TABLES)
         self._made: OrderedDict[Hashable, nn.Module | None] = OrderedDict()
         self._refused: Counter[str] = Counter()
         self._lock = threading.RLock()
-
-    def of(self, model: nn.Module) -> Otherwise:
-        """The same for a result of another model."""
-        return Otherwise(model, self._recapture)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -72,13 +79,40 @@ class Otherwise:
         self._note(why)
         chosen = None if self._recapture is None else self._variant(result, args, kwargs)
         if chosen is not None:
-            _follow(chosen, result)
             try:
-                return chosen.forward(*args, **kwargs)
+                return self._run_as(result, chosen, args, kwargs)
             except SpecializationError:  # it asks for more than the sizes
                 pass
-        _follow(self._original, result)
-        return self._original.forward(*args, **kwargs)
+        return self._run_as(result, self._original, args, kwargs)
+
+    def _run_as(self, result: nn.Module, other: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The outputs of ``other`` over the contents of ``result``, which gets what it sets."""
+        self._follow(other, result)
+        try:
+            return other(*args, **kwargs) if self._hooks_traced else other.forward(*args, **kwargs)
+        finally:
+            own = dict(result.named_modules())
+            for path, module in other.named_modules():
+                kept = own[path]._buffers if path in own else {}
+                for name in kept.keys() & module._buffers:
+                    if module._buffers[name] is not kept[name]:
+                        kept[name] = _put(module._buffers[name], kept[name])
+
+    def _follow(self, follower: nn.Module, result: nn.Module) -> None:
+        """Give ``follower`` the tensors, modes and hooks that ``result`` has now."""
+        own = dict(follower.named_modules())
+        for path, module in result.named_modules():
+            mine = own.get(path)
+            if mine is None:
+                continue
+            mine.training = module.training
+            if path and not self._hooks_traced:
+                mine.__dict__.update(
+                    (name, vars(module)[name]) for name in HOOK_TABLES if name in vars(module)
+                )
+            for name in ("_parameters", "_buffers"):
+                kept, now = getattr(mine, name), getattr(module, name)
+                kept.update((key, now[key]) for key in kept.keys() & now.keys())
 
     def _note(self, why: SpecializationError) -> None:
         """Count the refusal, and warn of it the first time."""
@@ -101,7 +135,7 @@ class Otherwise:
         with self._lock:
             if key not in self._made:
                 assert self._recapture is not None
-                _follow(self._original, result)
+                self._follow(self._original, result)
                 try:
                     self._made[key] = self._recapture(self._original, args, kwargs)
                 except FxTemporalError:
@@ -112,7 +146,7 @@ class Otherwise:
             return self._made[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Otherwise:
-        return self.of(self._original)
+        return Otherwise(self._original, self._recapture, hooks_traced=self._hooks_traced)
 
 
 def _frames_to_the_caller() -> int:
@@ -137,17 +171,9 @@ def _kind(leaf: Any) -> Hashable:
     return (type(leaf), leaf) if isinstance(leaf, Hashable) else id(leaf)
 
 
-def _follow(follower: nn.Module, result: nn.Module) -> None:
-    """Give ``follower`` the tensors, modes and hooks that the modules of ``result`` have now."""
-    own = dict(follower.named_modules())
-    for path, module in result.named_modules():
-        mine = own.get(path)
-        if mine is None:
-            continue
-        mine.training = module.training
-        mine.__dict__.update(
-            (name, vars(module)[name]) for name in HOOK_TABLES if name in vars(module)
-        )
-        for name in ("_parameters", "_buffers"):
-            kept, now = getattr(mine, name), getattr(module, name)
-            kept.update((key, now[key]) for key in kept.keys() & now.keys())
+def _put(value: Any, held: Any) -> Any:
+    """``held`` with the numbers of ``value``, as in a graph; ``value`` if it is of another kind."""
+    if not isinstance(value, torch.Tensor) or not isinstance(held, torch.Tensor):
+        return value
+    kinds = [(t.shape, t.dtype, t.device, t.layout) for t in (value, held)]
+    return held.copy_(value) if kinds[0] == kinds[1] else value

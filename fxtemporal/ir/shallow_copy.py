@@ -13,7 +13,7 @@ from types import MethodType
 from torch import nn
 from torch.jit import ScriptModule
 
-__all__ = ["HOOK_TABLES", "carries_hooks", "twin"]
+__all__ = ["HOOK_TABLES", "carries_hooks", "runs_torch_alone", "twin"]
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -33,6 +33,17 @@ _CONTAINERS = (dict, list, set, OrderedDict)
 def carries_hooks(module: nn.Module) -> bool:
     """Whether ``module`` itself carries hooks, which run at every call of it."""
     return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def runs_torch_alone(module: nn.Module) -> bool:
+    """Whether a call of ``module`` runs code of torch and of this package only, hooks included."""
+    for part in module.modules():
+        hooks = [hook for name in _HOOKS for hook in (getattr(part, name, None) or {}).values()]
+        code = (type(part), *(v for v in vars(part).values() if callable(v)), *hooks)
+        homes = [getattr(value, "__module__", None) or type(value).__module__ for value in code]
+        if not all(home.startswith(("torch.", "fxtemporal.")) for home in homes):
+            return False
+    return True
 
 
 def twin(module: nn.Module) -> nn.Module:

@@ -51,7 +51,7 @@ def form(want: Any, got: Any, *, strides: bool) -> tuple[str, str] | None:
             return "dtype", f"{path}: {a.dtype} became {b.dtype}"
         if a.shape != b.shape:
             return "shape", f"{path}: {tuple(a.shape)} became {tuple(b.shape)}"
-        if a.requires_grad != b.requires_grad:
+        if _has_gradients(a) != _has_gradients(b):
             return "requires_grad", f"{path}: {a.requires_grad} became {b.requires_grad}"
         if strides and a.layout == torch.strided and not _lies_alike(a, b):
             return "layout", f"{path}: strides {a.stride()} of {tuple(a.shape)} became {b.stride()}"
@@ -114,6 +114,18 @@ def error(
         if not a.numel():
             return 0.0, 1.0
     return float((a - b).abs().max()), float(a.abs().max())
+
+
+def _has_gradients(value: torch.Tensor) -> bool:
+    """Whether a backward goes on from ``value``: a view made under ``no_grad`` only says so."""
+    return value.requires_grad and not (value._is_view() and _function_of(value) is None)
+
+
+def _function_of(value: torch.Tensor) -> object:
+    try:
+        return value.grad_fn
+    except RuntimeError:  # a view that was written later
+        return value
 
 
 def rounding(dtype: torch.dtype) -> float:
