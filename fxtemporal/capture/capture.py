@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.proxy import TraceError
 from torch.nn.parameter import is_lazy
 
 from fxtemporal.capture.arguments import (
@@ -232,11 +233,15 @@ def _trace_of(
     states = RandomStates()
     with _without_logs():  # of an op that refuses its input: the error says it
         graph = tracer.trace(other.module)
+    for value in tracer.returned.values():
+        if other.original(value) is not value:
+            raise TraceError(f"the forward returns a {type(value).__name__} that it keeps")
     note, writes = settle(model, other, states, example)
     root = twin(model)
     _use_originals(graph, other, root)
     refuse_names(graph)
     gm = graph_module(root, graph, type(model).__name__)
+    gm.return_as(tracer.returns)
     program = Program(gm, fake_mode, "fx", note)
     program.modes, program.writes = tracer.modes, writes
     with _without_logs():

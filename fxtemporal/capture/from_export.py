@@ -139,6 +139,8 @@ def _free_dimensions(value: Any) -> Any:
 def _hold_modules(gm: fx.GraphModule, model: nn.Module) -> None:
     """Give ``gm`` the modules and modes of ``model``: torch.export keeps those with tensors."""
     known = dict(gm.named_modules())
+    for module in known.values():
+        module.training = model.training
     for path, module in twin(model).named_modules():
         if path in known:
             known[path].training = module.training

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fxtemporal.capture.exported_guards import free_sizes, refuse_size
+from fxtemporal.ir.outputs import leaves_of
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
@@ -76,7 +77,7 @@ def _outputs(model: nn.Module, example: Any) -> list[Any]:
     args, kwargs = own_inputs(example)
     with stand_in(model) as other, torch.no_grad(), quiet():
         seed(0)
-        return pytree.tree_leaves((other.module(*args, **kwargs), args, kwargs))
+        return leaves_of((other.module(*args, **kwargs), args, kwargs))
 
 
 def _close(found: Any, expected: Any) -> bool:

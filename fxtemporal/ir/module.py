@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import pickle
 import threading
 import weakref
@@ -20,6 +21,7 @@ from torch import fx, nn
 
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.otherwise import Otherwise
+from fxtemporal.ir.outputs import Layout, put_together, take_apart
 from fxtemporal.ir.watching import Watch, warn_of_late_hooks
 from fxtemporal.support.errors import GradientError, SpecializationError
 from fxtemporal.support.torch_private import pytree
@@ -30,6 +32,7 @@ __all__ = ["OptimizedModule"]
 
 _MODES = "fxtemporal_modes"
 _GRADIENTS = "fxtemporal_gradients"
+_OUTPUTS = "fxtemporal_outputs"
 _SWITCHED = "fxtemporal_switched_gradients"
 _CONTENTS = ("_modules", "_parameters", "_buffers")
 _KEPT = (
@@ -89,10 +92,22 @@ class OptimizedModule(fx.GraphModule):
         held: Mapping[str, Specialization] = self.meta.get(_MODES, {})
         return held
 
+    def return_as(self, layout: Layout | None) -> None:
+        """Make the outputs of the graph into the objects that the model returns."""
+        if layout is not None:
+            self.meta[_OUTPUTS] = vars(self)["_outputs"] = layout
+
+    @property
+    def returns(self) -> Layout | None:
+        """How the outputs are made of those of the graph; None if they are the same."""
+        layout: Layout | None = self.meta.get(_OUTPUTS)
+        return layout
+
     def _watch_modes(self) -> None:
         held = self.held_modes
         watched = [(self.get_submodule(path), fixed) for path, fixed in held.items()]
         vars(self)["_held_modes"] = watched
+        vars(self)["_outputs"] = self.meta.get(_OUTPUTS)
         entering = any(enters_transforms(node.target) for node in self.graph.nodes)
         vars(self)["_enters_transforms"] = entering
 
@@ -161,14 +176,19 @@ class OptimizedModule(fx.GraphModule):
         source = (
             given if given is not None else next(filter(_requires_grad, self.parameters()), None)
         )
-        leaves, structure = pytree.tree_flatten(outputs)
-        for number, leaf in enumerate(leaves):
+        numbers = itertools.count()
+
+        def refused(leaf: Any) -> Any:
+            number = next(numbers)
             if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
-                continue
+                return leaf
             asked = given is not None or (source is not None and number in of_parameters)
             if asked or leaf.requires_grad:
-                leaves[number] = _Refused.apply(leaf, source, why)  # type: ignore[no-untyped-call]
-        return pytree.tree_unflatten(leaves, structure)
+                return _Refused.apply(leaf, source, why)  # type: ignore[no-untyped-call]
+            return leaf
+
+        apart, layout = take_apart(outputs, {})
+        return put_together(pytree.tree_map(refused, apart), layout)
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Switch the mode as ``nn.Module.train`` does, if the result is right in that mode.
@@ -221,7 +241,9 @@ def _refusable(forward: Callable[..., Any]) -> Callable[..., Any]:
                     if not fixed.sets:
                         raise SpecializationError(_other_mode(fixed), str(fixed))
                     module.training = fixed.value  # as the model's forward does
-            return forward(self, *args, **kwargs)
+            outputs = forward(self, *args, **kwargs)
+            made = vars(self).get("_outputs")
+            return outputs if made is None else put_together(outputs, made)
         except SpecializationError as error:
             otherwise = vars(self).get("_otherwise")
             if otherwise is None:

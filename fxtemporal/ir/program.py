@@ -114,9 +114,10 @@ class Program:
         return copy
 
     @property
-    def layer_settings(self) -> tuple[frozenset[str], dict[str, tuple[Any, bool]]]:
-        """How the layers are set that the graph calls: two graphs are alike only if these are."""
-        return self.writes, {path: (m.value, m.sets) for path, m in self.modes.items()}
+    def layer_settings(self) -> tuple[Any, ...]:
+        """How layers are set, and outputs made: two graphs are alike only if these are."""
+        modes = {path: (m.value, m.sets) for path, m in self.modes.items()}
+        return self.writes, modes, getattr(self.gm, "returns", None)
 
     @property
     def specializations(self) -> tuple[Specialization, ...]:

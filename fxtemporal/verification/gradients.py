@@ -10,7 +10,6 @@ the model never reads must not spoil gradients. A result with other gradients re
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxtemporal.ir.outputs import leaves_of
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.quiet import quiet
@@ -89,7 +89,7 @@ def outputs_of_parameters(model: nn.Module, example: Example) -> tuple[int, ...]
     args, kwargs = own_inputs(pytree.tree_map_only(Tensor, Tensor.detach, example))
     try:
         with stand_in(model) as other, torch.enable_grad(), quiet():
-            leaves = pytree.tree_leaves(other.module(*args, **kwargs))
+            leaves = leaves_of(other.module(*args, **kwargs))
     except Exception:  # a model may fail in any way
         return ()
     return tuple(n for n, leaf in enumerate(leaves) if getattr(leaf, "requires_grad", False))
@@ -156,14 +156,8 @@ def _backward(
 
 
 def _floats(outputs: Any) -> list[Tensor]:
-    """The tensors of ``outputs`` that gradients can flow back from, those of dataclasses too."""
-    found = []
-    for leaf in pytree.tree_leaves(outputs):
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += _floats([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
-        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
-            found.append(leaf)
-    return found
+    """The tensors of ``outputs`` that gradients can flow back from."""
+    return [v for v in leaves_of(outputs) if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def _largest(gradient: Tensor) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxtemporal.ir.outputs import leaves_of
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
 from fxtemporal.support.clock import timed
@@ -67,7 +68,7 @@ class Verifier:
         reference = self._reference(original, example, outputs)
         self._example = _Expected("the example inputs", example, outputs, reference)
         self._finest = min(
-            (torch.finfo(t.dtype).eps for t in _tensors(outputs) if is_float(t)), default=0.0
+            (torch.finfo(t.dtype).eps for t in leaves_of(outputs) if is_float(t)), default=0.0
         )
         self._fresh = [
             *fresh_inputs(example, together=not self._cheap),
@@ -114,7 +115,7 @@ class Verifier:
         with contextlib.suppress(RuntimeError):  # a view that was written with gradients off
             return tuple(
                 number
-                for number, leaf in enumerate(pytree.tree_leaves(outputs))
+                for number, leaf in enumerate(leaves_of(outputs))
                 if not self._gradients and getattr(leaf, "grad_fn", None) and id(leaf) not in given
             )
         return ()
@@ -122,7 +123,7 @@ class Verifier:
     @property
     def outputs(self) -> list[Any]:
         """The leaves of the original's outputs on the example inputs."""
-        return pytree.tree_leaves(self._example.outputs[0])
+        return leaves_of(self._example.outputs[0])
 
     def _run(self, fresh: FreshInputs) -> _Expected | None:
         """The original's run on fresh inputs, made when first needed; None if it refuses them."""
@@ -169,7 +170,7 @@ class Verifier:
 
         The bound is half of what is always allowed, to leave room for the original's own error.
         """
-        if any(t.dtype in _LOW for t in _tensors(run.outputs) if isinstance(t, torch.Tensor)):
+        if any(t.dtype in _LOW for t in leaves_of(run.outputs) if isinstance(t, torch.Tensor)):
             return _failed(run.name, "half precision hides errors")
         sample = self._sample(run, outputs)
         return dataclasses.replace(
@@ -204,7 +205,7 @@ class Verifier:
 
         None if it passes, is not needed, or the candidate does not run in float64.
         """
-        leaves = [leaf for leaf in _tensors(run.outputs) if isinstance(leaf, torch.Tensor)]
+        leaves = [leaf for leaf in leaves_of(run.outputs) if isinstance(leaf, torch.Tensor)]
         if run.reference is None or not any(leaf.dtype in _LOW for leaf in leaves):
             return None
         wide = self._reference(candidate, run.inputs, run.outputs)
@@ -230,7 +231,7 @@ class Verifier:
 
     def _reference(self, model: nn.Module, inputs: Example, outcome: Any) -> Any:
         """``outcome`` in float64; None if the model cannot run in it, or is in float64 itself."""
-        floats = [t for t in _tensors(outcome) if isinstance(t, torch.Tensor)]
+        floats = [t for t in leaves_of(outcome) if isinstance(t, torch.Tensor)]
         if not any(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in floats):
             return None
         try:
@@ -239,17 +240,17 @@ class Verifier:
             return None
         return (
             wide
-            if list(map(_shape, _tensors(wide))) == list(map(_shape, _tensors(outcome)))
+            if list(map(_shape, leaves_of(wide))) == list(map(_shape, leaves_of(outcome)))
             else None
         )
 
     def _sample(self, run: _Expected, outputs: Any) -> Sample:
-        mine, theirs = _tensors(outputs), _tensors(run.outputs)
+        mine, theirs = leaves_of(outputs), leaves_of(run.outputs)
         if pytree.tree_structure(outputs) != pytree.tree_structure(run.outputs):
             return _failed(run.name, "its outputs are nested in another way")
         if len(mine) != len(theirs):
             return _failed(run.name, f"gave {len(mine)} tensors, not {len(theirs)}")
-        best = [None] * len(theirs) if run.reference is None else _tensors(run.reference)
+        best = [None] * len(theirs) if run.reference is None else leaves_of(run.reference)
         worst = Sample(run.name, 0.0, 0.0, 0.0 if run.reference is not None else None, 0.0)
         for number, (result, original) in enumerate(zip(mine, theirs, strict=True)):
             sample = self._tensor(run, result, original, best[number])
@@ -278,7 +279,7 @@ class Verifier:
                     for tensor in (*other.module.parameters(), *other.module.buffers()):
                         tensor.copy_(shaken(tensor))
                 moved = self._outcome(other.module, (args, kwargs))
-                for one, two in zip(_tensors(moved), _tensors(run.outputs), strict=True):
+                for one, two in zip(leaves_of(moved), leaves_of(run.outputs), strict=True):
                     error, largest = distance(one, two) if is_float(two) else (0.0, 1.0)
                     noises.append(error / (largest or 1.0))
             self._noises[run.name] = noises
@@ -362,17 +363,6 @@ def _same_bits(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
         return torch.equal(mine, theirs)
     alike = (mine == theirs) & (mine.signbit() == theirs.signbit())
     return bool((alike | (mine.isnan() & theirs.isnan())).all())
-
-
-def _tensors(outputs: Any) -> list[Any]:
-    """The leaves, those of dataclasses included."""
-    leaves = []
-    for leaf in pytree.tree_leaves(outputs):
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            leaves += _tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
-        else:
-            leaves.append(leaf)
-    return leaves
 
 
 def _shape(leaf: Any) -> torch.Size | None:

@@ -50,6 +50,7 @@ from fxtemporal.ir.node_meta import (
     set_writes,
     value_of,
 )
+from fxtemporal.ir.outputs import Layout, leaves_of, take_apart
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.shallow_copy import carries_hooks
 from fxtemporal.ir.values import run_node
@@ -122,7 +123,8 @@ class ShapeTracer(ReadingTracer):
     A function that the user's code put under ``torch.fx.wrap`` is one node. With ``wrapped``, so is
     a library's; without it, the graph holds the ops inside.
 
-    ``modes`` holds, after a trace, the modules whose ``training`` flag the forward read.
+    ``modes`` holds, after a trace, the modules whose ``training`` flag the forward read;
+    ``returns`` how its outputs are made of the graph's, and ``returned`` the objects among them.
     """
 
     knows_sizes = True
@@ -149,6 +151,8 @@ class ShapeTracer(ReadingTracer):
         self._detached: dict[fx.Node, fx.Node] = {}
         self._inference = torch.is_inference_mode_enabled()
         self.modes: dict[str, Specialization] = {}
+        self.returns: Layout | None = None
+        self.returned: dict[int, Any] = {}
 
     # -- tracing ---------------------------------------------------------------------------------
 
@@ -194,7 +198,18 @@ class ShapeTracer(ReadingTracer):
                     keyword[parameter.name] = value
                 case _:
                     positional.append(value)
-        return lambda *_: root_fn(self.root, *positional, **keyword), []
+        return lambda *_: self._apart(root_fn(self.root, *positional, **keyword)), []
+
+    def _apart(self, outputs: Any) -> Any:
+        """``outputs`` as a graph can return them."""
+        try:
+            apart, self.returns = take_apart(outputs, self.returned)
+        except ValueError as error:
+            raise TraceError(str(error)) from None
+        for value in self.returned.values():
+            if not any(isinstance(leaf, Proxy) for leaf in leaves_of(value)):
+                raise TraceError(f"the forward returns a {type(value).__name__} without tensors")
+        return apart
 
     def records(self, tensors: list[torch.Tensor]) -> bool:
         """Whether an op on these real tensors belongs into the graph."""
