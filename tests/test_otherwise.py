@@ -352,3 +352,44 @@ def test_a_refused_call_without_gradients_leaves_the_next_one_alone() -> None:
     x = LONG.clone().requires_grad_()
     fast(x).sum().backward()
     assert x.grad is not None
+
+
+UNKNOWN = {
+    "meshgrid": (lambda x: torch.meshgrid(x[0, :, 0, 0], x[0, :, 0, 0], indexing="ij"), True),
+    "a method": (lambda x: x.vsplit(1), True),
+    "fractional pooling": (lambda x: nn.functional.fractional_max_pool2d(x, 2, (2, 2)), False),
+    "poisson": (lambda x: torch.poisson(x.abs()), False),
+    "statistics": (
+        lambda x: torch.instance_norm(
+            x, None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, False
+        ),
+        False,
+    ),
+    "bernoulli": (lambda x: x.sigmoid().bernoulli(), False),
+}
+
+
+@pytest.mark.parametrize("named", UNKNOWN)
+def test_ops_that_no_description_covers(named: str) -> None:
+    """Torch says which of its own ops draw numbers or write: a guard behind these is an error."""
+    op, harmless = UNKNOWN[named]
+
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            op(y)
+            return y * 2 if len(torch.cat([y, y])) > 5 else y
+
+    model = Calls().eval()
+    fast = optimized(model, noise(2, 3, 6, 6), verify=False)
+    x = noise(3, 3, 6, 6)
+    if harmless:
+        with pytest.warns(UserWarning, match="right only where"):
+            torch.testing.assert_close(fast(x), model(x))
+    else:
+        with pytest.raises(SpecializationError):
+            fast(x)

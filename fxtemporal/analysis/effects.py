@@ -16,10 +16,12 @@ from fxtemporal.analysis.aliasing import Aliasing, of_library, written_by
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import QUESTIONS, guard
 from fxtemporal.ir.node_meta import value_of
+from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.shallow_copy import runs_torch_alone
 from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.operators import OpOverload
 
 __all__ = ["Mover", "is_checked_first", "needed_by"]
 
@@ -65,12 +67,36 @@ def _may_be_seen(program: Program, node: fx.Node) -> bool:
         return op.random or op.updates
     if (module := _module_of(program, node)) is not None:
         still = not any(part.training for part in module.modules())
-        return not (still and runs_torch_alone(module))
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+        return not isinstance(module, Prepared) and not (still and runs_torch_alone(module))
     gives = pytree.tree_leaves(value_of(node))
-    return not of_library(node) or any(isinstance(value, torch.Tensor) for value in gives)
+    if of_library(node) and not any(isinstance(value, torch.Tensor) for value in gives):
+        return False
+    return not _is_pure_aten(node)
+
+
+def _is_pure_aten(node: fx.Node) -> bool:
+    """Whether torch says of an op of its own that it writes nothing and draws nothing."""
+    if isinstance(node.target, OpOverload):
+        overloads = [node.target]
+    elif of_library(node) and "out" not in node.kwargs and not _is_of_nn(node):
+        packet = getattr(torch.ops.aten, getattr(node.target, "__name__", str(node.target)), None)
+        named = [] if packet is None else [name for name in packet.overloads() if "out" not in name]
+        overloads = [getattr(packet, name) for name in named]
+    else:
+        return False
+    return bool(overloads) and not any(map(_draws_or_writes, overloads))
+
+
+def _is_of_nn(node: fx.Node) -> bool:
+    """Whether Python code of torch runs, which may draw numbers for the op of its name."""
+    return str(getattr(node.target, "__module__", "")).startswith("torch.nn")
+
+
+def _draws_or_writes(overload: OpOverload) -> bool:
+    schema = overload._schema
+    statistics = any(argument.name.startswith("running_") for argument in schema.arguments)
+    random = torch.Tag.nondeterministic_seeded in overload.tags
+    return random or statistics or schema.is_mutable
 
 
 def _module_of(program: Program, node: fx.Node) -> nn.Module | None:
