@@ -47,6 +47,9 @@ _OTHERS = (2, 3, 8, 15, 26, 43, 70)
 _STRANGE = 3
 """Give up after this many numbers of frames that give another graph."""
 
+_EVEN = 1.1
+"""The nodes that frames add to a graph differ by less than this factor: the first may have more."""
+
 _DRAWS = 3
 """Inputs to compare the numbers on, where they alone decide: one may happen to be all zeros."""
 
@@ -214,6 +217,7 @@ def freed(
         wanted: more numbers of frames to try.
     """
     alike, strange = [(frames, program)], []
+    lengths = {frames: len(program.graph.nodes)}
     for other in _OTHERS:
         parities = {t % 2 for t, _ in alike[1:]}
         if len(parities) == 2:
@@ -228,7 +232,8 @@ def freed(
             alike.append((other, tried))
         else:
             strange.append(other)
-        if len(strange) == _STRANGE:
+            lengths[other] = len(tried.graph.nodes)
+        if len(strange) == _STRANGE or _grows(lengths):
             return None
     if len(alike) < 3:
         return None
@@ -260,6 +265,13 @@ def freed(
         if same_graph(other) or (tries and _is_right(loose, checks, other, agrees)):
             checks.counts |= {other}
     return loose
+
+
+def _grows(lengths: Mapping[int, int]) -> bool:
+    """Whether each frame adds about as many nodes to the graph: a loop is left in it."""
+    points = sorted(lengths.items())
+    slopes = [(m - n) / (t - s) for (s, n), (t, m) in itertools.pairwise(points)]
+    return len(slopes) > 1 and min(slopes) > 0 and max(slopes) < _EVEN * min(slopes)
 
 
 def _is_right(

@@ -7,6 +7,7 @@ change them through this class; :meth:`Program.refresh` ends each rewrite.
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ from fxtemporal.support.torch_private.transforms import leaving_transforms
 
 __all__ = ["Program"]
 
+_EDGES = ("placeholder", "output")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -284,13 +286,14 @@ class Program:
         """
         renewed: set[fx.Node] = set()
         moved: set[fx.Node] = set()
-        for node in self.graph.nodes:
+        pending = [n for n in self.graph.nodes if n.op not in _EDGES and not has_value(n)]
+        waiting = set(pending)  # in graph order, which a heap keeps
+        while pending:
+            node = heapq.heappop(pending)
             if gone := [source for source in node.all_input_nodes if source._erased]:
                 raise RuntimeError(
                     f"{node} reads {gone[0]}, which is no node of the graph any more"
                 )
-            if node.op in ("placeholder", "output"):
-                continue
             looks = self._looks_into(node, renewed)
             follows = not moved.isdisjoint(node.all_input_nodes)
             if has_value(node) and not looks and not follows:
@@ -308,6 +311,10 @@ class Program:
                         continue
                     set_value(node, value)
                     renewed.add(node)
+                    for user in node.users:
+                        if user.op not in _EDGES and user not in waiting:
+                            waiting.add(user)
+                            heapq.heappush(pending, user)
         self._ops.clear()
 
     def _looks_into(self, node: fx.Node, renewed: set[fx.Node]) -> bool:
