@@ -296,6 +296,8 @@ CALLED: dict[str, Forward] = {
     "to float64": lambda self, x: x.to(torch.float64).to(x.dtype) + torch.ones(1).type_as(x),
     "expand_as": lambda self, x: x.sum(1, keepdim=True).expand_as(x).reshape_as(x),
     "lambda": lambda self, x: (lambda y: y * 2)(x),
+    "a negative base": lambda self, x: x * (-1) ** torch.arange(5) + (-0.5) ** x.abs().ceil(),
+    "a negative base of a size": lambda self, x: x * (-2) ** x.size(1) + (-1.5) ** x.dim(),
 }
 
 # ---------------------------------------------------------------------------- what it returns

@@ -67,7 +67,29 @@ def draws_with_a_generator(self: Any, x: Tensor) -> Tensor:
     return x + torch.randn(5, generator=torch.Generator().manual_seed(0))
 
 
+def sets_what_it_reads_in_its_dict(self: Any, x: Tensor) -> Tensor:
+    vars(self)["count"] = 2
+    self.steps = [0]
+    self.steps[0] += 1 if "steps" in self.__dict__ else 0
+    return x * self.count * self.steps[0]
+
+
+def counts_in_its_dict(self: Any, x: Tensor) -> Tensor:
+    self.__dict__["count"] = self.__dict__.get("count", 0) + 1
+    self.other = 1
+    return x * self.count
+
+
+def goes_through_its_dict(self: Any, x: Tensor) -> Tensor:
+    known = sum(isinstance(value, float) for value in self.__dict__.values())
+    self.factor = float(known)
+    return x * known
+
+
 STATEFUL: dict[str, Forward] = {
+    "set in __dict__": sets_what_it_reads_in_its_dict,
+    "counted in __dict__": counts_in_its_dict,
+    "found in __dict__": goes_through_its_dict,
     "a number": counts,
     "a list": keeps_a_history,
     "a tensor": keeps_the_last,
@@ -92,6 +114,19 @@ def test_state_in_python_is_refused_or_right_at_every_call(forward: Forward, ver
     assert_same(numbers(model), values)
     for _ in range(3 if result is not None else 0):
         assert_same(call(result, (X,), {}), call(reference, (X,), {}))
+
+
+def test_a_question_about_another_name_in_the_dict_reads_nothing() -> None:
+    """As ``__getattr__`` of a library asks for ``"config" in self.__dict__`` at each attribute."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self.index = [0] if "config" not in self.__dict__ else [1]
+        self.index[0] += 1
+        return x * self.index[0]
+
+    case = Case(forward)
+    result = fxtemporal.optimize(case.build(), (X,), tune="static")
+    assert_same(call(result, (X,), {}), call(case.build(), (X,), {}))
 
 
 RANDOM_ELSEWHERE: dict[str, Forward] = {

@@ -629,3 +629,22 @@ def test_a_clip_without_frames_that_is_padded_first() -> None:
     for frames in (4, 2, 1):
         x = torch.randn(1, 3, frames, 5, 5)
         torch.testing.assert_close(fast(x), model(x))
+
+
+def test_settings_that_the_forward_computes_are_not_guessed() -> None:
+    class Wavelets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("taps", torch.rand(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            groups = x.shape[1]
+            kernel = self.taps.reshape(1, 1, -1, 1, 1).repeat(groups, 1, 1, 1, 1)
+            return nn.functional.conv3d(x, kernel, groups=groups, stride=(2, 1, 1))
+
+    model = Wavelets()
+    fast = fxtemporal.optimize(model, (torch.randn(1, 3, 6, 4, 4),), tune="static")
+    (remark,) = fxtemporal.report(fast).remarks
+    assert remark.status == "missed"
+    x = torch.randn(2, 3, 8, 4, 4)
+    torch.testing.assert_close(fast(x), model(x))

@@ -10,17 +10,19 @@ from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
+from fxtemporal.support.torch_private import pytree
 
 __all__ = ["conv3d_geometry"]
 
 
 def conv3d_geometry(program: Program, op: Op) -> ConvGeometry | None:
-    """The geometry of a described conv3d; None if the shape of its weight is not known."""
+    """The geometry of a described conv3d; None if its weight's shape or a setting is not known."""
     weight = op.args["weight"]
     kernel = shape(weight) if isinstance(weight, fx.Node) else None
     if isinstance(weight, Attr):
         kernel = tuple(program.tensor(weight.name).shape)
-    if kernel is None:
+    settings = [op.args[name] for name in ("groups", "stride", "padding", "dilation")]
+    if kernel is None or any(isinstance(v, fx.Node) for v in pytree.tree_leaves(settings)):
         return None
     source = op.args["input"]
     sizes = shape(source) if isinstance(source, fx.Node) else None

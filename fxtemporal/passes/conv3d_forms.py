@@ -199,7 +199,7 @@ class Conv3dForms(Rule[Conv3dSite]):
             assert reason is not None
             yield reason
         elif geometry is None:
-            yield Reason(Code.SHAPES_UNKNOWN, "its weight is computed, and its shape is not known")
+            yield Reason(Code.SHAPES_UNKNOWN, "its weight or one of its settings is computed")
         elif choice is not None:
             if choice.form == "conv3d":
                 text = f"no exact form of it was faster than {choice.before:.3g} ms"

@@ -6,8 +6,9 @@ keeps a tensor for the next call, is not; it must be refused, or shown to be har
 
 from __future__ import annotations
 
+import collections
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch.fx.proxy import Proxy
 
 from fxtemporal.capture.tracing.errors import StatefulError
 from fxtemporal.capture.tracing.shape_tracer import is_leaf
+from fxtemporal.ir.outputs import leaves_of
 from fxtemporal.ir.shared_state import ABSENT, Change, RandomStates, seed
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.quiet import quiet
-from fxtemporal.support.torch_private import pytree
 
 __all__ = ["refuse_unseen", "settle", "settle_export"]
 
@@ -168,18 +169,19 @@ def _set_first(
 
 
 def _noting(kind: Any, path: str, names: set[str], read: set[tuple[str, str]]) -> type:
-    """A subclass of ``kind`` that notes which of ``names`` are read before they are set.
-
-    Code other than ``nn.Module``'s own that reads ``self.__dict__`` reads them all.
-    """
+    """A subclass of ``kind`` that notes which of ``names`` are read before they are set."""
     written: set[str] = set()
 
-    def get(self: Any, name: str) -> Any:
+    def note(name: object) -> None:
         if name in names and name not in written:
-            read.add((path, name))
-        elif name == "__dict__" and sys._getframe(1).f_code.co_filename != _MODULE_FILE:
-            read.update((path, name) for name in names - written)
-        return kind.__getattribute__(self, name)
+            read.add((path, str(name)))
+
+    def get(self: Any, name: str) -> Any:
+        note(name)
+        found = kind.__getattribute__(self, name)
+        if name == "__dict__" and sys._getframe(1).f_code.co_filename != _MODULE_FILE:
+            return _NotedDict(found, note, lambda: [note(name) for name in names], written)
+        return found
 
     def put(self: Any, name: str, value: Any) -> None:
         written.add(name)
@@ -188,6 +190,39 @@ def _noting(kind: Any, path: str, names: set[str], read: set[tuple[str, str]]) -
     own = {"__getattribute__": get, "__setattr__": put}
     about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (kind,), {**own, **about})
+
+
+class _NotedDict(collections.UserDict[str, Any]):
+    """The ``__dict__`` of a module, for code other than ``nn.Module``'s own."""
+
+    def __init__(
+        self,
+        held: dict[str, Any],
+        note: Callable[[object], None],
+        note_all: Callable[[], object],
+        written: set[str],
+    ) -> None:
+        self.data = held
+        self._note, self._note_all, self._written = note, note_all, written
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name)
+        return self.data[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._note(name)
+        return name in self.data
+
+    def __iter__(self) -> Iterator[str]:
+        self._note_all()
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._written.add(name)
+        self.data[name] = value
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -208,7 +243,7 @@ def _repeats(model: nn.Module, example: Any) -> bool:
         for _ in range(2):
             args, kwargs = own_inputs(example)
             seed(0)
-            results.append(pytree.tree_leaves(other.module(*args, **kwargs)))
+            results.append(leaves_of(other.module(*args, **kwargs)))
     return len(results[0]) == len(results[1]) and all(map(_same, *results))
 
 

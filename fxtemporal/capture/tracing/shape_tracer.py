@@ -84,6 +84,10 @@ def is_leaf(module: nn.Module) -> bool:
     return (library and not container) or whole or carries_hooks(module)
 
 
+def _is_negative(value: Any) -> bool:
+    return isinstance(value, int | float) and str(value).startswith("-")
+
+
 _IN_PLACE = frozenset(
     getattr(operator, f"i{name}")
     for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
@@ -347,6 +351,9 @@ class ShapeTracer(ReadingTracer):
             gradless = True
         if not gradless:
             args, kwargs = fx.node.map_arg((args, kwargs), self._with_its_gradients)
+        if target is operator.pow and kind == "call_function" and _is_negative(args[0]):
+            # Code generated for operator.pow is `-1 ** x`, which Python reads as `-(1 ** x)`.
+            target = torch.pow if isinstance(value_of(args[1]), torch.Tensor) else pow
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         if gradless:
             self._gradless.add(node)
