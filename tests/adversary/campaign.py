@@ -141,7 +141,7 @@ def campaign(
         if verdict.kind in ("refused", "skipped"):
             name += f" ({verdict.aspect})"
         counts[item[0]][name] += 1
-        for note in {note.split(":")[0] + ":" + note.split(":")[1][:25] for note in verdict.notes}:
+        for note in {":".join(p[:25] for p in n.split(":")[:2]) for n in verdict.notes}:
             if not note.startswith("lenient"):
                 notes[f"{item[0]}s, {note}"] += 1
         if verdict.kind in faults:  # said at once: a long run may be cut off

@@ -180,7 +180,7 @@ def _noting(kind: Any, path: str, names: set[str], read: set[tuple[str, str]]) -
         note(name)
         found = kind.__getattribute__(self, name)
         if name == "__dict__" and sys._getframe(1).f_code.co_filename != _MODULE_FILE:
-            return _NotedDict(found, note, lambda: [note(name) for name in names], written)
+            return _NotedDict(found, note, names, written)
         return found
 
     def put(self: Any, name: str, value: Any) -> None:
@@ -199,11 +199,11 @@ class _NotedDict(collections.UserDict[str, Any]):
         self,
         held: dict[str, Any],
         note: Callable[[object], None],
-        note_all: Callable[[], object],
+        names: set[str],
         written: set[str],
     ) -> None:
         self.data = held
-        self._note, self._note_all, self._written = note, note_all, written
+        self._note, self._names, self._written = note, names, written
 
     def __getitem__(self, name: str) -> Any:
         self._note(name)
@@ -214,7 +214,8 @@ class _NotedDict(collections.UserDict[str, Any]):
         return name in self.data
 
     def __iter__(self) -> Iterator[str]:
-        self._note_all()
+        for name in self._names:
+            self._note(name)
         return iter(self.data)
 
     def __len__(self) -> int:
