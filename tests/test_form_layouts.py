@@ -184,3 +184,22 @@ def test_an_op_that_takes_some_layouts_only(shuffle: nn.Module, example: bool) -
     result = fxtemporal.optimize(model, given, tune="static", verify=False)
     assert fxtemporal.report(result).by_status("applied")
     torch.testing.assert_close(result(clip), model(clip))
+
+
+def test_a_view_of_fewer_dimensions_keeps_its_gaps() -> None:
+    """Gaps between strides come back only if the form's result is laid out before it is cut."""
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose3d(3, 2, 2)
+            self.conv = nn.Conv3d(2, 2, 1, padding=(1, 0, 2), padding_mode="reflect")
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return self.conv(self.up(x))[1].unbind(2)
+
+    model = Cut().to(memory_format=torch.channels_last_3d).eval()
+    x = torch.randn(2, 3, 4, 5, 6)
+    fast = fxtemporal.optimize(model, (x,), tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    assert [y.stride() for y in fast(x)] == [y.stride() for y in model(x)]

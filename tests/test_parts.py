@@ -289,3 +289,33 @@ def test_lazy_layers_are_not_optimized_in_parts() -> None:
     model = nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3)), nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(CaptureError, match="call it once"):
         optimized(model)
+
+
+SEEN: list[int] = []
+
+
+class LeavesTraces(Lengths):
+    """What it writes while its parts are compared must not be seen by anyone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("marks", torch.zeros(1))
+        self.cache: dict[str, Any] = {}
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        self.marks.data = self.marks.data + 1
+        self.marks.add_(1)
+        self.cache.setdefault("inputs", []).append(x)
+        type(self).count = getattr(type(self), "count", 0) + 1
+        SEEN.append(1)
+        return super().forward(x, lengths)
+
+
+@pytest.mark.parametrize("act", [fxtemporal.optimize, fxtemporal.audit])
+def test_comparing_the_parts_leaves_no_trace(act: Any) -> None:
+    model = LeavesTraces().eval()
+    act(model, (CLIP, LENGTHS), progress=False)
+    assert not model.marks.any()
+    assert not model.cache
+    assert not SEEN
+    assert not hasattr(LeavesTraces, "count")

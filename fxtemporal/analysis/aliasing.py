@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxtemporal.ir.guards import QUESTIONS
-from fxtemporal.ir.node_meta import has_value, needed_value, seen_writing
+from fxtemporal.ir.node_meta import has_value, needed_value, seen_writing, value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import carries_hooks
@@ -38,22 +38,20 @@ class Aliasing:
         self._order = {node: position for position, node in enumerate(program.graph.nodes)}
         for node in program.graph.nodes:
             self._add(node)
+        self._roots: dict[fx.Node, frozenset[object]] = {}
         self._members: dict[object, list[fx.Node]] = defaultdict(list)
         for node in program.graph.nodes:
-            for key in self._keys(node):
-                self._members[self._storages.find(key)].append(node)
+            self._roots[node] = self._found(node)
+            for root in self._roots[node]:
+                self._members[root].append(node)
 
     def shared_with(self, node: fx.Node) -> list[fx.Node]:
         """Every node that may share memory with ``node``, itself included."""
-        found = {
-            m: None for key in self._keys(node) for m in self._members[self._storages.find(key)]
-        }
-        return list(found)
+        return list({m: None for root in self._roots_of(node) for m in self._members[root]})
 
     def share(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether the two may share memory."""
-        mine = {self._storages.find(key) for key in self._keys(one)}
-        return any(self._storages.find(key) in mine for key in self._keys(other))
+        return not self._roots_of(one).isdisjoint(self._roots_of(other))
 
     def writes(self) -> Iterator[tuple[fx.Node, fx.Node]]:
         """``(writer, written)`` for every in-place op of the graph."""
@@ -103,9 +101,18 @@ class Aliasing:
                 for theirs in self._keys(source):
                     self._storages.unite(mine, theirs)
 
+    def _roots_of(self, node: fx.Node) -> frozenset[object]:
+        known = self._roots.get(node)
+        return self._found(node) if known is None else known  # made since
+
+    def _found(self, node: fx.Node) -> frozenset[object]:
+        return frozenset(map(self._storages.find, self._keys(node)))
+
     def _keys(self, node: fx.Node) -> list[object]:
         if not has_value(node):
             return [node]
+        if isinstance(value_of(node), torch.Tensor):
+            return [_storage(needed_value(node))]
         tensors = [t for t in pytree.tree_leaves(needed_value(node)) if isinstance(t, torch.Tensor)]
         return [_storage(tensor) for tensor in tensors]
 

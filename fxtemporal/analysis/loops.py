@@ -299,29 +299,31 @@ def _visible_write(program: Program, family: Family, aliasing: Aliasing) -> Reas
 def _differences(program: Program, region: list[Family]) -> Iterator[Reason]:
     """Why frames that run the same ops do not form families."""
     single = [f for f in region if not f.source and not f.uniform and len(f.lanes) == 1]
-    steps: dict[Family, dict[Any, tuple[int, int]]] = {}
+    reaches: dict[Family, tuple[int, int]] = {}
+    before: dict[Family, int] = {}  # the single families that each depends on, a bit for each
+    steps: dict[Any, list[tuple[int, tuple[int, int]]]] = {}
     alike: dict[Any, list[tuple[Family, tuple[int, ...]]]] = {}
     lines: dict[Any, list[tuple[Family, tuple[int, ...]]]] = {}
-    for family in single:
+    for number, family in enumerate(single):
         where = program.called(family.first)
         if family.op is not None and family.op.random:
             text = f"{where}: {family.op.name} draws random numbers for each frame"
             yield Reason(Code.RANDOMNESS, text, program.location(family.first))
             return
         lane = next(iter(family.lanes))
-        before: dict[Any, tuple[int, int]] = {}
-        frames = [lane + o.offset for o in family.lane_operands() if o.family not in steps]
+        frames: list[int] = []
+        known = 0
         for operand in family.lane_operands():
-            for kind, (low, high) in steps.get(operand.family, {}).items():
-                before[kind] = (low, high)
-                frames += low, high
+            frames += reaches.get(operand.family, (lane + operand.offset,))
+            known |= before.get(operand.family, 0)
         reach = (min(frames, default=lane), max(frames, default=lane))
-        kind = _kind(program, family)
-        if before.get(kind, reach) != reach:
+        same = steps.setdefault(_kind(program, family), [])
+        if any(known >> bit & 1 and other != reach for bit, other in same):
             text = f"{where}: it reads a state that another frame left"
             yield Reason(Code.RECURRENCE, text, program.location(family.first))
             return
-        steps[family] = before | {kind: reach}
+        same.append((number, reach))
+        reaches[family], before[family] = reach, known | 1 << number
         read = [o for o in family.lane_operands() if len(o.family.lanes) > 1]
         if family.op is not None and read:
             key = (family.op.name, tuple(o.family for o in read), rank(family.first))

@@ -20,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxtemporal.analysis.families import is_input
+from fxtemporal.analysis.families import families_of, is_input
+from fxtemporal.analysis.loops import computes
 from fxtemporal.capture.arguments import behind_pre_hooks
 from fxtemporal.capture.capture import capture
 from fxtemporal.compiler.state import Example, State
 from fxtemporal.compiler.unifier import Unifier, code, counts_laps, skeleton
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import guard
+from fxtemporal.ir.node_meta import is_no_frame
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.stand_in import StandIn, own_inputs
 from fxtemporal.ir.values import rank, shape
@@ -233,7 +235,8 @@ def freed(
         else:
             strange.append(other)
             lengths[other] = len(tried.graph.nodes)
-        if len(strange) == _STRANGE or _grows(lengths):
+        given_up = len(strange) == _STRANGE or _grows(lengths)
+        if given_up or (strange and _leaves_frames(program, frames)):
             return None
     if len(alike) < 3:
         return None
@@ -272,6 +275,17 @@ def _grows(lengths: Mapping[int, int]) -> bool:
     points = sorted(lengths.items())
     slopes = [(m - n) / (t - s) for (s, n), (t, m) in itertools.pairwise(points)]
     return len(slopes) > 1 and min(slopes) > 0 and max(slopes) < _EVEN * min(slopes)
+
+
+def _leaves_frames(program: Program, frames: int) -> bool:
+    """Whether ``program`` still computes each of the ``frames`` alone, in ops of its own."""
+    left = sum(is_no_frame(node) for node in program.graph.nodes)
+    return frames > 2 and (
+        left >= frames
+        or any(
+            computes(family) and len(family.lanes) >= frames for family in families_of(program).all
+        )
+    )
 
 
 def _is_right(

@@ -216,25 +216,19 @@ def _assemble(model: nn.Module, parts: Sequence[_Part]) -> nn.Module:
     return model
 
 
-class _Fresh:
-    """Assembles a model anew for each call, so that none of its Python state is kept."""
+class _Candidate(nn.Module):
+    """The model and its parts for the verifier, which runs a copy of all that is in here."""
 
     def __init__(self, model: nn.Module, parts: Sequence[_Part]) -> None:
-        self.model, self.parts = model, parts
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _assemble(twin(self.model), self.parts)(*args, **kwargs)
-
-
-class _Candidate(nn.Module):
-    """A module for the verifier, which runs a copy of it: what it holds is not copied."""
-
-    def __init__(self, run_fresh: _Fresh) -> None:
         super().__init__()
-        self.run_fresh = run_fresh
+        self.model = twin(model)
+        self.paths = [part.path for part in parts]
+        self.results = nn.ModuleList(part.result for part in parts)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run_fresh(*args, **kwargs)
+        for path, result in zip(self.paths, self.results, strict=True):
+            put_in_place(self.model.get_submodule(path), "forward", result, result)
+        return self.model(*args, **kwargs)
 
 
 def _compared(
@@ -248,7 +242,7 @@ def _compared(
     verifier = Verifier(model, request.example)
 
     def compare(some: Sequence[_Part]) -> Comparison:
-        return verifier.compare(_Candidate(_Fresh(model, some)))
+        return verifier.compare(_Candidate(model, some))
 
     if not compare(()).equal:
         return None, frozenset()  # the model draws numbers, or counts: it differs from itself

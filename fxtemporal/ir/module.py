@@ -81,6 +81,17 @@ class OptimizedModule(fx.GraphModule):
             vars(self)[name] = copy.copy(value) if name in _KEPT else value
         self._watch_modes()
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """As in ``nn.Module``, but quick: passes ask for the module of every node, often."""
+        module: nn.Module | None = self
+        for name in target.split("."):
+            table = vars(module).get("_modules")
+            module = table.get(name) if isinstance(table, dict) else None
+            if module is None:
+                return super().get_submodule(target)
+        assert module is not None
+        return module
+
     def hold_modes(self, modes: Mapping[str, Specialization]) -> None:
         """Refuse a call unless the modules at these paths are in the given training mode."""
         self.meta[_MODES] = dict(modes)

@@ -212,7 +212,7 @@ def _entries(owner: Any, only: dict[Any, Any] | None = None) -> dict[Any, Any]:
     if isinstance(owner, dict) and "__builtins__" in owner:
         return {name: owner[name] for name in only or () if name in owner}
     if isinstance(owner, dict):
-        return dict(owner)
+        return dict(dict.items(owner))  # as it lies: a library's own items() may import modules
     if isinstance(owner, list | collections.deque):
         return dict(enumerate(owner))
     if isinstance(owner, set):
@@ -242,8 +242,11 @@ def _refill(owner: Any, before: dict[Any, Any], after: dict[Any, Any]) -> None:
         owner.update(before.values()) if isinstance(owner, set) else owner.extend(before.values())
     else:
         held = owner if isinstance(owner, dict) else vars(owner)
-        held.clear()
-        held.update(before)
+        ordered = isinstance(held, collections.OrderedDict)
+        kind: Any = collections.OrderedDict if ordered else dict
+        kind.clear(held)
+        for name, value in before.items():
+            kind.__setitem__(held, name, value)
 
 
 class RandomStates:

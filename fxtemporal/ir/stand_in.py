@@ -197,7 +197,7 @@ class StandIn:
             of_modules = name.endswith("._modules")
             ordered = isinstance(value, collections.OrderedDict)
             put = collections.OrderedDict.__setitem__ if ordered else dict.__setitem__
-            for key, entry in list(value.items()):
+            for key, entry in list(dict.items(value)):  # as it lies
                 mine = self._copy(key, name) if _by_identity(key) else key
                 inner = f"{name[:-9]}.{key}" if of_modules else f"{name}[{key!r:.40}]"
                 put(copy, mine, self._copy(entry, inner))
@@ -358,7 +358,8 @@ def _entries(owner: Any) -> dict[Any, Any] | None:
         return {"": owner.getvalue() if isinstance(owner, io.IOBase) else bytes(owner)}
     found: dict[Any, Any] = {}
     if isinstance(owner, dict):
-        found = {(id(key) if _by_identity(key) else key): value for key, value in owner.items()}
+        entries = dict.items(owner)
+        found = {(id(key) if _by_identity(key) else key): value for key, value in entries}
     elif isinstance(owner, list | collections.deque):
         found = dict(enumerate(owner))
     elif isinstance(owner, set):

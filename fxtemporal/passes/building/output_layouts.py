@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.node_meta import copy_meta, has_value, needed_value, value_of
+from fxtemporal.ir.ops import Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.building.form_layouts import chooses_layout, keep_form_layouts
 from fxtemporal.support.torch_private import pytree
@@ -26,6 +27,7 @@ from fxtemporal.support.torch_private import pytree
 __all__ = ["keep_output_layouts", "laid_out", "layout_of"]
 
 
+_FOLLOWS = Trait.KEEPS_LAYOUT | Trait.RESTRIDES | Trait.SAME_MEMORY | Trait.ELEMENTWISE
 _MAPS = 4
 """The least number of dimensions of a tensor that may be channels-last."""
 Layout: TypeAlias = tuple[int | None, ...]
@@ -81,6 +83,9 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     largest = max(dense, key=lambda node: needed_value(node).dim())
     given = largest, layout_of(needed_value(largest))
     unsure = chooses or not all(needed_value(node).is_contiguous() for node in dense)
+    if chooses:
+        for old, new in zip(before, after, strict=True):
+            _lay_out_before_cuts(program, _cut_from(captured, old), _cut_from(program, new), given)
     (end,) = (node for node in program.graph.nodes if node.op == "output")
     for new, fakes, layouts in zip(after, *wanted, strict=True):
         if not isinstance(new, fx.Node) or new.target in (laid_out, each_laid_out):
@@ -119,6 +124,33 @@ def _wanted(outputs: list[Any], real: _Layouts | None) -> tuple[list[Any], list[
     elif any(isinstance(node, fx.Node) and not has_value(node) for node in outputs):
         return None
     return fakes, layouts
+
+
+def _cut_from(program: Program, node: Any) -> fx.Node | None:
+    """The tensor that may be channels-last and of which an output of fewer dimensions is a view."""
+    first = node
+    while isinstance(node, fx.Node) and _is_call(node):
+        value = value_of(node)
+        if isinstance(value, Tensor) and value.dim() >= _MAPS:
+            return None if node is first else node
+        op = program.op(node)
+        if op is None or not op.traits & (_FOLLOWS | Trait.CUTS):
+            return None
+        node = op.args.get("input")
+    return None
+
+
+def _lay_out_before_cuts(
+    program: Program, old: fx.Node | None, new: fx.Node | None, given: tuple[fx.Node, Any]
+) -> None:
+    """Give ``new`` the layout of ``old``: once cut, a copy would close the gaps between strides."""
+    layout = None if old is None or new is None else layout_of(value_of(old))
+    if new is None or layout is None or new.target is laid_out:
+        return
+    with program.graph.inserting_after(new):
+        put_back = program.graph.call_function(laid_out, (new, layout, *given))
+    new.replace_all_uses_with(put_back, delete_user_cb=lambda user: user is not put_back)
+    copy_meta(put_back, new)
 
 
 def _asked(fake: Any, layout: Layout | None, value: Any, unsure: bool) -> bool:
