@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import pickle
 import warnings
 from typing import Any, NamedTuple
@@ -269,3 +270,42 @@ def test_a_circle_is_refused() -> None:
     record.loss = record  # type: ignore[assignment]
     with pytest.raises((ValueError, RecursionError)):
         take_apart(record, {})
+
+
+def merging_defaults(forward: Any) -> Any:
+    """As decorators of transformers do: what was not given comes from the model's config."""
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("scale", self.config_scale)
+        return_dict = kwargs.pop("return_dict", True)
+        y = forward(self, *args, **kwargs)
+        return {"y": y} if return_dict else (y,)
+
+    return wrapper
+
+
+class Decorated(Base):
+    config_scale = 3.0
+
+    @merging_defaults
+    def forward(self, x: Tensor, scale: float = 1.0, return_dict: bool = True) -> Any:
+        return self.features(x) * scale
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((CLIP,), {}),
+        ((), {"x": CLIP}),
+        ((CLIP,), {"scale": 2.0}),
+        ((CLIP,), {"return_dict": False}),
+    ],
+)
+def test_a_decorator_sees_what_the_example_gave_by_keyword(args: Any, kwargs: Any) -> None:
+    model = Decorated().eval()
+    fast = strictly(model, args, kwargs, tune="static")
+    assert fxtemporal.report(fast).frontend == "fx"
+    expected, actual = model(*args, **kwargs), fast(*args, **kwargs)
+    assert type(actual) is type(expected)
+    torch.testing.assert_close(contents(actual), contents(expected))

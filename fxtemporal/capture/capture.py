@@ -225,8 +225,9 @@ def _trace_of(
 ) -> Program:
     bound = None
     if example is not None:
-        given = own_inputs(example)
-        bound = bind_example(model, *behind_pre_hooks(other.module, *given))
+        args, kwargs = behind_pre_hooks(other.module, *own_inputs(example))
+        settings["positional"] = len(args)
+        bound = bind_example(model, args, kwargs)
         other.forget_changes()  # the result has these hooks too
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = ShapeTracer(fake_mode, bound, **settings)

@@ -127,6 +127,9 @@ class ShapeTracer(ReadingTracer):
     A function that the user's code put under ``torch.fx.wrap`` is one node. With ``wrapped``, so is
     a library's; without it, the graph holds the ops inside.
 
+    The forward gets ``positional`` arguments by position, and the others by keyword, as in the
+    example; None: all by position.
+
     ``modes`` holds, after a trace, the modules whose ``training`` flag the forward read;
     ``returns`` how its outputs are made of the graph's, and ``returned`` the objects among them.
     """
@@ -140,9 +143,11 @@ class ShapeTracer(ReadingTracer):
         *,
         wrapped: bool = False,
         grad_mode: bool | None = None,
+        positional: int | None = None,
     ) -> None:
         super().__init__()
         self.grad_mode = grad_mode
+        self.positional = positional
         self._wrapped = wrapped
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
@@ -191,8 +196,13 @@ class ShapeTracer(ReadingTracer):
         signature = inspect.signature(types.MethodType(root_fn, self.root))
         positional: list[Any] = []
         keyword: dict[str, Any] = {}
-        for parameter in signature.parameters.values():
+        for number, parameter in enumerate(signature.parameters.values()):
             value = self._placeholder(parameter)
+            by_keyword = self.positional is not None and number >= self.positional
+            if by_keyword and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                if parameter.name in (self.example or ()):
+                    keyword[parameter.name] = value
+                continue  # a decorator may ask what was given
             match parameter.kind:
                 case inspect.Parameter.VAR_POSITIONAL:
                     positional.extend(value)
