@@ -152,7 +152,7 @@ class SharedState:
         before = data if known is None else {**data, **known.before}
         self._places[id(namespace)] = _Place(namespace, str(namespace.get("__name__")), before)
         for name, value in used.items():
-            if name in data:
+            if name in data and not isinstance(value, (*_CODE, type)):
                 self._value(value, name)
 
     def _remember(self, owner: Any, name: str, before: dict[Any, Any]) -> None:
