@@ -203,3 +203,32 @@ def test_a_view_of_fewer_dimensions_keeps_its_gaps() -> None:
     fast = fxtemporal.optimize(model, (x,), tune="static")
     assert fxtemporal.report(fast).by_status("applied")
     assert [y.stride() for y in fast(x)] == [y.stride() for y in model(x)]
+
+
+def test_a_flatten_that_may_be_a_view_has_no_layout_of_its_own() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(4, 2, (1, 2, 2), stride=(2, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).flatten(1, 2)
+
+    model = Flat().eval()
+    fast = fxtemporal.optimize(model, None, tune="static")
+    assert fxtemporal.report(fast).by_status("applied")
+    for frames in (1, 2, 5):
+        x = torch.randn(2, 4, frames, 6, 6)
+        assert fast(x).stride() == model(x).stride()
+
+
+def test_a_convolution_that_torch_computes_wrongly_gets_a_contiguous_input() -> None:
+    """In bfloat16, one kernel a channel, one frame, padded in time: wrong in channels_last_3d."""
+    model = nn.Sequential(nn.Conv3d(3, 6, (1, 1, 2)), nn.Conv3d(6, 12, 2, groups=6, padding=1))
+    model = model.to(torch.bfloat16).eval()
+    x = torch.randn(2, 3, 2, 4, 5, dtype=torch.bfloat16)
+    for example in ((x,), None):
+        fast = fxtemporal.optimize(model, example, tune="static")
+        for frames in (1, 2, 3):
+            clip = torch.randn(2, 3, frames, 4, 5, dtype=torch.bfloat16)
+            torch.testing.assert_close(fast(clip), model(clip), rtol=0.02, atol=0.02)

@@ -27,8 +27,8 @@ from fxtemporal.analysis.layout_regions import keeps_layout
 from fxtemporal.functional import conv3d_in_form
 from fxtemporal.functional.layout import transformed
 from fxtemporal.ir.leaf import leaf_function
-from fxtemporal.ir.node_meta import copy_meta
-from fxtemporal.ir.ops import Trait
+from fxtemporal.ir.node_meta import copy_meta, value_of
+from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.support.torch_private.convolutions import memory_format
 
@@ -189,12 +189,12 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
     """Whether numbers may depend on the memory layout of the input of ``node``.
 
     Random numbers are drawn in memory order; and ``x.contiguous()`` is ``x`` or a copy, which
-    differ once something is written. Some ops raise an error in other layouts.
+    differ once something is written. Some ops raise an error in other layouts, or misread them.
     """
     if _follows(node):
         return False
     op = program.op(node)
-    if op is not None and Trait.PICKS_LAYOUTS in op.traits:
+    if op is not None and (Trait.PICKS_LAYOUTS in op.traits or _is_misread(program, op)):
         return True
     if op is None or op.random or ("training" in op.args and "norm" not in op.name):
         return op is None or Trait.PER_CHANNEL not in op.traits
@@ -203,9 +203,24 @@ def _reads_layout(program: Program, node: fx.Node, last_write: Sequence[fx.Node]
     return not alike and any(node < write for write in last_write)
 
 
+def _is_misread(program: Program, op: Op) -> bool:
+    """Whether torch may compute a convolution wrongly on a channels-last input.
+
+    In bfloat16, oneDNN reads beyond such an input of one frame where each channel has a kernel of
+    its own, and the time is padded (seen with torch 2.13).
+    """
+    if op.name != "conv3d" or op.args["groups"] == 1:
+        return False
+    weight = op.args["weight"]
+    known = program.tensor(weight.name) if isinstance(weight, Attr) else value_of(weight)
+    return not isinstance(known, Tensor) or known.dtype == torch.bfloat16
+
+
 def _makes_dense(program: Program, node: fx.Node) -> bool:
     """Whether the layout of the result of ``node`` does not depend on that of its input."""
     op = program.op(node)
+    if op is not None and op.name == "flatten":  # T = 1 and later dimensions left: it may be a view
+        return op.args["end_dim"] in (-1, (program.dims(op.args["input"]) or 0) - 1)
     return op is not None and Trait.DENSE in op.traits
 
 
