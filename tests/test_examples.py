@@ -21,6 +21,7 @@ SAYS = {
     "deploy_tensorrt.py": "layers",
     "deploy_torch_tensorrt.py": "pip install 'fxtemporal[tensorrt]'",
     "conv3d_network.py": "largest difference",
+    "diffusers_pipeline.py": "",
     "finetune.py": "as deployed",
     "train_then_deploy.py": "largest difference",
 }
