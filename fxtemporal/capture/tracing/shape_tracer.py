@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtemporal.capture.tracing.base_tracer import swap
 from fxtemporal.capture.tracing.errors import OpError
+from fxtemporal.capture.tracing.input_data import InputData
 from fxtemporal.capture.tracing.python_patches import answering, modes_read, user_location
 from fxtemporal.capture.tracing.shape_memo import ShapeMemo
 from fxtemporal.capture.tracing.shape_proxy import NUMBER, ReadingTracer, ShapeProxy, expression
@@ -151,6 +152,7 @@ class ShapeTracer(ReadingTracer):
         self._wrapped = wrapped
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
+        self._data = InputData(example)
         self._memo = ShapeMemo(self.fake_mode)
         self._checked: dict[fx.Node, fx.Node] = {}
         self._ranked: set[fx.Node] = set()
@@ -334,7 +336,23 @@ class ShapeTracer(ReadingTracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if kind not in ("placeholder", "output"):
             self._evaluate(proxy.node)
+        if kind == "call_method" and target in ("item", "tolist"):
+            return self._data_of(proxy)
         return proxy
+
+    def _data_of(self, proxy: Any) -> Any:
+        """The data that Python gets of an input that is a setting, with a guard; else ``proxy``."""
+        if proxy.known or self._inside_leaf:
+            return proxy
+        try:
+            with DisableTorchFunction():
+                value = self._data.of(proxy.node)
+        except Exception:  # not a setting, or an op that fails
+            return proxy
+        set_value(proxy.node, value)
+        text = expression(proxy.node)
+        self._check(proxy.node, value, text, user_location(), "its data were read", read="data")
+        return value
 
     def _rank(self, proxy: ShapeProxy) -> int:
         """The rank of ``proxy``, with a guard: squeeze() may have made it depend on the sizes."""
@@ -424,7 +442,7 @@ class ShapeTracer(ReadingTracer):
             if key is not None:
                 self._memo.remember(key, node)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            return  # its size depends on the data
+            self._note_size_of_settings(node)  # it depends on the data
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             path = str(node.target) if node.op == "call_module" else self.scope.module_path
             shapes = ", ".join(
@@ -435,6 +453,20 @@ class ShapeTracer(ReadingTracer):
             raise OpError(node.meta.get("location"), path, shapes) from error
         finally:
             self._inside_leaf = was
+
+    def _note_size_of_settings(self, node: fx.Node) -> None:
+        """Take the shape of ``node`` from the data of inputs that are settings, with a guard."""
+        try:
+            value = self._data.of(node)
+        except Exception:  # not settings, or an op that fails
+            return
+        if not isinstance(value, torch.Tensor):
+            return
+        set_value(node, self.fake_mode.from_tensor(value, static_shapes=True))
+        shape = self.graph.call_function(getattr, (node, "shape"))
+        set_value(shape, value.shape)
+        text = f"{expression(node)}.shape"
+        self._check(shape, tuple(value.shape), text, user_location(), "it depends on data")
 
     # -- modules and attributes ------------------------------------------------------------------
 
@@ -489,7 +521,10 @@ class ShapeTracer(ReadingTracer):
             return proxy
         value = self.value_of(proxy, why)
         if isinstance(value, torch.Tensor):
-            raise TraceError(f"{why} reads the data of {expression(proxy.node)}, not its shape")
+            found = self.create_proxy("call_method", "item", (proxy,), {})
+            if isinstance(found, Proxy):
+                raise TraceError(f"{why} reads the data of {expression(proxy.node)}, not its shape")
+            return found
         if isinstance(value, torch.Size) or not isinstance(value, list | tuple | dict):
             text = expression(proxy.node)
             self._check(proxy.node, value, text, user_location(), f"{why} read it", read=why)
