@@ -103,6 +103,9 @@ def test_other_reads_of_settings(name: str) -> None:
     assert fxtemporal.report(fast).frontend == "fx"
     assert fxtemporal.report(fast).by_status("applied")
     torch.testing.assert_close(fast(CLIP, n), model(CLIP, n))
+    longer = noise(3, 7, 3, 6, 6)
+    torch.testing.assert_close(fast(longer, n), model(longer, n))
+    assert not fxtemporal.report(fast).refused
     for other in (torch.zeros_like(n), n * 0 + 5 if n.dtype != torch.bool else ~n):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -115,6 +118,22 @@ DATA = {
     "numbers with a fraction": (lambda x, n: float(n), torch.tensor(0.5)),
     "the clip": (lambda x, n: float(x.max()), torch.tensor(1)),
 }
+
+
+def test_lengths_of_whole_numbered_clips_are_data() -> None:
+    model = Reads(lambda x, n: float(n.max())).eval()
+    model.conv = nn.Sequential(ToFloat(), model.conv)
+    clip = (CLIP * 9).to(torch.uint8)
+    try:
+        fast = fxtemporal.optimize(model, (clip, torch.tensor([4, 2])), tune="static")
+    except CaptureError:
+        return
+    assert fxtemporal.report(fast).frontend in ("parts", "export")
+
+
+class ToFloat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
 
 
 @pytest.mark.parametrize("name", DATA)

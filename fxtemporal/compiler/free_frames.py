@@ -24,6 +24,7 @@ from fxtemporal.analysis.families import families_of, is_input
 from fxtemporal.analysis.loops import computes
 from fxtemporal.capture.arguments import behind_pre_hooks
 from fxtemporal.capture.capture import capture
+from fxtemporal.capture.tracing.input_data import MOST
 from fxtemporal.compiler.state import Example, State
 from fxtemporal.compiler.unifier import Unifier, code, counts_laps, skeleton
 from fxtemporal.ir.admitted import AdmittedFrames
@@ -108,7 +109,7 @@ class _Retrace:
         given = behind_pre_hooks(self.model, *own_inputs(example))
         # The result runs these hooks before its graph, as the model does.
         self.model._forward_pre_hooks.clear()
-        self.shapes = pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), given)
+        self.shapes = pytree.tree_map_only(Tensor, _kept, given)
 
     def __call__(self, dim: int, frames: int, other: int) -> Program:
         """The rewritten program with ``other`` entries in dimension ``dim``, not ``frames``."""
@@ -126,9 +127,23 @@ class _Retrace:
             sizes = list(like.shape)
             if len(sizes) >= least_rank and dim < len(sizes) and sizes[dim] == old:
                 sizes[dim] = new
+            if sizes == list(like.shape) and _may_be_settings(like):
+                return like.clone()
             return like.new_zeros(sizes)
 
         return pytree.tree_map_only(Tensor, empty, self.shapes)
+
+
+def _may_be_settings(tensor: Tensor) -> bool:
+    """Whether a forward may read the data of ``tensor``: of a few whole numbers."""
+    return not tensor.is_floating_point() and 0 < tensor.numel() <= MOST
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """What is kept of an example input: its shape, and the data of settings."""
+    if _may_be_settings(tensor):
+        return tensor.clone()
+    return tensor.new_zeros(()).expand(tensor.shape)
 
 
 class _Trial:

@@ -15,9 +15,9 @@ from torch import fx
 
 from fxtemporal.support.torch_private import pytree
 
-__all__ = ["InputData"]
+__all__ = ["MOST", "InputData"]
 
-_MOST = 4096
+MOST = 4096
 """Entries of a tensor that may be settings."""
 _HOMES = ("torch", "_operator", "builtins", "math")
 
@@ -28,8 +28,8 @@ class InputData:
     def __init__(self, example: Mapping[str, Any] | None) -> None:
         self._example = example or {}
         tensors = [t for t in pytree.tree_leaves(self._example) if isinstance(t, torch.Tensor)]
-        floats = [t for t in tensors if t.is_floating_point() and t.dim()]
-        self._samples = max(floats, key=torch.Tensor.dim).shape[0] if floats else None
+        largest = max(tensors, key=lambda t: (t.dim(), t.numel()), default=torch.tensor(0))
+        self._samples = largest.shape[:1]
         self._known: dict[fx.Node, Any] = {}
 
     def of(self, node: Any) -> Any:
@@ -61,6 +61,7 @@ class InputData:
             if not isinstance(leaf, torch.Tensor):
                 continue
             whole = not leaf.is_floating_point() and not leaf.is_complex()
-            if not whole or leaf.numel() > _MOST or leaf.shape[:1] == (self._samples,):
+            each = leaf.dim() > 0 and leaf.shape[:1] == self._samples
+            if not whole or leaf.numel() > MOST or each:
                 raise LookupError("not a setting")
         return value
