@@ -357,6 +357,12 @@ def test_a_refused_call_without_gradients_leaves_the_next_one_alone() -> None:
 UNKNOWN = {
     "meshgrid": (lambda x: torch.meshgrid(x[0, :, 0, 0], x[0, :, 0, 0], indexing="ij"), True),
     "a method": (lambda x: x.vsplit(1), True),
+    "a sampling": (
+        lambda x: nn.functional.grid_sample(x, x.new_zeros(len(x), 2, 2, 2), align_corners=False),
+        True,
+    ),
+    "a conversion": (lambda x: x.type(torch.float64), True),
+    "gumbel": (lambda x: nn.functional.gumbel_softmax(x), False),
     "fractional pooling": (lambda x: nn.functional.fractional_max_pool2d(x, 2, (2, 2)), False),
     "poisson": (lambda x: torch.poisson(x.abs()), False),
     "statistics": (

@@ -15,12 +15,14 @@ from torch import fx, nn
 from fxtemporal.analysis.aliasing import Aliasing, of_library, written_by
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import QUESTIONS, guard
-from fxtemporal.ir.node_meta import value_of
+from fxtemporal.ir.node_meta import has_value, value_of
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.ir.shallow_copy import runs_torch_alone
+from fxtemporal.ir.values import run_node
 from fxtemporal.support.torch_private import pytree
+from fxtemporal.support.torch_private.dispatch import TorchDispatchMode
 from fxtemporal.support.torch_private.operators import OpOverload
 
 __all__ = ["Mover", "is_checked_first", "needed_by"]
@@ -71,25 +73,33 @@ def _may_be_seen(program: Program, node: fx.Node) -> bool:
     gives = pytree.tree_leaves(value_of(node))
     if of_library(node) and not any(isinstance(value, torch.Tensor) for value in gives):
         return False
-    return not _is_pure_aten(node)
+    return not _is_pure(program, node)
 
 
-def _is_pure_aten(node: fx.Node) -> bool:
-    """Whether torch says of an op of its own that it writes nothing and draws nothing."""
-    if isinstance(node.target, OpOverload):
-        overloads = [node.target]
-    elif of_library(node) and "out" not in node.kwargs and not _is_of_nn(node):
-        packet = getattr(torch.ops.aten, getattr(node.target, "__name__", str(node.target)), None)
-        named = [] if packet is None else [name for name in packet.overloads() if "out" not in name]
-        overloads = [getattr(packet, name) for name in named]
-    else:
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether an op of torch draws random numbers or writes, in a call on fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.seen |= not isinstance(func, OpOverload) or _draws_or_writes(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_pure(program: Program, node: fx.Node) -> bool:
+    """Whether all ops that a call of a library's function runs draw and write nothing."""
+    if not of_library(node) or not all(map(has_value, node.all_input_nodes)):
         return False
-    return bool(overloads) and not any(map(_draws_or_writes, overloads))
-
-
-def _is_of_nn(node: fx.Node) -> bool:
-    """Whether Python code of torch runs, which may draw numbers for the op of its name."""
-    return str(getattr(node.target, "__module__", "")).startswith("torch.nn")
+    watch = _Watch()
+    try:
+        run_node(program.gm, node, program.fake_mode, watch)
+    except Exception:  # its size depends on the data, say
+        return False
+    return not watch.seen
 
 
 def _draws_or_writes(overload: OpOverload) -> bool:
