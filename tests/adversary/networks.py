@@ -372,7 +372,11 @@ def _branch(draft: Draft) -> bool:
     parts = [f"b{i}" for i in range(len(names))] + ["f"] * draft.chance(0.5)
     joined = rng.choice((f"torch.cat([{', '.join(parts)}], 1)", " + ".join(parts)))
     lines.append(f"f = {joined}")
-    draft.scope["f"] = draft.get("f").clone()
+    try:
+        draft.scope["f"] = draft.get("f").clone()
+    except RuntimeError:  # a view that was written where gradients are off
+        draft.parts, draft.scope = state
+        return False
     if draft.say("body", "\n".join(lines)) and draft.fits("f", 20000):
         return True
     draft.parts, draft.scope = state
