@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -232,3 +233,27 @@ def test_a_convolution_that_torch_computes_wrongly_gets_a_contiguous_input() -> 
         for frames in (1, 2, 3):
             clip = torch.randn(2, 3, frames, 4, 5, dtype=torch.bfloat16)
             torch.testing.assert_close(fast(clip), model(clip), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("write", [lambda a: a.zero_(), lambda a: a.sign_(), lambda a: a.mul_(2)])
+@pytest.mark.parametrize("example", [True, False])
+def test_a_write_into_a_view_that_a_layout_makes_a_copy(write: Any, example: bool) -> None:
+    """``flatten`` of a contiguous tensor is a view, whatever op writes into it."""
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 3, (1, 1, 2), padding=(2, 0, 0))
+            self.last = nn.Conv3d(3, 2, (2, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            f = self.conv(x)
+            write(f.flatten(1))
+            return self.last(f)
+
+    model = Writes().eval()
+    given = (torch.randn(2, 3, 4, 5, 5),) if example else None
+    fast = fxtemporal.optimize(model, given, tune="static")
+    for frames in (1, 4, 7):
+        x = torch.randn(2, 3, frames, 5, 5)
+        torch.testing.assert_close(fast(x), model(x))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxtemporal.analysis.aliasing import written_by
 from fxtemporal.analysis.layout_regions import keeps_layout
 from fxtemporal.functional import conv3d_in_form
 from fxtemporal.functional.layout import transformed
@@ -225,8 +226,7 @@ def _makes_dense(program: Program, node: fx.Node) -> bool:
 
 
 def _writes(program: Program, node: fx.Node) -> bool:
-    op = program.op(node)
-    return op is not None and op.inplace
+    return bool(written_by(program, node))
 
 
 def _above(form: fx.Node) -> set[fx.Node]:
