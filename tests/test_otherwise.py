@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import PassError, SpecializationError
+from tests.straight_through import Straight
 from tests.zoo import noise
 
 SHORT, LONG = noise(2, 3, 3, 6, 6), noise(2, 9, 3, 6, 6)
@@ -324,16 +325,6 @@ def test_a_layer_that_keeps_a_state_is_not_run_twice() -> None:
     quiet = optimized(model.eval(), noise(2, 4))
     with pytest.warns(UserWarning, match="right only where"):
         torch.testing.assert_close(quiet(noise(3, 4)), model(noise(3, 4)))
-
-
-class Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0] * 3
 
 
 class Estimator(Branching):

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import fxtemporal
 from fxtemporal import GradientError
 from fxtemporal.ir.outputs import leaves_of, put_together, take_apart
+from tests.straight_through import Straight
 from tests.strictly import strictly
 from tests.zoo import noise
 
@@ -213,16 +214,6 @@ def test_other_classes_are_refused_or_right(made: Any) -> None:
     assert type(fast(CLIP)) is type(model(CLIP))
 
 
-class Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0] * 3
-
-
 def test_refused_gradients_of_tensors_within_objects() -> None:
     model = Returns(lambda y: Registered(dist=Gaussian(Straight.apply(y)))).eval()
     fast = strictly(model, (CLIP,), tune="static")
@@ -263,6 +254,14 @@ def test_apart_and_together(kind: str) -> None:
     assert [id(v) for v in contents(again)] == [id(v) for v in contents(value)]
     assert take_apart(value, {})[1] == layout
     assert copy.deepcopy(layout) == layout
+
+
+def test_an_object_at_two_places_is_taken_apart_where_identity_does_not_matter() -> None:
+    record = Record(CLIP)
+    again = put_together(*take_apart((record, record)))
+    assert [type(v) for v in again] == [Record, Record]
+    with pytest.raises(ValueError, match="at two places"):
+        take_apart((record, record), {})
 
 
 def test_a_circle_is_refused() -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import OrderedDict
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 from fxtemporal.ir.in_place import is_in_place
-from fxtemporal.ir.shallow_copy import HOOK_TABLES
+from fxtemporal.ir.shallow_copy import forget_hooks
 from fxtemporal.support.errors import CaptureError
 
 __all__ = ["method_of", "owner_of"]
@@ -82,7 +81,5 @@ def method_of(model: Any, name: str) -> nn.Module:
     named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     view: nn.Module = object.__new__(type(kind.__name__, (kind,), {_FORWARD: forward, **named}))
     vars(view).update((key, v) for key, v in vars(model).items() if not is_in_place(v))
-    vars(view).update(
-        (hooks, OrderedDict()) for hooks in HOOK_TABLES
-    )  # of calls of the model itself
+    forget_hooks(view)
     return view

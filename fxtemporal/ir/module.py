@@ -198,7 +198,7 @@ class OptimizedModule(fx.GraphModule):
                 return _Refused.apply(leaf, source, why)  # type: ignore[no-untyped-call]
             return leaf
 
-        apart, layout = take_apart(outputs, {})
+        apart, layout = take_apart(outputs)
         return put_together(pytree.tree_map(refused, apart), layout)
 
     def train(self, mode: bool = True) -> OptimizedModule:

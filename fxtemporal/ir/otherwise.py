@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxtemporal.ir.shallow_copy import HOOK_TABLES, twin
+from fxtemporal.ir.shallow_copy import HOOK_TABLES, forget_hooks, twin
 from fxtemporal.ir.source import is_user_file
 from fxtemporal.support.errors import FxTemporalError, SpecializationError
 from fxtemporal.support.torch_private import pytree
@@ -57,7 +57,7 @@ class Otherwise:
         self._recapture = recapture
         self._hooks_traced = hooks_traced
         if not hooks_traced:
-            vars(self._original).update((name, OrderedDict()) for name in HOOK_TABLES)
+            forget_hooks(self._original)
         self._made: OrderedDict[Hashable, nn.Module | None] = OrderedDict()
         self._refused: Counter[str] = Counter()
         self._lock = threading.RLock()

@@ -38,10 +38,10 @@ class Layout:
     parts: tuple[Layout | None, ...]
 
 
-def take_apart(value: Any, met: dict[int, Any]) -> tuple[Any, Layout | None]:
+def take_apart(value: Any, met: dict[int, Any] | None = None) -> tuple[Any, Layout | None]:
     """``value`` in lists that a graph can hold, and its layout; ``(value, None)`` if it fits so.
 
-    ``met`` gets the objects that were taken apart, by identity.
+    ``met`` gets the objects that were taken apart, by identity; without it, none is looked up.
 
     Raises:
         ValueError: an object is there twice, so that two would come back.
@@ -53,7 +53,7 @@ def take_apart(value: Any, met: dict[int, Any]) -> tuple[Any, Layout | None]:
     layouts = tuple(layout for _, layout in found)
     if type(value) in _NESTED and not any(layouts):
         return value, None
-    if hasattr(value, "__dict__"):
+    if met is not None and hasattr(value, "__dict__"):
         if id(value) in met:
             raise ValueError(f"a {type(value).__name__} is returned at two places")
         met[id(value)] = value

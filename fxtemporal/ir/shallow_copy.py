@@ -13,7 +13,7 @@ from types import MethodType
 from torch import nn
 from torch.jit import ScriptModule
 
-__all__ = ["HOOK_TABLES", "carries_hooks", "runs_torch_alone", "twin"]
+__all__ = ["HOOK_TABLES", "carries_hooks", "forget_hooks", "runs_torch_alone", "twin"]
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -33,6 +33,11 @@ _CONTAINERS = (dict, list, set, OrderedDict)
 def carries_hooks(module: nn.Module) -> bool:
     """Whether ``module`` itself carries hooks, which run at every call of it."""
     return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def forget_hooks(module: nn.Module) -> None:
+    """Remove the hooks of calls of ``module`` itself, without changing tables that others share."""
+    vars(module).update((name, OrderedDict()) for name in HOOK_TABLES)
 
 
 def runs_torch_alone(module: nn.Module) -> bool:

@@ -3,6 +3,10 @@
 A vision tower reads ``grid_thw.tolist()`` and builds shapes of it, as another model does of Python
 numbers. Where the caller gives such a tensor, the graph holds what was read, with a guard on it. A
 tensor with an entry for each sample (lengths, masks) is data: another call has other numbers.
+
+The guard is on the node that was read, so a value that another call does not have, whatever made it
+(a draw, a write through a view), is refused there. Which ops are computed here is no more than a
+choice of what is worth holding.
 """
 
 from __future__ import annotations
