@@ -264,6 +264,31 @@ def test_what_an_op_writes(body: Body, writes: int) -> None:
     assert len(found) == writes
 
 
+@pytest.mark.parametrize(
+    ("body", "writes"),
+    [
+        (lambda seen, x: seen.add_(1), True),
+        (lambda seen, x: seen.copy_(x[0]), True),
+        (lambda seen, x: F.relu(seen, inplace=True), True),
+        (lambda seen, x: x.add_(seen), False),
+        (lambda seen, x: seen + x, False),
+    ],
+)
+def test_a_buffer_that_an_op_writes(body: Callable[[Tensor, Tensor], Any], writes: bool) -> None:
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            body(self.seen, x)
+            return x * 2
+
+    program = capture(Holds(), (noise(2, 3),))
+    found = [w.target for node in program.graph.nodes for w in written_by(program, node)]
+    assert found == (["seen"] if writes else [w for w in found if w != "seen"])
+
+
 def test_the_cost_is_linear_in_the_number_of_frames() -> None:
     def cost(frames: int) -> float:
         def forward(self: Any, x: Tensor) -> Tensor:

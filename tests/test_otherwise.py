@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -214,6 +215,43 @@ def test_nothing_is_done_twice(change: Callable[[Tensor], Any], once: bool) -> N
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(mine, theirs)
     assert len(caught) == 1
+
+
+class Updating(nn.Module):
+    """Writes a buffer before the size is read that the graph is held to."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3))
+        self.register_buffer("seen", torch.zeros(2))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self.seen, x)
+        y = self.conv(x).relu_()
+        return y * 2 if torch.cat([y, y], 2).shape[2] > 8 else y
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda seen, x: seen.add_(1),
+        lambda seen, x: seen[:1].mul_(2).add_(1),
+        lambda seen, x: seen.copy_(seen + x.mean()),
+        lambda seen, x: seen.__setitem__(0, seen[0] + 1),
+        lambda seen, x: nn.functional.relu(seen.sub_(1), inplace=True),
+        lambda seen, x: torch.add(seen, 1, out=seen),
+    ],
+)
+def test_a_buffer_is_written_once(change: Callable[[Tensor, Tensor], Any]) -> None:
+    model, reference = Updating(change).eval(), Updating(change).eval()
+    fast = optimized(model, noise(1, 3, 4, 6, 6), verify=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(SpecializationError):
+            fast(noise(1, 3, 6, 6, 6))
+            reference(noise(1, 3, 6, 6, 6))
+            torch.testing.assert_close(model.seen, reference.seen)
 
 
 def test_compilers_and_traces_get_the_error(model: nn.Module) -> None:

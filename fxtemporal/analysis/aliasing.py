@@ -138,8 +138,10 @@ def written_by(program: Program, node: fx.Node) -> list[fx.Node]:
     """The nodes whose memory ``node`` writes."""
     op = program.op(node)
     if op is not None:
-        written = op.args.get("input")
-        return [written] if op.inplace and isinstance(written, fx.Node) else []
+        written = op.args.get("input") if op.inplace else None
+        if isinstance(written, Attr):
+            return [source for source in node.all_input_nodes if source.op == "get_attr"]
+        return [written] if isinstance(written, fx.Node) else []
     if not node.op.startswith("call") or node.target in QUESTIONS:
         return []
     name = getattr(node.target, "__name__", str(node.target))

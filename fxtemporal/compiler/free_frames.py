@@ -47,6 +47,12 @@ __all__ = ["free_frames", "freed", "trip_counts"]
 _OTHERS = (2, 3, 8, 15, 26, 43, 70)
 """Numbers of frames to trace with, until an even and an odd one give the same graph."""
 
+_STEPS = (4, 8, 16)
+"""Frames to add instead, for a model that takes neither 2 nor 3: it may ask for 4 k, or 4 k + 1."""
+
+_REFUSED = 2
+"""After so many numbers that the model does not take, an even and an odd one need not be found."""
+
 _STRANGE = 3
 """Give up after this many numbers of frames that give another graph."""
 
@@ -113,12 +119,19 @@ class _Retrace:
 
     def __call__(self, dim: int, frames: int, other: int) -> Program:
         """The rewritten program with ``other`` entries in dimension ``dim``, not ``frames``."""
+        empty = partial(self._empty, dim, frames, other)
         with quiet():
             try:
-                program = capture(self.model, *self._empty(dim, frames, other, 3), only="fx")
-            except CaptureError:  # a mask (B, T) has to change too
-                program = capture(self.model, *self._empty(dim, frames, other, 2), only="fx")
+                program = capture(self.model, *empty(least_rank=3), only="fx")
+            except CaptureError:
+                if self._shapes(empty(least_rank=2)) == self._shapes(empty(least_rank=3)):
+                    raise
+                program = capture(self.model, *empty(least_rank=2), only="fx")  # a mask (B, T) too
             return run_rules(program, self.rules, self.skips).program
+
+    @staticmethod
+    def _shapes(inputs: Any) -> list[torch.Size]:
+        return [leaf.shape for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
     def _empty(self, dim: int, old: int, new: int, least_rank: int) -> Any:
         """Inputs of zeros whose dimension ``dim`` is ``new`` instead of ``old``."""
@@ -233,17 +246,22 @@ def freed(
         accepted: whether a program gives them for the example. It admits no other T yet.
         wanted: more numbers of frames to try.
     """
-    alike, strange = [(frames, program)], []
+    alike, strange, refused = [(frames, program)], list[int](), list[int]()
     lengths = {frames: len(program.graph.nodes)}
-    for other in _OTHERS:
+    others = [other for other in _OTHERS if other != frames]
+    while others:
         parities = {t % 2 for t, _ in alike[1:]}
-        if len(parities) == 2:
+        if len(parities) == 2 or (len(alike) > 2 and len(refused) >= _REFUSED):
             break
-        if other == frames:
-            continue
+        other = others.pop(0)
         try:
             tried = again(other)
         except Exception:  # the model itself may not take so many frames
+            refused.append(other)
+            if len(refused) == _REFUSED and len(alike) == 1:
+                others = [frames + step for step in _STEPS]
+            if len(refused) == 2 * _REFUSED and len(alike) < 3:
+                return None
             continue
         if skeleton(tried) == skeleton(program):
             alike.append((other, tried))

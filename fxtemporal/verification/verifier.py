@@ -352,8 +352,10 @@ def _shaken(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """``tensor`` with its last bits changed at random."""
     if not tensor.dtype.is_floating_point:
         return tensor
-    noise = torch.randn(tensor.shape, dtype=torch.float64, generator=generator).to(tensor.device)
-    moved = tensor.detach().double() * (1 + torch.finfo(tensor.dtype).eps * noise)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    noise = torch.randn(tensor.shape, dtype=wide, generator=generator).to(tensor.device)
+    still = tensor.detach().to(wide)
+    moved = torch.addcmul(still, still, noise, value=torch.finfo(tensor.dtype).eps)
     return moved.to(tensor.dtype).requires_grad_(tensor.requires_grad)  # a forward may ask
 
 

@@ -24,9 +24,11 @@ from torch.fx.proxy import TraceError
 from fxtemporal.capture.tracing.base_tracer import namespaces, swap, swap_item
 from fxtemporal.capture.tracing.errors import GradientModeError, StatefulError
 from fxtemporal.capture.tracing.shape_proxy import ReadingTracer, ShapeProxy
+from fxtemporal.capture.tracing.short_circuit import makes_no_difference
 from fxtemporal.ir.guards import Specialization
 from fxtemporal.ir.source import is_user_file, short_location
 from fxtemporal.support.errors import CaptureError
+from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.compilers import dynamo_knows_functions
 from fxtemporal.support.torch_private.fake_tensors import FakeTensor
 
@@ -54,8 +56,11 @@ def answering(tracer: ReadingTracer, root: nn.Module) -> Iterator[None]:
     is_tensor = partial(_isinstance, kinds=torch.Tensor)
     with ExitStack() as stack:
         stack.enter_context(swap(torch, "is_tensor", is_tensor))
+        stack.enter_context(swap(torch.jit, "isinstance", _of_values(torch.jit.isinstance)))
+        autocast = _reading(tracer, torch.autocast.__init__)
+        stack.enter_context(swap(torch.autocast, "__init__", autocast))
         for function in (torch.finfo, torch.iinfo):
-            stack.enter_context(swap(torch, function.__name__, _concrete(tracer, function)))
+            stack.enter_context(swap(torch, function.__name__, _reading(tracer, function)))
         grad_mode = _grad_mode(torch.is_grad_enabled, tracer.grad_mode)
         stack.enter_context(swap(torch, "is_grad_enabled", grad_mode))
         for namespace in namespaces(root):
@@ -72,6 +77,31 @@ def _isinstance(value: Any, kinds: Any) -> bool:
         is_parameter = value.node.op == "get_attr" and kinds is nn.Parameter
         return is_parameter or isinstance(value.val, kinds)
     return isinstance(value, kinds)
+
+
+def _of_values(jit_isinstance: Callable[..., bool]) -> Callable[..., bool]:
+    """torch.jit.isinstance() that sees through proxies, in lists and dicts too."""
+
+    def value(leaf: Any) -> Any:
+        if builtins.type(leaf) is not ShapeProxy:
+            return leaf
+        if not leaf.known:
+            raise TraceError("isinstance() of an input, and no example inputs were given")
+        return leaf.val
+
+    return lambda obj, kinds: jit_isinstance(pytree.tree_map(value, obj), kinds)
+
+
+def _reading(tracer: ReadingTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` that needs real values: torch.autocast of ``x.device.type``."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        why = f"{function.__qualname__}()"
+        read = partial(pytree.tree_map_only, ShapeProxy, lambda proxy: tracer.read(proxy, why))
+        return function(*(read(arg) for arg in args), **read(kwargs))
+
+    return wrapper
 
 
 class _TypeOfValues(type):
@@ -96,23 +126,18 @@ class _Type(type, metaclass=_TypeOfValues):
     """type() that sees through a proxy."""
 
 
-def _concrete(tracer: ReadingTracer, function: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(dtype: Any) -> Any:
-        return function(tracer.read(dtype, f"{function.__name__}()"))
-
-    return wrapper
-
-
 def _grad_mode(is_grad_enabled: Callable[[], bool], answer: bool | None) -> Callable[[], bool]:
     """Answers user code as if the caller's mode were ``answer``; with None, it is refused."""
     owner = threading.get_ident()
 
     def wrapper() -> bool:
-        if threading.get_ident() == owner and is_user_file(sys._getframe(1).f_code.co_filename):
-            if answer is None:
-                raise GradientModeError(_ASKED_MODE, answerable=True)
-            return answer and is_grad_enabled()
-        return is_grad_enabled()
+        asker = sys._getframe(1)
+        on = is_grad_enabled()  # off where the forward itself switches gradients off
+        if not on or threading.get_ident() != owner or not is_user_file(asker.f_code.co_filename):
+            return on
+        if answer is None and not makes_no_difference(asker):
+            raise GradientModeError(_ASKED_MODE, answerable=True)
+        return answer is not False
 
     return wrapper
 

@@ -145,7 +145,8 @@ class ShapeProxy(Proxy):
         return self // other, self % other
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return torch.as_tensor(self.tracer.read(self, "numpy")).numpy().astype(dtype)
+        array = torch.as_tensor(self.tracer.read(self, "numpy")).numpy()
+        return array if dtype is None else array.astype(dtype)
 
     def __str__(self) -> str:
         if not self.known:

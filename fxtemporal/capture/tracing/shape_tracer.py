@@ -317,6 +317,10 @@ class ShapeTracer(ReadingTracer):
         if isinstance(a, nn.Parameter):
             self._hold(a)
             return self._attribute(self._names[id(a)]).node
+        if type(a) is torch.Tensor:  # one that the model keeps in a dict
+            known = self.tensor_attrs.get(a)
+            self._hold(a) if known is None else self._names.setdefault(id(a), known)
+            return self._attribute(self._names[id(a)]).node
         if isinstance(a, torch.Generator):
             raise CaptureError(
                 "the forward draws random numbers from a generator of its own, whose state a graph "
@@ -480,7 +484,8 @@ class ShapeTracer(ReadingTracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if self._inside_leaf:
+        of_several = type(m) is nn.Identity and not any(isinstance(arg, Proxy) for arg in args)
+        if self._inside_leaf or of_several:  # a list stays Python's: the forward may change it
             return forward(*args, **kwargs)
         if self.submodule_paths is not None and m not in self.submodule_paths:
             # It was made here, like ``self.layers[1:]``, or the model keeps it in a plain list.
