@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxtemporal
+from fxtemporal import SpecializationError
 from fxtemporal.ir.admitted import AdmittedFrames
 from tests.strictly import strictly
 from tests.zoo import noise
@@ -260,6 +261,26 @@ def test_another_number_is_right_or_refused(forward: Forward) -> None:
         except fxtemporal.SpecializationError:
             continue
         torch.testing.assert_close(actual, model(clip(2, frames)))
+
+
+@pytest.mark.parametrize(
+    ("step", "rest", "given", "others"),
+    [(4, 1, 9, (5, 13, 33)), (4, 1, 17, (21, 9)), (2, 0, 6, (2, 10)), (4, 0, 16, (20, 8))],
+)
+def test_a_model_that_takes_some_numbers_only(
+    step: int, rest: int, given: int, others: tuple[int, ...]
+) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.size(1) % step != rest:
+            raise ValueError(f"give {step} k + {rest} frames")
+        return stacked(self, x)
+
+    model = Frames(forward)
+    result = strictly(model, (clip(2, given),), tune="static")
+    for frames in others:
+        torch.testing.assert_close(result(clip(1, frames)), model(clip(1, frames)))
+    with pytest.raises((SpecializationError, ValueError)):
+        result(clip(1, given + 1))
 
 
 def test_without_verification_the_number_stays() -> None:
