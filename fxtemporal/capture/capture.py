@@ -48,6 +48,7 @@ from fxtemporal.capture.tracing.shape_tracer import ShapeTracer
 from fxtemporal.ir.in_place import is_in_place
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.shape_memo import ShapeMemo, Shapes
 from fxtemporal.ir.shared_state import RandomStates
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.errors import CaptureError
@@ -64,11 +65,13 @@ def capture(
     *,
     frontend: str | None = None,
     only: str | None = None,
+    shapes: Shapes | None = None,
 ) -> Program:
     """Capture ``model`` as it runs on ``model(*args, **kwargs)``.
 
     Without example inputs no shapes are known. ``frontend="export"`` uses torch.export without
     trying the tracer; ``only="fx"`` raises where the tracer fails, without trying torch.export.
+    ``shapes`` are those that another capture found, ``program.shapes.known``, and found new here.
 
     Raises:
         CaptureError: the model cannot be captured, or does not run on the example inputs.
@@ -76,7 +79,7 @@ def capture(
     check_arguments(model, args, kwargs)
     example = None if args is None and kwargs is None else (args or (), dict(kwargs or {}))
     with one_capture, custom_functions() as functions, refusing_seeds():
-        program = _captured(model, example, frontend, only)
+        program = _captured(model, example, frontend, only, {} if shapes is None else shapes)
     if functions:
         named = ", ".join(dict.fromkeys(functions))
         program.gradients = f"a graph does not hold the backward of {named}"
@@ -84,12 +87,12 @@ def capture(
 
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-_Attempt: TypeAlias = Callable[[nn.Module, Example | None, Sequence[Exception]], Program]
+_Attempt: TypeAlias = Callable[[nn.Module, Example | None, Sequence[Exception], Shapes], Program]
 """Captures a model on its example, or raises. It gets the errors of the attempts before it."""
 
 
 def _captured(
-    model: Model, example: Example | None, frontend: str | None, only: str | None
+    model: Model, example: Example | None, frontend: str | None, only: str | None, shapes: Shapes
 ) -> Program:
     if isinstance(model, ExportedProgram):
         return from_exported(model, *(example_of(model, *(example or (None, None))) or ((), {})))
@@ -112,7 +115,7 @@ def _captured(
         if not _promises(attempt, failures):
             continue
         try:
-            return attempt(model, example, failures)
+            return attempt(model, example, failures, shapes)
         except CaptureError:
             raise
         except Exception as error:  # the user's forward ran on proxies: it may raise anything
@@ -135,19 +138,21 @@ def _called_otherwise(model: nn.Module) -> str | None:
     return None
 
 
-def _trace(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
+def _trace(
+    model: nn.Module, example: Example | None, failures: Sequence[Exception], shapes: Shapes
+) -> Program:
     """Capture by the tracer, which goes through functions that a library put under
     ``torch.fx.wrap``.
     """
-    return _traced(model, example)
+    return _traced(model, example, shapes)
 
 
 def _trace_in_both_modes(
-    model: nn.Module, example: Example | None, failures: Sequence[Exception]
+    model: nn.Module, example: Example | None, failures: Sequence[Exception], shapes: Shapes
 ) -> Program:
     """By the tracer, if it makes no difference whether gradients are recorded."""
-    program = _traced(model, example, grad_mode=True)
-    if not _same_code(program, _traced(model, example, grad_mode=False)):
+    program = _traced(model, example, shapes, grad_mode=True)
+    if not _same_code(program, _traced(model, example, shapes, grad_mode=False)):
         raise failures[-1]
     return program
 
@@ -168,10 +173,10 @@ def _equal(mine: Any, theirs: Any) -> bool:
 
 
 def _trace_wrapped(
-    model: nn.Module, example: Example | None, failures: Sequence[Exception]
+    model: nn.Module, example: Example | None, failures: Sequence[Exception], shapes: Shapes
 ) -> Program:
     """Capture by the tracer, with one node for each call of a function under ``torch.fx.wrap``."""
-    return _traced(model, example, wrapped=True)
+    return _traced(model, example, shapes, wrapped=True)
 
 
 def _promises(attempt: _Attempt, failures: Sequence[Exception]) -> bool:
@@ -185,7 +190,9 @@ def _promises(attempt: _Attempt, failures: Sequence[Exception]) -> bool:
     return True
 
 
-def _export(model: nn.Module, example: Example | None, failures: Sequence[Exception]) -> Program:
+def _export(
+    model: nn.Module, example: Example | None, failures: Sequence[Exception], shapes: Shapes
+) -> Program:
     """Capture by torch.export, which gives the forward real Python numbers for sizes."""
     *_, error = failures
     if isinstance(error, StatefulError) and (example is None or not error.exportable):
@@ -211,17 +218,18 @@ def _export(model: nn.Module, example: Example | None, failures: Sequence[Except
 def _traced(
     model: nn.Module,
     example: Example | None,
+    shapes: Shapes,
     *,
     wrapped: bool = False,
     grad_mode: bool | None = None,
 ) -> Program:
     """Trace a stand-in; the graph uses the parameters and modules of the model itself."""
     with stand_in(model, share_parameters=True, watched=True) as other:
-        return _trace_of(model, other, example, wrapped=wrapped, grad_mode=grad_mode)
+        return _trace_of(model, other, example, shapes, wrapped=wrapped, grad_mode=grad_mode)
 
 
 def _trace_of(
-    model: nn.Module, other: StandIn, example: Example | None, **settings: Any
+    model: nn.Module, other: StandIn, example: Example | None, known: Shapes, **settings: Any
 ) -> Program:
     bound = None
     if example is not None:
@@ -230,7 +238,8 @@ def _trace_of(
         bound = bind_example(model, args, kwargs)
         other.forget_changes()  # the result has these hooks too
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracer = ShapeTracer(fake_mode, bound, **settings)
+    shapes = ShapeMemo(fake_mode, known)
+    tracer = ShapeTracer(fake_mode, bound, shapes=shapes, **settings)
     states = RandomStates()
     with _without_logs():  # of an op that refuses its input: the error says it
         graph = tracer.trace(other.module)
@@ -243,7 +252,7 @@ def _trace_of(
     refuse_names(graph)
     gm = graph_module(root, graph, type(model).__name__)
     gm.return_as(tracer.returns)
-    program = Program(gm, fake_mode, "fx", note)
+    program = Program(gm, fake_mode, "fx", note, shapes)
     program.modes, program.writes = tracer.modes, writes
     with _without_logs():
         normalize(program)

@@ -31,6 +31,7 @@ from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import guard
 from fxtemporal.ir.node_meta import is_no_frame
 from fxtemporal.ir.program import Program
+from fxtemporal.ir.shape_memo import Shapes
 from fxtemporal.ir.stand_in import StandIn, own_inputs
 from fxtemporal.ir.values import rank, shape
 from fxtemporal.passes.pipeline import Key, Outcome, Skip, run_rules
@@ -78,7 +79,8 @@ def free_frames(state: State) -> State:
     if request.example is None or verifier is None or fixed or not counts:
         return state
     first, last = request.frames or (1, 0)
-    retrace = _Retrace(request.original, request.example, state.rules, state.skips)
+    known = state.captured.shapes.known
+    retrace = _Retrace(request.original, request.example, state.rules, state.skips, known)
     for dim, frames in counts:
         trial = _Trial(verifier, request.example, dim, frames)
         loose = freed(
@@ -109,8 +111,9 @@ class _Retrace:
         example: Example,
         rules: tuple[Rule[Any], ...],
         skips: Mapping[Key, Skip],
+        known: Shapes,
     ) -> None:
-        self.rules, self.skips = rules, skips
+        self.rules, self.skips, self.known = rules, skips, known
         self.model = StandIn(original, share_parameters=True).module
         given = behind_pre_hooks(self.model, *own_inputs(example))
         # The result runs these hooks before its graph, as the model does.
@@ -122,12 +125,15 @@ class _Retrace:
         empty = partial(self._empty, dim, frames, other)
         with quiet():
             try:
-                program = capture(self.model, *empty(least_rank=3), only="fx")
+                program = self._captured(empty(least_rank=3))
             except CaptureError:
                 if self._shapes(empty(least_rank=2)) == self._shapes(empty(least_rank=3)):
                     raise
-                program = capture(self.model, *empty(least_rank=2), only="fx")  # a mask (B, T) too
+                program = self._captured(empty(least_rank=2))  # a mask (B, T) too
             return run_rules(program, self.rules, self.skips).program
+
+    def _captured(self, inputs: Any) -> Program:
+        return capture(self.model, *inputs, only="fx", shapes=self.known)
 
     @staticmethod
     def _shapes(inputs: Any) -> list[torch.Size]:

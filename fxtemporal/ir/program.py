@@ -19,9 +19,10 @@ from torch import fx
 
 from fxtemporal.ir.guards import Specialization, guard, length, specializations
 from fxtemporal.ir.module import OptimizedModule
-from fxtemporal.ir.node_meta import has_value, needed_value, set_value, value_of
+from fxtemporal.ir.node_meta import has_value, needed_value, set_value, set_writes, value_of
 from fxtemporal.ir.ops import Attr, Describer, Op
 from fxtemporal.ir.shallow_copy import twin
+from fxtemporal.ir.shape_memo import ShapeMemo
 from fxtemporal.ir.source import is_user_file, short_location
 from fxtemporal.ir.values import attribute, rank, run_node
 from fxtemporal.support.torch_private import pytree
@@ -95,12 +96,18 @@ class Program:
     keeps_layouts: bool = True
 
     def __init__(
-        self, gm: fx.GraphModule, fake_mode: FakeTensorMode, frontend: str, note: str | None = None
+        self,
+        gm: fx.GraphModule,
+        fake_mode: FakeTensorMode,
+        frontend: str,
+        note: str | None = None,
+        shapes: ShapeMemo | None = None,
     ) -> None:
         self.gm = gm
         self.fake_mode = fake_mode
         self.frontend = frontend
         self.note = note
+        self.shapes = ShapeMemo(fake_mode) if shapes is None else shapes
         self._describe = Describer(gm)
         self._ops: dict[fx.Node, tuple[Any, Any, Op | None]] = {}
 
@@ -110,7 +117,7 @@ class Program:
         graph.output(graph.graph_copy(self.graph, {}))
         graph.set_codegen(self.graph._codegen)
         gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
-        copy = Program(gm, self.fake_mode, self.frontend, self.note)
+        copy = Program(gm, self.fake_mode, self.frontend, self.note, self.shapes)
         for name in ("modes", "writes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
             setattr(copy, name, getattr(self, name))
         return copy
@@ -304,7 +311,7 @@ class Program:
                 new = not has_value(node)
                 kinds = (DataDependentOutputException, DynamicOutputShapeException)
                 with suppress(*kinds if new or looks else (Exception,)):
-                    value = run_node(self.gm, node, self.fake_mode, again=not new)
+                    value = self._computed(node, again=not new)
                     if new or not _lies_alike(value, needed_value(node)):
                         moved.add(node)
                     elif not looks:
@@ -316,6 +323,16 @@ class Program:
                             waiting.add(user)
                             heapq.heappush(pending, user)
         self._ops.clear()
+
+    def _computed(self, node: fx.Node, again: bool) -> Any:
+        key = self.shapes.key(node, self.gm, anywhere=True)
+        if key is not None and (known := self.shapes.recall(key)) is not None:
+            set_writes(node, False)
+            return known
+        value = run_node(self.gm, node, self.fake_mode, again=again)
+        if key is not None:
+            self.shapes.remember(key, node, value)
+        return value
 
     def _looks_into(self, node: fx.Node, renewed: set[fx.Node]) -> bool:
         """Whether an unknown call reads a value that was replaced, and may share its memory."""

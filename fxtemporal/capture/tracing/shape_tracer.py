@@ -31,7 +31,6 @@ from fxtemporal.capture.tracing.base_tracer import swap
 from fxtemporal.capture.tracing.errors import OpError
 from fxtemporal.capture.tracing.input_data import InputData
 from fxtemporal.capture.tracing.python_patches import answering, modes_read, user_location
-from fxtemporal.capture.tracing.shape_memo import ShapeMemo
 from fxtemporal.capture.tracing.shape_proxy import NUMBER, ReadingTracer, ShapeProxy, expression
 from fxtemporal.ir.admitted import AdmittedFrames
 from fxtemporal.ir.guards import (
@@ -54,6 +53,7 @@ from fxtemporal.ir.node_meta import (
 from fxtemporal.ir.outputs import Layout, leaves_of, take_apart
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.shallow_copy import carries_hooks
+from fxtemporal.ir.shape_memo import ShapeMemo
 from fxtemporal.ir.values import run_node
 from fxtemporal.support.errors import CaptureError
 from fxtemporal.support.torch_private import pytree, symbolic_trace
@@ -145,6 +145,7 @@ class ShapeTracer(ReadingTracer):
         wrapped: bool = False,
         grad_mode: bool | None = None,
         positional: int | None = None,
+        shapes: ShapeMemo | None = None,
     ) -> None:
         super().__init__()
         self.grad_mode = grad_mode
@@ -153,7 +154,7 @@ class ShapeTracer(ReadingTracer):
         self.fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
         self.example = example
         self._data = InputData(example)
-        self._memo = ShapeMemo(self.fake_mode)
+        self._memo = ShapeMemo(self.fake_mode) if shapes is None else shapes
         self._checked: dict[fx.Node, fx.Node] = {}
         self._ranked: set[fx.Node] = set()
         self._names: dict[int, str] = {}
@@ -435,16 +436,17 @@ class ShapeTracer(ReadingTracer):
                 self._compute(node)
 
     def _compute(self, node: fx.Node) -> None:
-        key = self._memo.key(node)
+        key = self._memo.key(node, self.root)
         if key is not None and (known := self._memo.recall(key)) is not None:
             set_value(node, known)
             set_writes(node, False)
             return
         was, self._inside_leaf = self._inside_leaf, True
         try:
-            set_value(node, run_node(self.root, node, self.fake_mode))
+            value = run_node(self.root, node, self.fake_mode)
+            set_value(node, value)
             if key is not None:
-                self._memo.remember(key, node)
+                self._memo.remember(key, node, value)
         except (DataDependentOutputException, DynamicOutputShapeException):
             self._note_size_of_settings(node)  # it depends on the data
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
