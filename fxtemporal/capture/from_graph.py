@@ -76,7 +76,7 @@ def refuse_names(graph: fx.Graph) -> None:
 
 def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> OptimizedModule:
     graph._tracer_cls = RecordingTracer  # unpickling traces the generated code with it
-    gm = OptimizedModule(root, graph, name)
+    gm = OptimizedModule(root, graph, name, later=True)
     gm.meta = {}
     return gm
 

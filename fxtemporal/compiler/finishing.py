@@ -32,6 +32,7 @@ def finish(state: State) -> State:
     request, program = state.request, state.rewritten.program
     gm, original = program.gm, request.original
     assert isinstance(gm, OptimizedModule)
+    gm.recompile()  # now, not in the first thread that calls it
     _dump(state)
     comparison = state.comparison
     if state.lossy.changed and comparison is not None and request.example is not None:

@@ -72,8 +72,17 @@ class OptimizedModule(fx.GraphModule):
 
     _derived = ("_watch", "_watched", "_otherwise")  # a stand-in does not copy them
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        class_name: str = "GraphModule",
+        *,
+        later: bool = False,
+    ) -> None:
+        vars(self)["_later"] = later
         super().__init__(root, graph, class_name)
+        del vars(self)["_later"]
         self._restore(_contents(root))
 
     def _restore(self, kept: dict[str, Any]) -> None:
@@ -158,10 +167,31 @@ class OptimizedModule(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Make the forward again from the graph, with what it does where a guard refuses."""
+        if vars(self).get("_later"):
+            return self.recompile_later()
         code = super().recompile()
         kind: Any = type(self)
         kind.forward = _refusable(kind.forward)
         return code
+
+    def recompile_later(self) -> None:
+        """Make the forward from the graph when it is next asked for: rewrites change it often."""
+        kind: Any = type(self)
+        kind.forward = _FromGraph(self)
+
+    @property
+    def code(self) -> str:
+        """The Python code of the graph."""
+        self._make_code()
+        return super().code
+
+    def __str__(self) -> str:
+        self._make_code()
+        return super().__str__()
+
+    def _make_code(self) -> None:
+        if isinstance(vars(type(self)).get("forward"), _FromGraph):
+            self.recompile()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         watch = vars(self).get("_watch")
@@ -229,12 +259,26 @@ class OptimizedModule(fx.GraphModule):
                     f"this graph calls {node.target}, which fx cannot build again from a pickle: "
                     "save the module with torch.export.save(torch.export.export(module, inputs))"
                 )
+        self._make_code()
         living = {name: vars(self).pop(name) for name in self._derived if name in vars(self)}
         try:  # a pickled module does not watch a model, and has none to run
             rebuild, state = super().__reduce__()
         finally:
             vars(self).update(living)
         return _rebuild, (rebuild, state, _contents(self))
+
+
+class _FromGraph:
+    """A forward that is not made yet."""
+
+    def __init__(self, module: OptimizedModule) -> None:
+        self._module = weakref.ref(module)
+
+    def __get__(self, module: OptimizedModule | None, kind: type) -> Any:
+        module = self._module() if module is None else module
+        assert module is not None
+        module.recompile()
+        return module.forward
 
 
 _refused_calls = threading.local()

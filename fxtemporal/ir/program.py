@@ -97,7 +97,7 @@ class Program:
 
     def __init__(
         self,
-        gm: fx.GraphModule,
+        gm: OptimizedModule,
         fake_mode: FakeTensorMode,
         frontend: str,
         note: str | None = None,
@@ -116,7 +116,7 @@ class Program:
         graph = fx.Graph(tracer_cls=self.graph._tracer_cls)
         graph.output(graph.graph_copy(self.graph, {}))
         graph.set_codegen(self.graph._codegen)
-        gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__)
+        gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__, later=True)
         copy = Program(gm, self.fake_mode, self.frontend, self.note, self.shapes)
         for name in ("modes", "writes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
             setattr(copy, name, getattr(self, name))
@@ -280,10 +280,10 @@ class Program:
         return re.sub(r"^L\['self'\]\.?|^_export_root\.?", "", str(path))
 
     def refresh(self) -> None:
-        """Compute the values of new nodes, check the graph and recompile it."""
+        """Compute the values of new nodes and check the graph, which has other code from now on."""
         self.fill_in()
         self.graph.lint()
-        self.gm.recompile()
+        self.gm.recompile_later()
 
     @leaving_transforms()
     def fill_in(self) -> None:

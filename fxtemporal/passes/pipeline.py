@@ -87,6 +87,7 @@ def _run(
                     keep_output_layouts(outcome.program, captured)
                 keep_gradient_layouts(outcome.program)
                 outcome.program.refresh()
+            outcome.program.gm.recompile()
             return outcome
         except FxTemporalError:
             raise
