@@ -152,7 +152,7 @@ def run_case(
                 fast = _optimized(model, inputs, engine, Path(cache), result)
                 for variant, module in ((BEFORE, model), (AFTER, fast)):
                     tick(f"compiling, {engine}, {variant}")
-                    compiled = compile_with(engine, module, inputs)
+                    compiled = compile_with(ENGINES[engine], module, inputs)
                     calls[engine, variant] = compiled.run
                     result.compile_seconds[engine, variant] = compiled.seconds
             except Exception as error:  # an engine may raise anything on what it does not know
@@ -191,7 +191,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     environment = {**machine(), "torchvision": version("torchvision")}
-    environment |= versions(options.engines)
+    environment |= versions(ENGINES[name] for name in options.engines)
     environment["device with a GPU"] = "not measured"
     path = RESULTS / f"conv3d-{machine_slug(environment)}.json"
     records: dict[str, dict[str, Any]] = {}

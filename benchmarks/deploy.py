@@ -44,7 +44,7 @@ from benchmarks.models import Case
 from fxtemporal import Artifact, Factorize, Tune
 from fxtemporal.lowering.lower import BACKENDS
 from fxtemporal.passes import PORTABLE_PASSES
-from fxtemporal.tuning.engines import reset, versions
+from fxtemporal.tuning.engines import ENGINES, reset, versions
 
 __all__ = ["main"]
 
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="with --save: what benchmarks/results has of other models and ways stays",
     )
     options = parser.parse_args(arguments)
-    environment = {**machine(), **versions(["openvino", "onnxruntime"])}
+    environment = {**machine(), **versions([ENGINES["openvino"], ENGINES["onnxruntime"]])}
     environment["device with a GPU"] = "not measured"
     path = RESULTS / f"deploy-{machine_slug(environment)}.json"
     names = options.only or list(MODELS)

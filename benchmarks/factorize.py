@@ -118,7 +118,7 @@ def _milliseconds(net: nn.Module, engines: Sequence[str], count: int) -> Rows:
                 freeze=engine != "eager",
             )
             for name, model in (("as it is", copy.deepcopy(net)), ("half of the FLOPs", half)):
-                calls[engine, name] = partial(compile_with(engine, model, (x,)).run, x)
+                calls[engine, name] = partial(compile_with(ENGINES[engine], model, (x,)).run, x)
         found = interleaved({" ".join(key): call for key, call in calls.items()}, 200, budget=30.0)
     timings: dict[tuple[str, str], Timing] = {key: found[" ".join(key)] for key in calls}
     rows = []

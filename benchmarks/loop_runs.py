@@ -26,7 +26,7 @@ from benchmarks.loop_models import small_cnn_lstm
 from benchmarks.measure import Timing, interleaved, relative_error, speedup
 from benchmarks.memory import peak_of_call
 from benchmarks.models import Case
-from fxtemporal.tuning.engines import ENGINES, Compiled, compile_with, reset
+from fxtemporal.tuning.engines import ENGINES, Compiled, Engine, compile_with, reset
 
 __all__ = ["VARIANTS", "Cell", "Result", "Scaling", "reason", "run_case", "run_scaling", "settle"]
 
@@ -138,6 +138,7 @@ def _variants(case: Case, model: nn.Module, inputs: tuple[Tensor, ...], result: 
 
 def _compiled(
     variants: Mapping[str, nn.Module],
+    engines: Sequence[Engine],
     inputs: tuple[Tensor, ...],
     result: Result,
     skip: Collection[str],
@@ -146,22 +147,23 @@ def _compiled(
 ) -> dict[tuple[str, str], Compiled]:
     """Each variant on each engine, as far as engines are there and manage; the rest is noted."""
     compiled = {}
-    for engine in result.engines:
-        if f"{result.name}/{engine}" in skip:
-            result.notes.append(f"{result.name}, {engine}: left out with --skip")
+    for engine in engines:
+        name = engine.name
+        if f"{result.name}/{name}" in skip:
+            result.notes.append(f"{result.name}, {name}: left out with --skip")
             continue
         for variant, module in variants.items():
-            tick(f"compiling, {engine}, {variant}")
+            tick(f"compiling, {name}, {variant}")
             try:
-                if targets and variant == "optimized" and engine != "eager":
-                    tune = fxtemporal.Tune(target=engine)
+                if targets and variant == "optimized" and name != "eager":
+                    tune = fxtemporal.Tune(target=name)
                     module = fxtemporal.optimize(variants["loop"], inputs, tune=tune)
-                compiled[engine, variant] = compile_with(engine, module, inputs)
+                compiled[name, variant] = compile_with(engine, module, inputs)
             except ImportError as error:
-                result.notes.append(f"{engine}: not installed ({error})")
+                result.notes.append(f"{name}: not installed ({error})")
                 break
             except Exception as error:  # an engine may raise anything on what it does not know
-                result.notes.append(f"{result.name}, {engine}, {variant}: {reason(error)}")
+                result.notes.append(f"{result.name}, {name}, {variant}: {reason(error)}")
     return compiled
 
 
@@ -199,7 +201,7 @@ def _measure_memory(variants: Mapping[str, nn.Module], inputs: Any, result: Resu
 @torch.no_grad()
 def run_case(
     case: Case,
-    engines: Sequence[str] = tuple(ENGINES),
+    engines: Sequence[Engine] = tuple(ENGINES.values()),
     rounds: int = 100,
     budget: float = 60.0,
     memory: bool = True,
@@ -213,14 +215,15 @@ def run_case(
     optimized for each engine anew, and measured on it. ``tick`` is told of each stage.
     """
     model, inputs = case.build(), case.inputs()
-    result = Result(case.name, tuple(tuple(x.shape) for x in inputs), tuple(engines))
+    shapes = tuple(tuple(x.shape) for x in inputs)
+    result = Result(case.name, shapes, tuple(engine.name for engine in engines))
     reset()
     tick("optimizing")
     variants = _variants(case, model, inputs, result)
     if memory:
         tick("memory")
         _measure_memory(variants, inputs, result)
-    compiled = _compiled(variants, inputs, result, skip, targets, tick)
+    compiled = _compiled(variants, engines, inputs, result, skip, targets, tick)
     tick("reference")
     reference = copy.deepcopy(model).double()(*(x.double() for x in inputs))
     errors = {key: _error(made, inputs, reference) for key, made in compiled.items()}

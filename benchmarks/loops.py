@@ -141,7 +141,8 @@ def _broken(results: Sequence[Result]) -> list[str]:
 
 
 def _environment(engines: Sequence[str]) -> dict[str, Any]:
-    return {**machine(), "torchvision": version("torchvision"), **versions(engines)}
+    packages = versions(ENGINES[name] for name in engines)
+    return {**machine(), "torchvision": version("torchvision"), **packages}
 
 
 _ABOUT = """\
@@ -237,7 +238,7 @@ def _measured(
         for name in names:
             result = run_case(
                 LOOPS[name],
-                options.engines,
+                [ENGINES[engine] for engine in options.engines],
                 options.rounds,
                 options.budget,
                 memory=not options.no_memory,

@@ -59,6 +59,11 @@ class Counts(nn.Module):
         return x * Counts.calls
 
 
+class Asks(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.requires_grad else x * 3
+
+
 class Wide(nn.Module):
     def __init__(self, width):
         super().__init__()

@@ -80,7 +80,7 @@ def test_an_engine_computes_what_eager_does(engine):
         pytest.importorskip(package)
     case = tiny()
     model, inputs = case.build(), case.inputs()
-    compiled = compile_with(engine, model, inputs)
+    compiled = compile_with(ENGINES[engine], model, inputs)
     reference = model(*inputs)
     result = compiled.run(*inputs)
     assert isinstance(result, torch.Tensor)
@@ -91,20 +91,16 @@ def test_an_engine_computes_what_eager_does(engine):
     assert relative_error(result, reference) < 1e-5  # a later call leaves earlier results alone
 
 
-def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(monkeypatch):
+def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured():
     def missing(model, inputs):
         raise ModuleNotFoundError("No module named 'missing'")
 
     def failing(model, inputs):
         raise RuntimeError("cannot convert aten::roll:\n  axis 2")
 
-    engines = {
-        "eager": ENGINES["eager"],
-        "missing": Engine("missing", missing, ("missing-package",)),
-        "failing": Engine("failing", failing),
-    }
-    monkeypatch.setattr("fxtemporal.tuning.engines.ENGINES", engines)
-    result = loop_runs.run_case(tiny(), tuple(engines), rounds=3, budget=0, memory=False)
+    absent = Engine("missing", missing, ("missing-package",))
+    engines = (ENGINES["eager"], absent, Engine("failing", failing))
+    result = loop_runs.run_case(tiny(), engines, rounds=3, budget=0, memory=False)
     assert set(result.cells) == {("eager", variant) for variant in loop_runs.VARIANTS}
     assert result.notes == [
         "missing: not installed (No module named 'missing')",
@@ -112,17 +108,16 @@ def test_an_engine_that_is_missing_or_fails_is_noted_and_the_rest_is_measured(mo
         "tiny, failing, optimized: RuntimeError: cannot convert aten::roll: axis 2",
         "tiny, failing, by hand: RuntimeError: cannot convert aten::roll: axis 2",
     ]
-    assert versions(["missing"]) == {"missing-package": "not installed"}
+    assert versions([absent]) == {"missing-package": "not installed"}
     assert loops.NOT_MEASURED in loops._times([result], "simple")
     assert json.loads(json.dumps(result.to_dict()))["engines"]["eager"]["loop"]
 
 
-def test_a_result_of_another_shape_is_an_infinite_error(monkeypatch):
+def test_a_result_of_another_shape_is_an_infinite_error():
     def cuts(model, inputs):
         return lambda *args: model(*args)[:1]
 
-    monkeypatch.setattr("fxtemporal.tuning.engines.ENGINES", {"cuts": Engine("cuts", cuts)})
-    result = loop_runs.run_case(tiny(), ("cuts",), rounds=3, budget=0, memory=False)
+    result = loop_runs.run_case(tiny(), (Engine("cuts", cuts),), rounds=3, budget=0, memory=False)
     assert "cuts, loop: relative error inf, above 1e-05" in result.broken()
 
 

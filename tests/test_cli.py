@@ -6,7 +6,6 @@ import json
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import fxtemporal
 from fxtemporal.cli import arguments
 from fxtemporal.cli import main as cli
 from fxtemporal.lowering.pt2 import load_exported
-from fxtemporal.support.errors import LoweringError, VerificationError
 from tests.cli_cases import CLIP, Run
 
 pytestmark = pytest.mark.usefixtures("imports_are_put_back")
@@ -268,26 +266,25 @@ def test_a_forward_that_counts_its_calls(
     assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(VerificationError("other numbers"), 4), (LoweringError("torch.export refuses"), 3)],
-)
-def test_errors_while_saving(
-    run: Run,
-    model: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    status: int,
-) -> None:
-    def save(*args: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("fxtemporal.lowering.pt2.save_exported", save)
+def test_a_forward_of_which_no_graph_is_right(run: Run, model: str, tmp_path: Path) -> None:
     path = tmp_path / "fast.pt2"
-    ran = run("optimize", f"{model}:instance", "--input", "2x4", "-o", path)
-    assert ran.status == status
-    assert ran.error() == f"{model}:instance: {error}"
+    ran = run("optimize", f"{model}:Asks", "--input", "2x3", "-o", path, "--tune", "static")
+    assert ran.status == 4
+    assert f"{model}:Asks: the forward reads requires_grad" in ran.error()
+    assert not path.exists()
+
+
+def test_a_folder_that_is_gone_by_the_time_of_saving(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "removes.py").write_text(
+        f"import os\nfrom torch import nn\n"
+        f"def build():\n    os.rmdir({str(folder)!r})\n    return nn.Linear(4, 2)\n"
+    )
+    path, model = folder / "fast.pt2", f"{tmp_path / 'removes.py'}:build"
+    ran = run("optimize", model, "--input", "2x4", "-o", path, "--tune", "static")
+    assert ran.status == 3
+    assert ran.error().startswith(f"{model}: cannot write {path}: the folder {folder} does not ex")
 
 
 # ---------------------------------------------------------------------------- lower

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 
 import fxtemporal
 from fxtemporal import Code, Factorize, PassError
+from fxtemporal.capture.capture import capture
+from fxtemporal.factorization.latency import milliseconds
 from fxtemporal.factorization.moments import Regression, SecondMoment
+from fxtemporal.factorization.planning import plan
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.functional import ConvGeometry
 from fxtemporal.functional.factors import ORDERS, Order, decomposed, matrix
@@ -278,25 +282,25 @@ def test_a_budget_of_parameters_is_kept(net: nn.Module, share: float) -> None:
     assert count[0] / count[1] <= share + 1e-9
 
 
-def test_a_budget_of_time_is_kept_by_measurement(
-    net: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_of_time_is_kept_by_measurement(net: nn.Module) -> None:
     asked: list[str] = []
 
-    def times(calls: dict[str, Any], always: str) -> dict[str, float]:
+    def clock(calls: dict[str, Any], always: str) -> dict[str, float]:
         for name, call in calls.items():
             asked.append(name)
             assert call().shape[1] in (12, 16)
         ranks = {name: int(name.split()[-1]) for name in calls if " " in name}
         return {name: 0.02 * ranks[name] if name in ranks else 1.0 for name in calls}
 
-    monkeypatch.setattr("fxtemporal.factorization.latency.interleaved", times)
-    report = fxtemporal.report(factorized(net, latency=0.5))
+    x = smooth(2)
+    times = partial(milliseconds, clock=clock)
+    program, tick = capture(net, (x,)), [].append
+    planned = plan(program, Factorize(latency=0.5), ((x,), {}), tick, times)
     assert {name.split()[0] for name in asked} >= {"conv3d", "spatial-temporal", "temporal-spatial"}
-    ranks = [remark.detail["rank"] for remark in report.factorized]
+    ranks = [layer.detail["rank"] for layer in planned.layers.values() if layer.factors]
     whole = 3 - len(ranks)
     assert whole + sum(0.02 * rank for rank in ranks) <= 0.5 * 3
-    assert report.curve[0] == (1.0, 0.0)
+    assert planned.curve[0] == (1.0, 0.0)
 
 
 def test_data_lowers_the_error_of_the_output(net: nn.Module) -> None:

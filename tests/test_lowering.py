@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ import fxtemporal
 from fxtemporal import Artifact, LoweringError, SpecializationError
 from fxtemporal.lowering.artifact import manifest_path
 from fxtemporal.lowering.export import export
-from fxtemporal.lowering.lower import BACKENDS
 
 RUNS = {"onnx": "model.onnx", "openvino": "model.xml", "inductor": "model.pt2"}
 """Backends whose engine runs here, and what their files are called."""
@@ -254,11 +254,16 @@ def test_a_renamed_artifact_and_an_unknown_backend_are_refused(
 
 
 def test_a_manifest_of_another_version_says_so(
-    lowered: Callable[[str], Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lowered: Callable[[str], Artifact], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fxtemporal.lowering.artifact._FORMAT", 99)
+    path = copied(lowered("onnx"), tmp_path)
+    content = json.loads(manifest_path(path).read_text())
+    content["format"] += 1
+    del content["checksum"]
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    manifest_path(path).write_text(json.dumps({**content, "checksum": checksum}))
     with pytest.raises(LoweringError, match="another version of fxtemporal wrote it"):
-        fxtemporal.load(lowered("onnx").path)
+        fxtemporal.load(path)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -268,11 +273,11 @@ def test_nothing_is_left_when_a_build_fails_and_what_was_there_stays(
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there before")
 
-    def build(exported: Any, draft: Path) -> dict[str, Any]:
-        draft.write_bytes(b"half")
+    def save(program: torch.onnx.ONNXProgram, draft: str, **keywords: Any) -> None:
+        Path(draft).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(BACKENDS["onnx"].loaded, "build", build)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", save)
     expected = LoweringError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         fxtemporal.lower(fast, (clip(),), "onnx", path)
@@ -301,14 +306,13 @@ def test_without_a_path_the_artifact_goes_with_what_was_returned(fast: fx.GraphM
 def test_an_engine_that_computes_other_numbers_is_not_kept(
     fast: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = BACKENDS["onnx"].loaded
-    start = module.start
+    import onnxruntime
 
-    def off(path: Path, manifest: Any) -> Callable[[list[Tensor]], list[Tensor]]:
-        run = start(path, manifest)
-        return lambda tensors: [result + 1e-3 for result in run(tensors)]
+    class Off(onnxruntime.InferenceSession):
+        def run(self, *args: Any) -> list[Any]:
+            return [result + 1e-3 for result in super().run(*args)]
 
-    monkeypatch.setattr(module, "start", off)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Off)
     with pytest.raises(LoweringError, match="onnx gives other numbers than the module"):
         fxtemporal.lower(fast, (clip(),), "onnx", tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
@@ -335,21 +339,21 @@ def test_where_not_all_sizes_can_be_free_fewer_are(fast: fx.GraphModule, free: s
 def test_sizes_that_an_engine_does_not_take_free_are_fixed_and_the_reason_is_told(
     fast: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = BACKENDS["onnx"].loaded
-    real = module.build
+    real = torch.onnx.ONNXProgram.save
 
-    def build(exported: Any, draft: Path) -> dict[str, Any]:
-        draft.with_suffix(".left").write_bytes(b"half")
-        if exported.program.range_constraints:
+    def save(program: torch.onnx.ONNXProgram, draft: str, **keywords: Any) -> None:
+        if not all(isinstance(d, int) for x in program.model.graph.inputs for d in x.shape):
+            Path(draft).with_suffix(".left").write_bytes(b"half")
             raise RuntimeError("no symbols here")
-        return real(exported, draft)
+        real(program, draft, **keywords)
 
-    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", save)
     artifact = fxtemporal.lower(fast, (clip(2),), "onnx", tmp_path / "model.onnx")
     assert "no symbols here" in artifact.detail["sizes_fixed_because"]
     torch.testing.assert_close(artifact(clip(2)), fast(clip(2)).detach(), rtol=1e-5, atol=1e-6)
     with pytest.raises(SpecializationError):
         artifact(clip(3))
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.onnx.json"}
     with pytest.raises(LoweringError, match="no symbols here"):
         fxtemporal.lower(fast, (clip(2),), "onnx", tmp_path / "model.onnx", dynamic="batch")
 

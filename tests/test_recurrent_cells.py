@@ -285,7 +285,7 @@ def test_tf32_counts_as_another_precision(
     class Matmul:
         fp32_precision = products
 
-    monkeypatch.setattr(recurrent_cells.torch.backends.cudnn, "rnn", Setting(), raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "rnn", Setting(), raising=False)
     monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul())
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         value = torch.empty(2, 3, device="meta", dtype=torch.float32)

@@ -124,6 +124,19 @@ def test_a_name_that_torch_no_longer_has_is_named() -> None:
         needed("torch._C._gone")
 
 
+def test_no_test_patches_the_package_by_a_dotted_path() -> None:
+    """A test that must decide what the package sees passes it in: as an argument, or as a file."""
+    patches = [
+        f"{path.name}:{call.lineno}: {ast.unparse(call.args[0])}"
+        for path in Path(__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith((".setattr", "patch"))
+        if call.args and isinstance(call.args[0], ast.Constant)
+        if str(call.args[0].value).startswith("fxtemporal")
+    ]
+    assert not patches
+
+
 def test_passes_stand_at_the_top_of_the_tree() -> None:
     assert (ROOT.parent / "passes").resolve() == ROOT / "passes"
 

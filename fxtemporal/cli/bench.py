@@ -187,7 +187,7 @@ def _bench(
             runs = []
             for variant, module in ((BEFORE, model), (AFTER, fast)):
                 tick(f"compiling, {entry.engine}, {variant}")
-                runs.append(compile_with(entry.engine, module, inputs).run)
+                runs.append(compile_with(ENGINES[entry.engine], module, inputs).run)
             before, after = (_error(run(*own_inputs(inputs)), reference) for run in runs)
             entry.errors = (before, after)
         except FxTemporalError:
@@ -208,7 +208,7 @@ def _bench(
 
 def _installed() -> list[str]:
     """The engines whose packages are installed."""
-    return [name for name in ENGINES if "not installed" not in versions([name]).values()]
+    return [e.name for e in ENGINES.values() if "not installed" not in versions([e]).values()]
 
 
 def _in_float64(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -227,7 +227,7 @@ def _error(result: Any, reference: Any) -> float | None:
 def _environment(engines: Sequence[str]) -> dict[str, Any]:
     return {
         "torch": torch.__version__,
-        **versions(engines),
+        **versions(ENGINES[name] for name in engines),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }

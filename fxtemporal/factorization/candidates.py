@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from fxtemporal.factorization.latency import milliseconds
+from fxtemporal.factorization.latency import Times
 from fxtemporal.factorization.layers import Layer
 from fxtemporal.factorization.ranks import Point
 from fxtemporal.factorization.settings import Cut, Factorize
@@ -19,6 +19,7 @@ from fxtemporal.support.errors import PassError
 __all__ = ["Points"]
 
 Decompositions = Mapping[Order, Decomposition]
+Ranks = Sequence[tuple[Decomposition, int]]
 
 _STEPS = 64
 """The most ranks to consider for a layer and an order."""
@@ -37,10 +38,15 @@ _TIMED = (0.08, 0.15, 0.25, 0.4, 0.6)
 class Points:
     """The candidate points of each layer, for one :class:`Factorize`.
 
-    ``times``: there are example inputs, so that layers can be timed at their sizes.
+    ``times`` times a layer and its factors at the sizes of the example inputs; None without them.
     """
 
-    def __init__(self, settings: Factorize, times: bool, tick: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Factorize,
+        times: Callable[[Layer, Tensor, Ranks], Times] | None,
+        tick: Callable[[str], None],
+    ) -> None:
         self._settings = settings
         self._times = times
         self._tick = tick
@@ -164,7 +170,7 @@ class Points:
     def _timed(self, layer: Layer, found: Decompositions, weight: Tensor) -> list[Point]:
         g = layer.geometry
         assert g is not None
-        if not self._times:
+        if self._times is None:
             raise PassError("Factorize: latency=... needs example inputs; give them")
         self._tick(f"timing {layer.path}")
         wanted = [
@@ -172,7 +178,7 @@ class Points:
             for decomposition in found.values()
             for kept in sorted({max(1, round(f * len(decomposition.energy))) for f in _TIMED})
         ]
-        times = milliseconds(layer, weight, wanted)
+        times = self._times(layer, weight, wanted)
         points = [Point(times[None], 0.0)]
         for decomposition, kept in wanted:
             rank, order = kept * g.groups, decomposition.order

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,16 +16,23 @@ from fxtemporal.ir.node_meta import value_of
 from fxtemporal.nn.conv2plus1d import Conv2Plus1d
 from fxtemporal.tuning.timing import interleaved
 
-__all__ = ["milliseconds"]
+__all__ = ["Times", "milliseconds"]
 
 _WHOLE = ("conv3d", "conv3d_channels_last_3d", "conv3d_taps", "conv3d_winograd_4")
 """Forms that a dense layer is likely to get; its time is that of the fastest."""
 
 
+Times: TypeAlias = dict[tuple[Order, int] | None, float]
+"""Milliseconds of a layer, key None, and of its factors, key (order, rank)."""
+
+
 def milliseconds(
-    layer: Layer, weight: Tensor, ranks: Sequence[tuple[Decomposition, int]]
-) -> dict[tuple[Order, int] | None, float]:
-    """The time of the layer, key None, and of its factors, key (order, rank); interleaved."""
+    layer: Layer,
+    weight: Tensor,
+    ranks: Sequence[tuple[Decomposition, int]],
+    clock: Callable[[Mapping[str, Callable[[], object]], str], dict[str, float]] = interleaved,
+) -> Times:
+    """The times of the layer and of its factors, as ``clock`` measures them side by side."""
     g = layer.geometry
     assert g is not None
     value = value_of(layer.nodes[0])
@@ -48,7 +56,7 @@ def milliseconds(
         keys[name] = found.order, rank
         calls[name] = partial(_run, pair, x)
     with torch.no_grad():
-        times = interleaved(calls, "conv3d")
+        times = clock(calls, "conv3d")
     whole = min(ms for name, ms in times.items() if name not in keys)
     return {None: whole, **{key: times[name] for name, key in keys.items()}}
 

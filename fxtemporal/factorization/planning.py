@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxtemporal.factorization.activations import Arguments, Data, run
 from fxtemporal.factorization.candidates import Points
 from fxtemporal.factorization.fitting import Fitter, named
+from fxtemporal.factorization.latency import Times, milliseconds
 from fxtemporal.factorization.layers import Layer, layers_of, put_in
 from fxtemporal.factorization.ranks import Curve, Point, allocate, frontier
 from fxtemporal.factorization.settings import Factorize
@@ -62,19 +63,30 @@ class FactorizationPlan:
 
 
 def plan(
-    program: Program, settings: Factorize, example: Arguments | None, tick: Tick
+    program: Program,
+    settings: Factorize,
+    example: Arguments | None,
+    tick: Tick,
+    times: Callable[..., Times] = milliseconds,
 ) -> FactorizationPlan:
     """Choose, and compute, the factors of every Conv3d of ``program``.
+
+    ``times`` times a layer and its factors, for a budget of latency.
 
     Raises:
         PassError: the budget cannot be met, or the calibration data does not fit the model.
     """
-    return _Planner(program, settings, example, tick).plan()
+    return _Planner(program, settings, example, tick, times).plan()
 
 
 class _Planner:
     def __init__(
-        self, program: Program, settings: Factorize, example: Arguments | None, tick: Tick
+        self,
+        program: Program,
+        settings: Factorize,
+        example: Arguments | None,
+        tick: Tick,
+        times: Callable[..., Times],
     ) -> None:
         self.program = program
         self.settings = settings
@@ -89,7 +101,7 @@ class _Planner:
         self.layers = layers_of(program)
         self.left: dict[str, LayerPlan] = {}
         self.open: list[Layer] = []
-        self.points = Points(settings, example is not None, tick)
+        self.points = Points(settings, None if example is None else times, tick)
         self.points.check([layer for layer in self.layers if not any(layer.blockers(program))])
         for layer in self.layers:
             reasons = tuple(layer.blockers(program))

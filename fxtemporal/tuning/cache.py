@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from fxtemporal.support.files import write_whole
-from fxtemporal.tuning.engines import versions
+from fxtemporal.tuning.engines import ENGINES, versions
 
 __all__ = ["Cache", "default_folder", "environment"]
 
@@ -52,7 +52,7 @@ def environment(device: torch.device, target: str) -> dict[str, str]:
         "format": str(_FORMAT),
         "fxtemporal": version("fxtemporal"),
         "torch": torch.__version__,
-        **versions((target,)),
+        **versions([ENGINES[target]]),
         "device": name,
         "threads": str(torch.get_num_threads()),
     }

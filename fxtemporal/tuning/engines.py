@@ -2,7 +2,7 @@
 
 ::
 
-    compiled = compile_with("openvino", model, (clip,))
+    compiled = compile_with(ENGINES["openvino"], model, (clip,))
     compiled.run(clip)        # tensors in, tensors out, on every engine
     compiled.seconds          # from the module to its first result
 
@@ -152,23 +152,22 @@ ENGINES: Mapping[str, Engine] = {
 
 
 @torch.no_grad()
-def compile_with(engine: str, model: nn.Module, inputs: Inputs) -> Compiled:
-    """``model`` ready to run on an engine of :data:`ENGINES`, and how long that took.
+def compile_with(engine: Engine, model: nn.Module, inputs: Inputs) -> Compiled:
+    """``model`` ready to run on an engine, and how long that took.
 
     Raises:
         ImportError: the engine is not installed.
         Exception: whatever the engine raises on this model.
     """
-    chosen = ENGINES[engine]
 
     def built() -> Callable[..., Any]:
-        run = chosen.build(model, inputs)
+        run = engine.build(model, inputs)
         run(*inputs)
         return run
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about the LSTM
-        with chosen.scope():
+        with engine.scope():
             run, seconds = timed(built)
     return Compiled(run, seconds)
 
@@ -178,11 +177,10 @@ def reset() -> None:
     torch.compiler.reset()
 
 
-def versions(engines: Iterable[str]) -> dict[str, str]:
+def versions(engines: Iterable[Engine]) -> dict[str, str]:
     """The versions of the packages that these engines run on, as installed."""
     found = {}
-    known = [ENGINES[name] for name in engines if name in ENGINES]
-    for package in (package for engine in known for package in engine.packages):
+    for package in (package for engine in engines for package in engine.packages):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxtemporal.functional import FORMS
 from fxtemporal.functional.packed import Weights
 from fxtemporal.passes.conv3d_choice import FORMATS, LAST, ToChoose
-from fxtemporal.tuning.engines import compile_with
+from fxtemporal.tuning.engines import ENGINES, compile_with
 from fxtemporal.tuning.timing import interleaved
 
 __all__ = ["copy_time", "form_times"]
@@ -52,7 +52,7 @@ def form_times(site: ToChoose, forms: Iterable[str], layout: str, target: str) -
                 calls[form] = partial(alone, x)
                 continue
             with suppress(Exception):  # what an engine does not know, it refuses in any way
-                calls[form] = partial(compile_with(target, alone, (x,)).run, x)
+                calls[form] = partial(compile_with(ENGINES[target], alone, (x,)).run, x)
         return interleaved(calls, "conv3d")
 
 

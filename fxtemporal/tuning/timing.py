@@ -15,7 +15,7 @@ from torch import nn
 from fxtemporal.ir.stand_in import StandIn, own_inputs, stand_in
 from fxtemporal.support.clock import Deadline, milliseconds
 from fxtemporal.support.errors import PassError
-from fxtemporal.tuning.engines import compile_with
+from fxtemporal.tuning.engines import ENGINES, compile_with
 
 __all__ = [
     "Refused",
@@ -78,7 +78,7 @@ def on_engine(
     if kwargs or not all(isinstance(arg, torch.Tensor) for arg in args):
         raise PassError(f"tune: {target} takes tensors alone, by position; measure with 'eager'")
     try:
-        return _OnEngine(compile_with(target, StandIn(module).module, args).run)
+        return _OnEngine(compile_with(ENGINES[target], StandIn(module).module, args).run)
     except ImportError as error:
         raise PassError(f"tune: target={target!r} is not installed: {error}") from error
     except Exception:  # an engine may refuse an op by any exception

@@ -20,7 +20,7 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,12 +87,12 @@ class _Result:
     gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
 
 
-def judge(case: Case) -> Verdict:
-    """The verdict of a case."""
+def judge(case: Case, optimize: Callable[..., nn.Module] = fxtemporal.optimize) -> Verdict:
+    """The verdict of a case: what ``optimize`` makes of its model, beside the model."""
     with _quiet(case.dtype):
         try:
             code = compiled(case)
-            return _Judge(case, code).verdict()
+            return _Judge(case, code, optimize).verdict()
         except _Fault as fault:
             return fault.verdict
 
@@ -119,8 +119,10 @@ def _quiet(dtype: str) -> Iterator[None]:
 
 
 class _Judge:
-    def __init__(self, case: Case, code: types.CodeType) -> None:
-        self.case, self.code = case, code
+    def __init__(
+        self, case: Case, code: types.CodeType, optimize: Callable[..., nn.Module]
+    ) -> None:
+        self.case, self.code, self.optimize = case, code, optimize
         self.notes: list[str] = []
         self.minor: _Fault | None = None  # reported where nothing worse is found
         self.scale = 1.0  # of the gradients of a call, whose cotangents are about 1
@@ -179,7 +181,7 @@ class _Judge:
     def _optimize(self, given: Program) -> "nn.Module | Verdict":
         with self._unchanged(given, "optimize") as args, self._served():
             try:
-                fast = fxtemporal.optimize(given.model, args, tune="static", progress=False)
+                fast = self.optimize(given.model, args, tune="static", progress=False)
             except fxtemporal.FxTemporalError as error:
                 kind = "crash" if "please report" in str(error) else "refused"
                 refusal = Verdict(kind, type(error).__name__, str(error)[:300])
@@ -398,7 +400,7 @@ class _Judge:
             return True
         if self.case.dtype == "float64":
             return off <= max(_OWN * self._noise(case, where, a), _TINY * scale)
-        confirmed = judge(dataclasses.replace(case, dtype="float64"))
+        confirmed = judge(dataclasses.replace(case, dtype="float64"), self.optimize)
         if confirmed.key == ("wrong", aspect) and not confirmed.off < 1e-4 * off:
             return False
         if off <= _GROSS * scale and not self._low(a):

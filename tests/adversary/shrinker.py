@@ -8,20 +8,26 @@ import ast
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .case import Call, Case
 from .oracle import Verdict, judge
 
 
-def shrink(case: Case, verdict: Verdict, *, seconds: float = 40.0) -> tuple[Case, Verdict]:
+def shrink(
+    case: Case,
+    verdict: Verdict,
+    *,
+    seconds: float = 40.0,
+    judged: Callable[[Case], Verdict] = judge,
+) -> tuple[Case, Verdict]:
     """A smaller case with a verdict of the same key, and that verdict."""
     end = time.monotonic() + seconds
     key = verdict.key
 
     def fails(trial: Case) -> Verdict | None:
-        found = judge(trial)
+        found = judged(trial)
         return found if found.key == key else None
 
     changed = True

@@ -1,6 +1,7 @@
 """The adversary's runs as tests: a few fixed seeds by default, many with ``-m long``."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_the_oracle_agrees_with_a_plain_loop() -> None:
     assert judge(_plain(_PLAIN)).kind == "equal"
 
 
-def test_the_oracle_sees_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_sees_wrong_numbers() -> None:
     """A result that is off by a thousandth, at one size only."""
 
     class Off(torch.nn.Module):
@@ -57,22 +58,20 @@ def test_the_oracle_sees_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.model(x) * (1.001 if x.size(1) == 5 else 1)
 
-    monkeypatch.setattr("fxtemporal.optimize", lambda model, *_, **__: Off(model))
-    verdict = judge(_plain(_PLAIN))
+    verdict = judge(_plain(_PLAIN), lambda model, *_, **__: Off(model))
     assert (verdict.key, verdict.call) == (("wrong", "values"), 2)
 
 
-def test_the_oracle_sees_a_model_that_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_sees_a_model_that_was_changed() -> None:
     def optimize(model: torch.nn.Module, *_: object, **__: object) -> torch.nn.Module:
         with torch.no_grad():
             model.layer.bias += 1
         return model
 
-    monkeypatch.setattr("fxtemporal.optimize", optimize)
-    assert judge(_plain(_PLAIN)).key == ("changed", "model: other values")
+    assert judge(_plain(_PLAIN), optimize).key == ("changed", "model: other values")
 
 
-def test_a_failing_case_shrinks_to_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_case_shrinks_to_what_fails() -> None:
     """A result that squares what the original passes on: all but the frame is left out."""
 
     def optimize(model: torch.nn.Module, *_: object, **__: object) -> torch.nn.Module:
@@ -80,9 +79,8 @@ def test_a_failing_case_shrinks_to_what_fails(monkeypatch: pytest.MonkeyPatch) -
             raise ZeroDivisionError
         return model
 
-    monkeypatch.setattr("fxtemporal.optimize", optimize)
-    case = _plain(_ABRUPT)
-    small, verdict = shrink(case, judge(case), seconds=5)
+    case, judged = _plain(_ABRUPT), partial(judge, optimize=optimize)
+    small, verdict = shrink(case, judged(case), seconds=5, judged=judged)
     assert verdict.kind == "crash"
     assert "calls" not in small.source
     assert "nn.Linear" in small.source
