@@ -19,7 +19,7 @@ from fxtemporal.ir.guards import QUESTIONS
 from fxtemporal.ir.node_meta import has_value, needed_value, seen_writing, value_of
 from fxtemporal.ir.ops import Attr, Op
 from fxtemporal.ir.program import Program
-from fxtemporal.ir.shallow_copy import carries_hooks
+from fxtemporal.ir.shallow_copy import carries_hooks, runs_torch_alone
 from fxtemporal.support.disjoint_sets import DisjointSets
 from fxtemporal.support.torch_private import pytree
 
@@ -166,10 +166,9 @@ def written_by(program: Program, node: fx.Node) -> list[fx.Node]:
 def _may_write(program: Program, node: fx.Node) -> bool:
     """Whether an unknown call may write its inputs: user code may, torch's only if it says so."""
     if node.op == "call_module":
-        parts = list(program.gm.get_submodule(str(node.target)).modules())
-        library = all(type(p).__module__.startswith("torch.nn.modules") for p in parts)
-        plain = library and not any(carries_hooks(part) for part in parts)
-        return not plain or any(getattr(part, "inplace", False) for part in parts)
+        module = program.gm.get_submodule(str(node.target))
+        says_so = any(getattr(p, "inplace", False) or carries_hooks(p) for p in module.modules())
+        return says_so or not runs_torch_alone(module)
     if node.kwargs.get("inplace") or "out" in node.kwargs:
         return True
     return node.op == "call_function" and not of_library(node)

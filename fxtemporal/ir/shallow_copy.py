@@ -27,6 +27,15 @@ HOOK_TABLES = (
 """Where a module keeps the hooks of its calls, and how to call them."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+_LAYERS = (
+    "torch.nn.modules.",
+    "torch.nn.utils.",
+    "torch.nn.functional",
+    "torch._C",
+    "fxtemporal.",
+)
+"""The homes of torch's layers, parametrizations, hooks and activations, and of this package."""
+
 _CONTAINERS = (dict, list, set, OrderedDict)
 
 
@@ -41,12 +50,18 @@ def forget_hooks(module: nn.Module) -> None:
 
 
 def runs_torch_alone(module: nn.Module) -> bool:
-    """Whether a call of ``module`` runs code of torch and of this package only, hooks included."""
+    """Whether a call of ``module`` runs only code of torch's layers and of this package.
+
+    The classes of all its parts count with their bases, as a parametrized layer's class is torch's,
+    and its base may be the user's; so do hooks, and functions that are attributes. Modules of torch
+    that run a user's code (graphs, scripts) or keep state in eval mode (observers) are no layers.
+    """
     for part in module.modules():
         hooks = [hook for name in _HOOKS for hook in (getattr(part, name, None) or {}).values()]
-        code = (type(part), *(v for v in vars(part).values() if callable(v)), *hooks)
+        functions = [value for value in vars(part).values() if callable(value)]
+        code = (*type(part).__mro__[:-1], *functions, *hooks)
         homes = [getattr(value, "__module__", None) or type(value).__module__ for value in code]
-        if not all(home.startswith(("torch.", "fxtemporal.")) for home in homes):
+        if not all(home.startswith(_LAYERS) for home in homes):
             return False
     return True
 

@@ -11,14 +11,12 @@ import torch
 from torch import fx, nn
 
 from fxtemporal.ir.node_meta import needed_value, set_writes, value_of
-from fxtemporal.ir.shallow_copy import carries_hooks
+from fxtemporal.ir.shallow_copy import carries_hooks, runs_torch_alone
 from fxtemporal.ir.stand_in import StandIn
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.fake_tensors import FakeTensorMode
 
 __all__ = ["attribute", "rank", "run_node", "shape"]
-
-_KNOWN = ("torch.nn.modules.", "torch.nn.functional", "torch._C", "fxtemporal.")
 
 
 def shape(value: Any) -> tuple[int, ...] | None:
@@ -51,7 +49,7 @@ def run_node(
     """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: needed_value(n))
     called = gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-    if any(_leaves_traces(module, again) for module in called.modules()):
+    if _leaves_traces(called) or (again and not runs_torch_alone(called)):
         called = StandIn(called, share_parameters=True).module
     watched = nullcontext() if inside is None else inside
     noting = _noting_writes(node, (args, kwargs))
@@ -82,20 +80,10 @@ def _noting_writes(node: fx.Node, given: Any) -> Iterator[None]:
     set_writes(node, versions != [tensor._version for tensor in tensors])
 
 
-def _leaves_traces(module: nn.Module, again: bool) -> bool:
-    """Whether a call may change state that outlives it: hooks may, and BatchNorm counts calls.
-
-    ``again``: the forward of another class than torch's own and this package's may too.
-    """
-    if carries_hooks(module) or (module.training and bool(module._buffers)):
-        return True
-    return again and not _is_known(module)
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether only code of torch and of this package runs when ``module`` itself is called."""
-    code = (type(module), *(value for value in vars(module).values() if callable(value)))
-    return all(str(getattr(part, "__module__", "")).startswith(_KNOWN) for part in code)
+def _leaves_traces(module: nn.Module) -> bool:
+    """Whether a call may change state that outlives it: hooks may, and BatchNorm counts calls."""
+    parts = module.modules()
+    return any(carries_hooks(part) or (part.training and bool(part._buffers)) for part in parts)
 
 
 _attention = threading.Lock()

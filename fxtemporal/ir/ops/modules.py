@@ -20,7 +20,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from fxtemporal.ir.ops.canonical import Context
 from fxtemporal.ir.ops.signature import Arguments, UndescribedError
 from fxtemporal.ir.ops.table import OPS
-from fxtemporal.ir.shallow_copy import carries_hooks
+from fxtemporal.ir.shallow_copy import carries_hooks, runs_torch_alone
 
 __all__ = ["MODULES", "Module", "bind_module", "overridden"]
 
@@ -167,6 +167,8 @@ def attention(module: Any, args: Arguments, context: Context) -> Arguments:
 
 def encoder(module: Any, args: Arguments, context: Context) -> Arguments:
     """The parts of an encoder: their structure as text, and their parameters."""
+    if not runs_torch_alone(module):  # an activation may be any function
+        raise UndescribedError("an encoder with code of the user")
     for part in module.modules():
         library = type(part).__module__.startswith("torch.nn.modules")
         if not library or overridden(part) or carries_hooks(part):
