@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Built", "ZooCase"]
+__all__ = ["Built", "ZooCase", "configured"]
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,26 @@ class ZooCase:
     method: str | None = None
     batch: int | None = 0
     frames: int | None = 2
+
+
+def configured(
+    package: str,
+    make: Callable[[str, dict[str, Any]], nn.Module],
+    name: str,
+    config: dict[str, Any],
+    shape: tuple[int, ...] | None,
+    inputs: Callable[[], dict[str, Any]] = dict,
+    *,
+    variant: str = "",
+    method: str | None = None,
+    batch: int | None = 0,
+    frames: int | None = 2,
+) -> ZooCase:
+    """``make(name, config)``, called with a random tensor of ``shape``, if any, and ``inputs``."""
+
+    def build() -> Built:
+        args = () if shape is None else (torch.randn(shape),)
+        return Built(make(name, config), args, inputs())
+
+    full_name = name.rpartition(".")[2] + variant + (f".{method}" if method else "")
+    return ZooCase(package, full_name, build, method, batch, frames)

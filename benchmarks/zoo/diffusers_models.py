@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks._torchvision import torchvision_models
-from benchmarks.zoo.case import Built, ZooCase
+from benchmarks.zoo.case import Built, ZooCase, configured
+from benchmarks.zoo.weights import noisy
 
 __all__ = ["CASES"]
 
@@ -18,45 +20,15 @@ _Config = dict[str, Any]
 _Inputs = Callable[[], dict[str, Any]]
 
 
-def _random(model: nn.Module) -> nn.Module:
-    """The model in eval mode, with noise on the weights that start at zero, one or a tiny value."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model.eval()
-
-
 def _model(name: str, config: _Config) -> nn.Module:
     """The class of this name with random weights, in eval mode."""
     torchvision_models()  # diffusers imports transformers, and that imports torchvision
     import diffusers
 
-    return _random(getattr(diffusers, name)(**config))
+    return noisy(getattr(diffusers, name)(**config))
 
 
-def _none() -> dict[str, Any]:
-    """No further inputs."""
-    return {}
-
-
-def _case(
-    name: str,
-    config: _Config,
-    shape: _Shape,
-    inputs: _Inputs = _none,
-    *,
-    variant: str = "",
-    method: str | None = None,
-    batch: int | None = 0,
-    frames: int | None = 2,
-) -> ZooCase:
-    """One class called with a random tensor of ``shape`` and the named ``inputs``."""
-
-    def build() -> Built:
-        return Built(_model(name, config), (torch.randn(shape),), inputs())
-
-    full_name = name + variant + (f".{method}" if method else "")
-    return ZooCase("diffusers", full_name, build, method, batch, frames)
+_case = partial(configured, "diffusers", _model)
 
 
 def _autoencoder(
@@ -67,7 +39,7 @@ def _autoencoder(
     *,
     variant: str = "",
     whole: bool = False,
-    decode_inputs: _Inputs = _none,
+    decode_inputs: _Inputs = dict,
 ) -> list[ZooCase]:
     """The encoding and the decoding of one autoencoder; its whole forward too if ``whole``."""
     cases = [
@@ -570,7 +542,7 @@ def _adapted() -> Built:
             "motion_max_seq_length": 16,
         },
     )
-    model = _random(UNetMotionModel.from_unet2d(unet, adapter))
+    model = noisy(UNetMotionModel.from_unet2d(unet, adapter))
     return Built(model, (torch.randn(_LATENTS),), _text(texts=10)())
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks._torchvision import torchvision_models
 from benchmarks.zoo.case import Built, ZooCase
-from benchmarks.zoo.torchvision_models import settled
+from benchmarks.zoo.frames import CarriedMask, StackedMaps
+from benchmarks.zoo.weights import settled
 
 __all__ = ["CASES"]
 
@@ -67,20 +68,6 @@ def _case(
     return ZooCase(PACKAGE, label or name, build, method=method, frames=frames)
 
 
-class SliceBySlice(nn.Module):
-    """A 2-D network called for each slice of a volume."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, volume: Tensor) -> Tensor:
-        slices = []
-        for depth in range(volume.shape[2]):
-            slices.append(self.network(volume[:, :, depth]))
-        return torch.stack(slices, dim=2)
-
-
 class NeighbourSlices(nn.Module):
     """2.5-D segmentation: each slice is segmented from itself and its two neighbours."""
 
@@ -94,25 +81,9 @@ class NeighbourSlices(nn.Module):
         return torch.stack(masks, dim=2)
 
 
-class PropagatedMask(nn.Module):
-    """A 2-D network that segments each slice with the mask of the slice before it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, volume: Tensor) -> Tensor:
-        mask = torch.zeros_like(volume[:, :, 0])
-        masks = []
-        for image in volume.unbind(2):
-            mask = torch.sigmoid(self.network(torch.cat([image, mask], dim=1)))
-            masks.append(mask)
-        return torch.stack(masks, dim=2)
-
-
 def _slice_by_slice() -> Built:
     network = _network("UNet", spatial_dims=2, in_channels=1, out_channels=2, **_UNET)
-    return Built(SliceBySlice(network).eval(), (torch.randn(2, 1, 8, 32, 32),))
+    return Built(StackedMaps(network, DEPTH).eval(), (torch.randn(2, 1, 8, 32, 32),))
 
 
 def _flexible_unet_slices() -> Built:
@@ -123,7 +94,7 @@ def _flexible_unet_slices() -> Built:
         backbone="efficientnet-b0",
         decoder_channels=(32, 24, 16, 16, 8),
     )
-    return Built(SliceBySlice(network).eval(), (torch.randn(1, 1, 6, 64, 64),))
+    return Built(StackedMaps(network, DEPTH).eval(), (torch.randn(1, 1, 6, 64, 64),))
 
 
 def _neighbour_slices() -> Built:
@@ -141,7 +112,7 @@ def _neighbour_slices() -> Built:
 
 def _propagated_mask() -> Built:
     network = _network("AttentionUnet", spatial_dims=2, in_channels=2, out_channels=1, **_UNET)
-    return Built(PropagatedMask(network).eval(), (torch.randn(2, 1, 6, 32, 32),))
+    return Built(CarriedMask(network, DEPTH).eval(), (torch.randn(2, 1, 6, 32, 32),))
 
 
 def _bag_of_slices() -> Built:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks._torchvision import torchvision_models
 from benchmarks.zoo.case import Built, ZooCase
+from benchmarks.zoo.frames import CarriedMask, StackedMaps
 
 __all__ = ["CASES"]
 
@@ -22,17 +23,6 @@ def _segmenter(name: str, encoder: str = "resnet18", **config: Any) -> nn.Module
     torchvision_models()  # the package imports torchvision through timm
     package = importlib.import_module(PACKAGE)
     return cast(nn.Module, getattr(package, name)(encoder, encoder_weights=None, **config))
-
-
-class StackedMasks(nn.Module):
-    """The masks of the frames stacked by a comprehension over the frame index."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.network(x[:, t]) for t in range(x.shape[1])], dim=1)
 
 
 class AppendedProbabilities(nn.Module):
@@ -63,22 +53,6 @@ class FlattenedMasks(nn.Module):
         masks = self.network(x.reshape(b * t, c, h, w)).reshape(b, t, -1, h, w)
         result: Tensor = self.smooth(masks.transpose(1, 2))
         return result
-
-
-class CarriedMask(nn.Module):
-    """Each frame is segmented with the mask of the frame before it as a fourth channel."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = x.new_zeros(x.shape[0], 1, *x.shape[-2:])
-        masks = []
-        for frame in torch.unbind(x, dim=1):
-            mask = torch.sigmoid(self.network(torch.cat((frame, mask), dim=1)))
-            masks.append(mask)
-        return torch.stack(masks, dim=1)
 
 
 class OneFrame(nn.Module):
@@ -175,10 +149,10 @@ def _case(
 _NARROW: dict[str, Any] = {"decoder_channels": (32, 16, 16, 8, 8)}
 
 CASES: tuple[ZooCase, ...] = (
-    _case("UnetStackedMasks", StackedMasks, "Unet", shape=(2, 4, 3, 64, 64), **_NARROW),
+    _case("UnetStackedMasks", StackedMaps, "Unet", shape=(2, 4, 3, 64, 64), **_NARROW),
     _case(
         "UnetPlusPlusStackedMasks",
-        StackedMasks,
+        StackedMaps,
         "UnetPlusPlus",
         encoder="timm-mobilenetv3_small_minimal_100",
         **_NARROW,
@@ -193,7 +167,7 @@ CASES: tuple[ZooCase, ...] = (
     ),
     _case(
         "DeepLabV3PlusStackedMasks",
-        StackedMasks,
+        StackedMaps,
         "DeepLabV3Plus",
         encoder="mobilenet_v2",
         shape=(2, 4, 3, 64, 64),
@@ -208,7 +182,7 @@ CASES: tuple[ZooCase, ...] = (
         in_channels=4,
         classes=1,
     ),
-    _case("MAnetStackedMasks", StackedMasks, "MAnet", decoder_pab_channels=16, **_NARROW),
+    _case("MAnetStackedMasks", StackedMaps, "MAnet", decoder_pab_channels=16, **_NARROW),
     _case(
         "PANBlendedMasks",
         BlendedMasks,
@@ -220,7 +194,7 @@ CASES: tuple[ZooCase, ...] = (
     ),
     _case(
         "SegformerStackedMasks",
-        StackedMasks,
+        StackedMaps,
         "Segformer",
         encoder="mit_b0",
         decoder_segmentation_channels=32,
@@ -267,7 +241,7 @@ CASES: tuple[ZooCase, ...] = (
     ),
     _case(
         "DPTStackedMasks",
-        StackedMasks,
+        StackedMaps,
         "DPT",
         shape=(1, 2, 3, 224, 224),
         encoder="tu-vit_tiny_patch16_224",

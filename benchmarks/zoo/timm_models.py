@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks._torchvision import torchvision_models
 from benchmarks.zoo.case import Built, ZooCase
-from benchmarks.zoo.torchvision_models import settled
+from benchmarks.zoo.frames import FramesLSTM, FramesMean
+from benchmarks.zoo.weights import settled
 
 __all__ = ["CASES"]
 
@@ -35,20 +36,14 @@ def _width(encoder: nn.Module) -> int:
     return cast(int, getattr(encoder, "head_hidden_size", None) or encoder.num_features)
 
 
-class StackedLSTM(nn.Module):
-    """Features stacked by a list comprehension over the frame index, then an LSTM."""
+def _lstm(encoder: nn.Module) -> nn.Module:
+    """An LSTM over the features."""
+    return FramesLSTM(encoder, _width(encoder))
 
-    def __init__(self, encoder: nn.Module, classes: int = 5) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.lstm = nn.LSTM(_width(encoder), 32, batch_first=True)
-        self.head = nn.Linear(32, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        features = torch.stack([self.encoder(x[:, t]) for t in range(x.shape[1])], 1)
-        hidden, _ = self.lstm(features)
-        result: Tensor = self.head(hidden[:, -1])
-        return result
+def _mean(encoder: nn.Module) -> nn.Module:
+    """The mean of the logits."""
+    return FramesMean(nn.Sequential(encoder, nn.Linear(_width(encoder), 5)))
 
 
 class AppendedGRU(nn.Module):
@@ -69,19 +64,6 @@ class AppendedGRU(nn.Module):
         hidden, _ = self.gru(torch.stack(features, dim=1))
         result: Tensor = self.head(hidden.mean(dim=1))
         return result
-
-
-class UnboundMean(nn.Module):
-    """Logits of the unbound frames, averaged as in TSN."""
-
-    def __init__(self, encoder: nn.Module, classes: int = 5) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(_width(encoder), classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = [self.head(self.encoder(frame)) for frame in torch.unbind(x, dim=1)]
-        return torch.stack(logits, dim=1).mean(dim=1)
 
 
 class SummedLogits(nn.Module):
@@ -380,10 +362,10 @@ def _case(
 _PYRAMID: dict[str, Any] = {"features_only": True}
 
 CASES: tuple[ZooCase, ...] = (
-    _case("ResNet18StackedLSTM", StackedLSTM, "resnet18", shape=(2, 6, 3, 64, 64)),
+    _case("ResNet18StackedLSTM", _lstm, "resnet18", shape=(2, 6, 3, 64, 64)),
     _case("EfficientNetB0AppendedGRU", AppendedGRU, "efficientnet_b0"),
     _case("EfficientNetLite0SummedLogits", SummedLogits, "efficientnet_lite0", num_classes=5),
-    _case("MobileNetV3UnboundMean", UnboundMean, "mobilenetv3_small_050", shape=(2, 8, 3, 64, 64)),
+    _case("MobileNetV3UnboundMean", _mean, "mobilenetv3_small_050", shape=(2, 8, 3, 64, 64)),
     _case(
         "ConvNeXtPermutedFrames",
         PermutedFrames,
@@ -431,14 +413,14 @@ CASES: tuple[ZooCase, ...] = (
     _case("EdgeNeXtFrameDifferences", FrameDifferences, "edgenext_xx_small"),
     _case(
         "LevitUnboundMean",
-        UnboundMean,
+        _mean,
         "levit_128s",
         shape=(2, 4, 3, 64, 64),
         img_size=64,
     ),
     _case(
         "CoAtNetStackedLSTM",
-        StackedLSTM,
+        _lstm,
         "coatnet_pico_rw_224",
         shape=(1, 4, 3, 64, 64),
         img_size=64,

@@ -9,33 +9,15 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks._torchvision import resnet18, torchvision_models, video_model
 from benchmarks.zoo.case import Built, ZooCase
+from benchmarks.zoo.frames import FramesLSTM, FramesMean, StackedMaps
+from benchmarks.zoo.weights import settled
 
-__all__ = ["CASES", "settled"]
+__all__ = ["CASES"]
 
 PACKAGE = "torchvision"
-
-
-def settled(model: nn.Module, *args: Any) -> Built:
-    """The model in eval mode, its batch norms set to the statistics of one call with ``args``.
-
-    With the statistics of a fresh model, the signal fades from layer to layer, until the output no
-    longer depends on the input.
-    """
-    norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # a plain average over the calls
-        norm.train()
-    with torch.no_grad():
-        model(*args)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return Built(model, args)
 
 
 def _image_model(name: str, **config: Any) -> nn.Module:
@@ -49,28 +31,15 @@ def _segmenter(name: str) -> nn.Module:
     return cast(nn.Module, make(weights=None, weights_backbone=None, num_classes=4))
 
 
+def _masks(name: str) -> nn.Module:
+    """The masks of the frames of a clip (B, C, T, H, W) by this network."""
+    return StackedMaps(Segmentation(_segmenter(name)), dim=2)
+
+
 def _attribute(module: str, name: str) -> Any:
     """A class or function of a module below ``torchvision.models``."""
     torchvision_models()
     return getattr(importlib.import_module(f"torchvision.models.{module}"), name)
-
-
-class FramesLSTM(nn.Module):
-    """The features of each frame, appended in a loop, and an LSTM over them."""
-
-    def __init__(self, encoder: nn.Module, width: int, classes: int = 5) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.lstm = nn.LSTM(width, 32, num_layers=2, batch_first=True)
-        self.head = nn.Linear(32, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = []
-        for t in range(x.size(1)):
-            features.append(self.encoder(x[:, t, :, :, :]))
-        hidden, _ = self.lstm(torch.stack(features, dim=0).transpose(0, 1))
-        result: Tensor = self.head(hidden[:, -1, :])
-        return result
 
 
 class CarriedState(nn.Module):
@@ -92,26 +61,16 @@ class CarriedState(nn.Module):
         return result
 
 
-class FramesMean(nn.Module):
-    """The logits of the unbound frames, averaged."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.encoder(frame) for frame in x.unbind(1)]).mean(dim=0)
-
-
-class FramesMasks(nn.Module):
-    """The segmentation of each frame, from the ``"out"`` of the network's dictionary."""
+class Segmentation(nn.Module):
+    """The map that a segmentation network returns as ``"out"`` of its dictionary."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.network(x[:, :, t])["out"] for t in range(x.shape[2])], dim=2)
+        result: Tensor = self.network(x)["out"]
+        return result
 
 
 class PairwiseFlow(nn.Module):
@@ -257,7 +216,7 @@ CASES: tuple[ZooCase, ...] = (
     ZooCase(PACKAGE, "RAFTPairwiseFlow", _pairwise_raft, frames=1),
     _case(
         "ResNet18FramesLSTM",
-        lambda: FramesLSTM(_headless_resnet18(), 512),
+        lambda: FramesLSTM(_headless_resnet18(), 512, layers=2),
         (2, 6, 3, 64, 64),
         frames=1,
     ),
@@ -269,7 +228,7 @@ CASES: tuple[ZooCase, ...] = (
     ),
     _case(
         "MobileNetV3FramesLSTM",
-        lambda: FramesLSTM(_headless_mobilenet(), 576),
+        lambda: FramesLSTM(_headless_mobilenet(), 576, layers=2),
         (2, 8, 3, 64, 64),
         frames=1,
     ),
@@ -293,13 +252,13 @@ CASES: tuple[ZooCase, ...] = (
     ),
     _case(
         "LRASPPFramesMasks",
-        lambda: FramesMasks(_segmenter("lraspp_mobilenet_v3_large")),
+        lambda: _masks("lraspp_mobilenet_v3_large"),
         (1, 3, 4, 64, 64),
     ),
     _case(
         "DeepLabV3FramesMasks",
-        lambda: FramesMasks(_segmenter("deeplabv3_mobilenet_v3_large")),
+        lambda: _masks("deeplabv3_mobilenet_v3_large"),
         (2, 3, 4, 64, 64),
     ),
-    _case("FCNFramesMasks", lambda: FramesMasks(_segmenter("fcn_resnet50")), (1, 3, 3, 64, 64)),
+    _case("FCNFramesMasks", lambda: _masks("fcn_resnet50"), (1, 3, 3, 64, 64)),
 )

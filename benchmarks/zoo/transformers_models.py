@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks._torchvision import torchvision_models
-from benchmarks.zoo.case import Built, ZooCase
+from benchmarks.zoo.case import Built, ZooCase, configured
+from benchmarks.zoo.frames import FramesLSTM, FramesMean
+from benchmarks.zoo.weights import noisy
 
 __all__ = ["CASES"]
 
@@ -30,44 +33,13 @@ def _class(name: str) -> Any:
     return getattr(module, class_name)
 
 
-def _random(model: nn.Module) -> nn.Module:
-    """The model in eval mode, with noise on the weights that start at zero, one or a tiny value."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model.eval()
-
-
 def _model(name: str, config: _Config) -> nn.Module:
     """The class of this name with random weights, in eval mode."""
     cls = _class(name)
-    return _random(cls(cls.config_class(**config)))
+    return noisy(cls(cls.config_class(**config)))
 
 
-def _none() -> dict[str, Any]:
-    """No further inputs."""
-    return {}
-
-
-def _case(
-    name: str,
-    config: _Config,
-    shape: _Shape | None,
-    inputs: _Inputs = _none,
-    *,
-    variant: str = "",
-    method: str | None = None,
-    batch: int | None = 0,
-    frames: int | None = 1,
-) -> ZooCase:
-    """One class called with a random tensor of ``shape``, if any, and the named ``inputs``."""
-
-    def build() -> Built:
-        args = () if shape is None else (torch.randn(shape),)
-        return Built(_model(name, config), args, inputs())
-
-    full_name = name.rpartition(".")[2] + variant + (f".{method}" if method else "")
-    return ZooCase("transformers", full_name, build, method, batch, frames)
+_case = partial(configured, "transformers", _model, frames=1)
 
 
 _VIT: _Config = {
@@ -408,7 +380,7 @@ def _memory_encoder() -> Built:
     """SAM 2's encoder of the masks that it found in earlier frames."""
     cls = _class("sam2_video.Sam2VideoMemoryEncoder")
     config = _class("Sam2VideoModel").config_class(**_SAM2_VIDEO)
-    return Built(_random(cls(config)), (torch.randn(2, 32, 4, 4), torch.randn(2, 1, 64, 64)))
+    return Built(noisy(cls(config)), (torch.randn(2, 32, 4, 4), torch.randn(2, 1, 64, 64)))
 
 
 _IMAGES: list[ZooCase] = [
@@ -481,38 +453,36 @@ _SERIES: list[ZooCase] = [
 ]
 
 
-class _FramesThenLSTM(nn.Module):
-    """An image model on each frame, and an LSTM over the frames."""
+class _Pooled(nn.Module):
+    """The features of an image that a model returns as ``pooler_output``."""
 
-    def __init__(self, encoder: nn.Module, features: int) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.lstm = nn.LSTM(features, 24, batch_first=True)
-        self.head = nn.Linear(24, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = torch.stack(
-            [self.encoder(x[:, t]).pooler_output for t in range(x.shape[1])], dim=1
-        )
-        output, _ = self.lstm(features.flatten(2))
-        logits: Tensor = self.head(output[:, -1])
-        return logits
+        features: Tensor = self.encoder(x).pooler_output
+        return features.flatten(1)
 
 
-class _FramesThenMean(nn.Module):
-    """An image model on each frame, and the mean over the frames."""
+class _ClassToken(nn.Module):
+    """The token of a vision transformer that stands for the whole image."""
 
-    def __init__(self, encoder: nn.Module, features: int) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(features, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = []
-        for frame in x.unbind(1):
-            features.append(self.encoder(pixel_values=frame).last_hidden_state[:, 0])
-        logits: Tensor = self.head(torch.stack(features, dim=1).mean(dim=1))
-        return logits
+        token: Tensor = self.encoder(pixel_values=x).last_hidden_state[:, 0]
+        return token
+
+
+def _frames_then_lstm(encoder: nn.Module, features: int) -> nn.Module:
+    return FramesLSTM(_Pooled(encoder), features, hidden=24)
+
+
+def _frames_then_mean(encoder: nn.Module, features: int) -> nn.Module:
+    return FramesMean(_ClassToken(encoder), nn.Linear(features, 5))
 
 
 class _FramesThenTransformer(nn.Module):
@@ -566,24 +536,29 @@ class _FramesAsBatch(nn.Module):
 
 
 def _framewise(
-    wrapper: Callable[[nn.Module, int], nn.Module], name: str, config: _Config, shape: _Shape
+    label: str,
+    wrapper: Callable[[nn.Module, int], nn.Module],
+    name: str,
+    config: _Config,
+    shape: _Shape,
 ) -> ZooCase:
     """An image model with 32 features in a wrapper that applies it to the frames of a clip."""
 
     def build() -> Built:
         return Built(wrapper(_model(name, config), 32).eval(), (torch.randn(shape),))
 
-    label = getattr(wrapper, "__name__", "").removeprefix("_")
     return ZooCase("transformers", f"{label}({name})", build, frames=1)
 
 
 _FRAMEWISE: list[ZooCase] = [
-    _framewise(_FramesThenLSTM, "ViTModel", _VIT, _CLIP),
-    _framewise(_FramesThenLSTM, "ResNetModel", _RESNET, (2, 6, 3, 64, 64)),
-    _framewise(_FramesThenMean, "Dinov2Model", _VIT | {"mlp_ratio": 2}, _CLIP),
-    _framewise(_FramesThenTransformer, "ConvNextModel", _STAGES, (2, 6, 3, 64, 64)),
-    _framewise(_FramesThenCell, "SiglipVisionModel", _VIT, _CLIP),
-    _framewise(_FramesAsBatch, "SwinModel", _SWIN | {"embed_dim": 8}, _CLIP),
+    _framewise("FramesThenLSTM", _frames_then_lstm, "ViTModel", _VIT, _CLIP),
+    _framewise("FramesThenLSTM", _frames_then_lstm, "ResNetModel", _RESNET, (2, 6, 3, 64, 64)),
+    _framewise("FramesThenMean", _frames_then_mean, "Dinov2Model", _VIT | {"mlp_ratio": 2}, _CLIP),
+    _framewise(
+        "FramesThenTransformer", _FramesThenTransformer, "ConvNextModel", _STAGES, (2, 6, 3, 64, 64)
+    ),
+    _framewise("FramesThenCell", _FramesThenCell, "SiglipVisionModel", _VIT, _CLIP),
+    _framewise("FramesAsBatch", _FramesAsBatch, "SwinModel", _SWIN | {"embed_dim": 8}, _CLIP),
 ]
 
 CASES: tuple[ZooCase, ...] = (*_VIDEO, *_TOWERS, *_IMAGES, *_SERIES, *_FRAMEWISE)
