@@ -54,6 +54,7 @@ ALONE: dict[str, Any] = {
     "a layer": lambda: nn.Conv2d(3, 3, 1),
     "layers": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()),
     "an activation": lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="gelu"),
+    "a function of torch": lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=torch.relu),
     "torch's parametrization": lambda: parametrizations.weight_norm(nn.Conv2d(3, 3, 1)),
     "torch's hook": lambda: spectral_norm(nn.Conv2d(3, 3, 1)),
     "this package's module": lambda: TimeDistributed(nn.Conv2d(3, 3, 1)),

@@ -61,7 +61,7 @@ def runs_torch_alone(module: nn.Module) -> bool:
         functions = [value for value in vars(part).values() if callable(value)]
         code = (*type(part).__mro__[:-1], *functions, *hooks)
         homes = [getattr(value, "__module__", None) or type(value).__module__ for value in code]
-        if not all(home.startswith(_LAYERS) for home in homes):
+        if not all(home == "torch" or home.startswith(_LAYERS) for home in homes):
             return False
     return True
 
