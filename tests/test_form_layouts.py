@@ -257,3 +257,31 @@ def test_a_write_into_a_view_that_a_layout_makes_a_copy(write: Any, example: boo
     for frames in (1, 4, 7):
         x = torch.randn(2, 3, frames, 5, 5)
         torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.to(memory_format=LAST),
+        lambda y: y.contiguous(memory_format=LAST),
+        lambda y: y.clone(memory_format=LAST),
+        lambda y: torch.zeros_like(y, memory_format=LAST) + y,
+        lambda y: y.to(torch.float32, memory_format=torch.preserve_format),
+        lambda y: y.contiguous(),
+    ],
+)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_a_layout_that_the_forward_asks_for(change: Callable[[Tensor], Tensor], clip: str) -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv3d(3, 4, (1, 3, 3))
+            self.last = nn.Conv3d(4, 2, (1, 1, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(change(self.first(x)))  # type: ignore[no-any-return]
+
+    model = Asks().eval()
+    x = CLIPS[clip](torch.randn(2, 3, 6, 8, 8))
+    result = fxtemporal.optimize(model, None, tune="static", progress=False)
+    assert_alike(result, model, x, clip == "contiguous")

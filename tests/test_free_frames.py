@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -341,3 +342,44 @@ def test_one_frame_is_not_admitted_by_chance(bias: float) -> None:
             assert frames == 1
         else:
             torch.testing.assert_close(actual, model(x))
+
+
+def writes_behind_a_break(self: Any, x: Tensor) -> Tensor:
+    out = self.features(x[:, 0])
+    for t in range(x.size(1)):
+        self.conv.bias.data.mul_(0.9)
+        if t == 2:
+            break
+        out = self.features(x[:, t])
+    return out
+
+
+def detaches_one_frame(self: Any, x: Tensor) -> Tensor:
+    y = stacked(self, x)
+    return y.detach() if x.size(1) == 1 else y
+
+
+def doubles_the_gradient_of_two(self: Any, x: Tensor) -> Tensor:
+    y = stacked(self, x)
+    return 2 * y - y.detach() if x.size(1) == 2 else y
+
+
+@pytest.mark.parametrize(
+    "forward", [writes_behind_a_break, detaches_one_frame, doubles_the_gradient_of_two]
+)
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_what_equal_outputs_do_not_show(forward: Forward, frames: int) -> None:
+    """A number of frames is not admitted for its outputs alone: writes and gradients count too."""
+    model, reference = Frames(forward), Frames(forward)
+    result = fxtemporal.optimize(model, (clip(2, 3),), tune="static")
+    x = clip(1, frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        actual, expected = result(x), reference(x)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(model.conv.bias, reference.conv.bias)
+    assert actual.requires_grad == expected.requires_grad
+    if expected.requires_grad:
+        actual.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(model.conv.weight.grad, reference.conv.weight.grad)

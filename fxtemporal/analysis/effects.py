@@ -25,7 +25,7 @@ from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.dispatch import TorchDispatchMode
 from fxtemporal.support.torch_private.operators import OpOverload
 
-__all__ = ["Mover", "is_checked_first", "needed_by"]
+__all__ = ["Mover", "is_checked_first", "leaves_no_trace", "needed_by"]
 
 
 def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
@@ -45,18 +45,33 @@ def is_checked_first(program: Program) -> bool:
 
     That is a write into an input, a parameter or a buffer, and a draw of random numbers.
     """
+    first = next(_traces(program), None)
+    ends = [node for node in program.graph.nodes if _ends_a_call(program, node)]
+    return first is None or not ends or ends[-1] < first
+
+
+def leaves_no_trace(program: Program) -> bool:
+    """Whether a call only gives its outputs: it writes into nothing that outlives it."""
+    return next(_traces(program), None) is None
+
+
+def _ends_a_call(program: Program, node: fx.Node) -> bool:
+    return node.target is guard or isinstance(_module_of(program, node), AdmittedFrames)
+
+
+def _traces(program: Program) -> Iterator[fx.Node]:
+    """The nodes whose calls may show after the call of the graph."""
     aliasing = Aliasing(program)
-    seen = False
     for node in program.graph.nodes:
-        if node.target is guard or isinstance(_module_of(program, node), AdmittedFrames):
-            if seen:
-                return False
+        if _ends_a_call(program, node):
             continue
-        seen = seen or _may_be_seen(program, node)
-        for written in written_by(program, node):
-            kept = {"placeholder", "get_attr"} & {n.op for n in aliasing.shared_with(written)}
-            seen = seen or bool(kept)
-    return True
+        written = written_by(program, node)
+        kept = {n.op for w in written for n in aliasing.shared_with(w)} & {
+            "placeholder",
+            "get_attr",
+        }
+        if kept or _may_be_seen(program, node):
+            yield node
 
 
 def _may_be_seen(program: Program, node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxtemporal.analysis.effects import leaves_no_trace
 from fxtemporal.analysis.families import families_of, is_input
 from fxtemporal.analysis.loops import computes
 from fxtemporal.capture.arguments import behind_pre_hooks
@@ -175,7 +176,10 @@ class _Trial:
         self.samples: list[Sample] = []
 
     def agrees(self, tried: Program, other: int, draws: int = 1) -> bool:
-        """Whether ``tried`` gives the model's numbers with ``other`` frames, on so many inputs."""
+        """Whether ``tried`` gives the model's numbers with ``other`` frames, on so many inputs.
+
+        With several, these decide alone: then gradients are compared too.
+        """
         name = f"{other} {'entry' if other == 1 else 'entries'} in dimension {self.dim}"
         sizes = {self.dim: (self.frames, other)}
         for least_rank, draw in itertools.product(self.ranks, range(draws)):
@@ -184,6 +188,8 @@ class _Trial:
             masks = ", masks too" * (least_rank == 2)
             sample = self.verifier.at(tried.gm, inputs, name + masks)
             if sample is not None and not sample.equal:
+                return False
+            if draws > 1 and self.verifier.other_gradients(tried.gm, inputs):
                 return False
             self.samples.extend([sample] if sample is not None and draw == 0 else [])
         return True
@@ -301,9 +307,10 @@ def freed(
     if not accepted(loose) or not all(agrees(loose, t) for t, _ in alike[1:]):
         return None
     checks._same_graph = same_graph
+    by_numbers = leaves_no_trace(program)
     for other in sorted({1, *strange, *wanted} - checks.counts):
         # With one frame there is no loop to re-roll: compare the numbers instead.
-        tries = other in (1, *strange) and other >= unifier.least
+        tries = by_numbers and other in (1, *strange) and other >= unifier.least
         if same_graph(other) or (tries and _is_right(loose, checks, other, agrees)):
             checks.counts |= {other}
     return loose

@@ -25,6 +25,7 @@ from fxtemporal.support.errors import SpecializationError
 from fxtemporal.support.quiet import quiet
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Comparison, Sample, Tolerance, distance
+from fxtemporal.verification.gradients import other_gradients
 from fxtemporal.verification.inputs import (
     POISONED,
     Example,
@@ -199,6 +200,10 @@ class Verifier:
         if refused:
             return _failed(name, "gave numbers where the model is specialized")
         return self._sample(_Expected(name, inputs, outputs, None), result)
+
+    def other_gradients(self, candidate: nn.Module, inputs: Example) -> str | None:
+        """A text that names a gradient of ``candidate`` that is not the original's, or None."""
+        return other_gradients(self._original, candidate, inputs, thorough=False)
 
     def _in_float64(self, run: _Expected, candidate: nn.Module) -> Sample | None:
         """A failed comparison in float64, for outputs whose half-precision rounding hides errors.

@@ -53,6 +53,9 @@ _ARGUMENTS = {
 }
 """The first arguments of a form of ``conv3d``, with their defaults."""
 
+_AS_THEY_ARE = (None, torch.contiguous_format, torch.preserve_format)
+"""Memory formats that contiguous tensors have, or keep."""
+
 
 class _Seen(IntEnum):
     """Where the layout of a result makes a difference."""
@@ -247,7 +250,9 @@ def _keeps_contiguous(program: Program, node: fx.Node) -> bool:
     if node.op == "placeholder" or _chooses(node) or _follows(node):
         return True
     op = program.op(node)
-    return op is not None and (keeps_layout(op) or Trait.MAKES_CONTIGUOUS in op.traits)
+    if op is None or op.args.get("memory_format") not in _AS_THEY_ARE:
+        return False
+    return keeps_layout(op) or Trait.MAKES_CONTIGUOUS in op.traits
 
 
 def _chooses(node: fx.Node) -> bool:
