@@ -143,8 +143,8 @@ class StandIn:
         kind = type(value)
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
-        if isinstance(value, ScriptModule):
-            return value  # its compiled code refers to it: it cannot be copied
+        if isinstance(value, ScriptModule):  # its compiled code refers to it and its parts
+            return value if self._share_parameters else copying.deepcopy(value)
         if isinstance(value, nn.Module):
             return self._later(self._fill_object, value, object.__new__(kind), name)
         if isinstance(value, types.MethodType):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.jit import ScriptModule
 
 from fxtemporal.support.errors import SpecializationError
 
@@ -74,7 +75,7 @@ class Watch:
         self._tensors = [
             [weakref.ref(module), own[path], kind, name, tensor]
             for path, module in model.named_modules(remove_duplicate=False)
-            if path in own
+            if path in own and not isinstance(module, ScriptModule)  # which both share
             for kind in _TENSORS
             for name, tensor in getattr(module, kind).items()
             if getattr(own[path], kind).get(name) is tensor
