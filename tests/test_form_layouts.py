@@ -285,3 +285,33 @@ def test_a_layout_that_the_forward_asks_for(change: Callable[[Tensor], Tensor], 
     x = CLIPS[clip](torch.randn(2, 3, 6, 8, 8))
     result = fxtemporal.optimize(model, None, tune="static", progress=False)
     assert_alike(result, model, x, clip == "contiguous")
+
+
+class Joined(nn.Module):
+    """A channels-last clip beside a convolution that may be contiguous: torch decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = nn.Conv3d(3, 2, (2, 1, 1), padding="same")
+        self.last = nn.Conv3d(5, 2, (1, 2, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = nn.functional.pad(x, (0, 0, 0, 0, 2, 0))
+        return self.last(torch.cat([y, self.side(y)], 1)).unbind(2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("clip", CLIPS)
+def test_views_of_a_clip_in_the_example_s_layout(clip: str, threads: int) -> None:
+    """With one thread torch takes another kernel, which gives another layout."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = Joined().eval()
+        x = CLIPS[clip](torch.randn(2, 3, 4, 6, 6))
+        result = fxtemporal.optimize(model, (x,), tune="static", progress=False)
+        for mine, theirs in zip(result(x), model(x), strict=True):
+            torch.testing.assert_close(mine, theirs)
+            assert mine.stride() == theirs.stride()
+    finally:
+        torch.set_num_threads(before)

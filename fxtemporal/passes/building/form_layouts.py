@@ -246,8 +246,14 @@ def _above(form: fx.Node) -> set[fx.Node]:
 
 
 def _keeps_contiguous(program: Program, node: fx.Node) -> bool:
-    """Whether the model's tensor here is contiguous if all its inputs are."""
-    if node.op == "placeholder" or _chooses(node) or _follows(node):
+    """Whether the model's tensor here is contiguous if all its inputs are.
+
+    An input that is not contiguous in the example is not expected to be.
+    """
+    if node.op == "placeholder":
+        example = value_of(node)
+        return not isinstance(example, Tensor) or example.is_contiguous()
+    if _chooses(node) or _follows(node):
         return True
     op = program.op(node)
     if op is None or op.args.get("memory_format") not in _AS_THEY_ARE:
