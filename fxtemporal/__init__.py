@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ForwardError,
         FxTemporalError,
         GradientError,
+        InternalError,
         LoweringError,
         PassError,
         SpecializationError,
@@ -52,8 +53,8 @@ _HOMES = {
     "passes.rule": "Remark",
     "reports.report": "Report",
     "support.errors": """
-        CaptureError ForwardError FxTemporalError GradientError LoweringError
-        PassError SpecializationError VerificationError
+        CaptureError ForwardError FxTemporalError GradientError InternalError
+        LoweringError PassError SpecializationError VerificationError
     """,
     "tuning.settings": "Tune",
     "verification.comparison": "Comparison",
@@ -73,6 +74,7 @@ __all__ = [
     "ForwardError",
     "FxTemporalError",
     "GradientError",
+    "InternalError",
     "LoweringError",
     "Memory",
     "Mistake",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fxtemporal import api
 from tests.cli_cases import CLIP, MODEL, Run
 
 pytestmark = pytest.mark.usefixtures("imports_are_put_back")
@@ -171,17 +173,15 @@ def test_a_file_that_cannot_be_imported_names_its_line(
         sys.modules.pop("bad", None)
 
 
-def test_an_error_that_nothing_expects_is_no_finding(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "odd.py").write_text(
-        "from torch import nn\n"
-        "class Odd(nn.Identity):\n"
-        "    def named_modules(self, *args, **kwargs):\n"
-        "        raise ZeroDivisionError('never\\nmind')\n"
-    )
-    ran = run("audit", f"{tmp_path / 'odd.py'}:Odd", *CLIP)
+def test_a_defect_of_the_package_is_no_finding(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "audit", math.sqrt)  # raises at the line of the package
+    ran = run("audit", f"{model}:Frames", *CLIP)
     assert ran.status == 3
-    assert "ZeroDivisionError: never mind" in ran.error()
-    assert "A defect of fxtemporal: please report it" in ran.error()
+    assert "TypeError: math.sqrt() takes no keyword arguments" in ran.error()
+    assert "fxtemporal itself failed" in ran.error()
+    assert "FXTEMPORAL_DUMP" in ran.error()
 
 
 def test_an_interruption(
@@ -198,3 +198,36 @@ def test_an_interruption(
     assert ran.status == 130
     assert ran.out == ""
     assert not list(folder.iterdir())
+
+
+WRONG = """
+import sys
+
+from torch import nn
+
+
+class Exits(nn.Module):
+    def forward(self, x):
+        sys.exit("no such clip")
+
+
+class Uninitialized(nn.Module):
+    def __init__(self):
+        self.size = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Exits", "the model's code ends the process: no such clip"),
+        ("Uninitialized", "Uninitialized.__init__ does not call super().__init__()"),
+    ],
+)
+def test_what_a_model_does_wrong_is_not_taken_for_a_finding_or_a_defect(
+    run: Run, tmp_path: Path, name: str, says: str
+) -> None:
+    (tmp_path / "wrong_models.py").write_text(WRONG)
+    ran = run("audit", f"{tmp_path / 'wrong_models.py'}:{name}", *CLIP)
+    assert ran.status == 3
+    assert says in ran.error()

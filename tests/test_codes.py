@@ -17,7 +17,7 @@ from test_pool3d_forms import REFUSED as POOLS
 from torch import Tensor, fx, nn
 
 import fxtemporal
-from fxtemporal import Code, Factorize, Report, Tune
+from fxtemporal import Code, Factorize, Reason, Report, Tune
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.rule import Rule
 from tests.zoo import (
@@ -42,6 +42,22 @@ from tests.zoo import (
     WritesItsInput,
     noise,
 )
+
+
+class UnderAutocast(Chain):
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+class Unsure(Planted):
+    """A pass with a defect: it raises where it looks at a site."""
+
+    def preconditions(self, program: Program, candidate: fx.Node) -> Iterator[Reason]:
+        yield from {}["lost"]
 
 
 class SortedBody(WithBody):
@@ -188,6 +204,7 @@ def beside(rule: str, name: str, **more: Any) -> Way:
 WAYS: dict[Code, tuple[Way, ...]] = {
     Code.SHAPES_UNKNOWN: (conv3d(DenseConv3d.build, example=nothing),),
     Code.UNSUPPORTED_OP: (loop(SortedBody),),
+    Code.NESTED_GRAPH: (conv3d(UnderAutocast, example=lambda model: (clip(),)),),
     Code.HOOKED_MODULE: (
         loop(HookedBody),
         conv3d(HookedConv3d.build),
@@ -240,6 +257,9 @@ WAYS: dict[Code, tuple[Way, ...]] = {
     ),
     Code.SPREADS_NAN: (planted(spread, "missed", nan="confined"),),
     Code.WRONG_RESULT: (planted(scale, "failed"),),
+    Code.PASS_RAISED: (
+        Way("planted", lambda: Chain(1), lambda model: (clip(),), "failed", (Unsure(),)),
+    ),
     Code.REWRITE_RAISED: (planted(fail, "failed"),),
 }
 

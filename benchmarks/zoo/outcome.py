@@ -93,7 +93,8 @@ def outcome_of(case: ZooCase) -> Outcome:
             built.model, *given, method=case.method, tune="static", progress=False
         )
     except fxtemporal.FxTemporalError as error:
-        outcome.problem = _short(error)
+        fault = isinstance(error, fxtemporal.InternalError)
+        outcome.problem = f"fault: {_short(error)}" if fault else _short(error)
     except Exception as error:  # a fault of fxtemporal
         outcome.problem = f"fault: {_short(error)}"
         traceback.print_exc()
@@ -101,8 +102,9 @@ def outcome_of(case: ZooCase) -> Outcome:
     start = time.perf_counter()
     try:
         fxtemporal.audit(built.model, *_copied((built.args, kwargs)), method=case.method)
-    except fxtemporal.FxTemporalError:
-        pass
+    except fxtemporal.FxTemporalError as error:
+        if isinstance(error, fxtemporal.InternalError):
+            outcome.wrong = f"audit: {_short(error)}"
     except Exception as error:
         outcome.wrong = f"audit: {_short(error)}"
     outcome.audit_seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,14 @@ from torch.export import ExportedProgram
 from fxtemporal.support.errors import CaptureError
 from fxtemporal.support.torch_private.compilers import is_compiled
 
-__all__ = ["Model", "behind_pre_hooks", "bind_example", "check_arguments", "example_of"]
+__all__ = [
+    "Model",
+    "behind_pre_hooks",
+    "bind_example",
+    "check_arguments",
+    "check_types",
+    "example_of",
+]
 
 Model = nn.Module | fx.GraphModule | ExportedProgram
 
@@ -34,23 +42,27 @@ def bind_example(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """``{parameter: value}`` of ``model.forward(*args, **kwargs)``, defaults left out."""
+    signature = inspect.signature(model.forward)
+    named = [p.name for p in signature.parameters.values() if p.kind is not p.POSITIONAL_ONLY]
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
+        near = [
+            f"; {key!r} may be {match!r}"
+            for key in kwargs
+            if key not in named
+            for match in difflib.get_close_matches(key.lower(), named, 1)
+        ]
         raise CaptureError(
-            f"the example inputs do not fit {type(model).__name__}.forward"
-            f"{inspect.signature(model.forward)}: {error}"
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}"
+            f"{''.join(near)}"
         ) from error
     return dict(bound.arguments)
 
 
 def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
-    """Raise :class:`CaptureError` unless these are a model, a tuple and a dict."""
-    if not isinstance(model, nn.Module | ExportedProgram):
-        raise CaptureError(
-            f"expected an nn.Module, a torch.fx.GraphModule or an ExportedProgram, "
-            f"got {type(model).__name__}"
-        )
+    """Raise :class:`CaptureError` unless these are a model with Python to trace, and its inputs."""
+    check_types(model, args, kwargs)
     if is_compiled(model):
         raise CaptureError(
             "a module that torch.compile returned: give the original (its _orig_mod), and compile "
@@ -58,10 +70,24 @@ def check_arguments(model: Any, args: Any, kwargs: Any) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("a TorchScript module has no Python to trace: give the original module")
+
+
+def check_types(model: Any, args: Any, kwargs: Any) -> None:
+    """Raise :class:`CaptureError` unless these are a model, a tuple and a dict."""
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise CaptureError(
+            f"expected an nn.Module, a torch.fx.GraphModule or an ExportedProgram, "
+            f"got {type(model).__name__}"
+        )
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    if isinstance(model, nn.Module) and not scripted and "_parameters" not in vars(model):
+        raise CaptureError(
+            f"{type(model).__name__}.__init__ does not call super().__init__(): call it first in it"
+        )
     if args is not None and not isinstance(args, tuple | list):
         raise CaptureError(
             f"example_inputs must be a tuple of the forward's arguments, got "
-            f"{type(args).__name__}: write optimize(model, (x,))"
+            f"{type(args).__name__}: write (x,) for one, as in optimize(model, (x,))"
         )
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise CaptureError(f"example_kwargs must be a dict, got {type(kwargs).__name__}")

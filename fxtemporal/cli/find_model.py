@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-__all__ = ["ModelCodeError", "UsageError", "line_of", "load_model", "nearest"]
+__all__ = ["ModelCodeError", "UsageError", "load_model", "nearest"]
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
@@ -56,6 +56,8 @@ def _load(text: str, *, train: bool) -> nn.Module | ExportedProgram:
     import torch
     from torch import nn
 
+    from fxtemporal.capture.arguments import check_types
+
     if ":" not in text or Path(text).is_file():
         return _load_file(text)
     where, _, name = text.rpartition(":")
@@ -71,6 +73,7 @@ def _load(text: str, *, train: bool) -> nn.Module | ExportedProgram:
     model = found if isinstance(found, nn.Module) else _build(text, found)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{text}: gave {_a(model)}, and an nn.Module is needed")
+    check_types(model, None, None)
     return model if train else model.eval()
 
 
@@ -151,16 +154,13 @@ def _model_code_error(what: str, error: BaseException) -> ModelCodeError:
     if isinstance(error, SyntaxError) and error.filename:
         return ModelCodeError(f"{what}: {error.filename}:{error.lineno}: SyntaxError: {error.msg}")
     message = f"{type(error).__name__}: {error}".rstrip(": ")
-    return ModelCodeError(
-        f"{what}: {line_of(error, package=False)}: {message} (--traceback shows more)"
-    )
+    return ModelCodeError(f"{what}: {_line_of(error)}: {message} (--traceback shows more)")
 
 
-def line_of(error: BaseException, *, package: bool) -> str:
-    """``file:line`` of the deepest frame outside libraries and, if not ``package``, fxtemporal."""
+def _line_of(error: BaseException) -> str:
+    """``file:line`` of the deepest frame outside libraries and fxtemporal."""
     outside = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")] + ["<"]
-    if not package:
-        outside.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)
+    outside.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(tuple(outside))]
     frame = (own or frames)[-1]

@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxtemporal.cli.arguments import FORMATS, STATUSES, Input, parser
-from fxtemporal.cli.find_model import UsageError, line_of, load_model, nearest
+from fxtemporal.cli.find_model import ModelCodeError, UsageError, load_model, nearest
 from fxtemporal.support.errors import (
     CaptureError,
     FxTemporalError,
+    InternalError,
     LoweringError,
     PassError,
     VerificationError,
@@ -72,13 +73,13 @@ def _explain(error: Exception) -> tuple[str, int]:
             return str(error), USAGE
         case VerificationError():
             return str(error), NOT_VERIFIED
+        case InternalError():
+            return f"{error} (--traceback, --dump folder)", NOT_CAPTURED
         case FxTemporalError():
             return str(error), NOT_CAPTURED
-    what = f"{type(error).__name__}: {error} (at {line_of(error, package=True)})"
-    return (
-        f"{what}. A defect of fxtemporal: please report it with --traceback",
-        NOT_CAPTURED,
-    )
+    from fxtemporal.ir.raised import defect
+
+    return _explain(defect(error, "the command line"))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -258,6 +259,8 @@ def _about(model: str) -> Iterator[None]:
     """Add the model's name on the command line to errors of the package."""
     try:
         yield
+    except SystemExit as error:  # its status would be taken for one of these commands
+        raise ModelCodeError(f"{model}: the model's code ends the process: {error}") from error
     except FxTemporalError as error:
         raise type(error)(f"{model}: {error}") from error
 

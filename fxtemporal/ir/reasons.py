@@ -22,6 +22,8 @@ class Code(enum.StrEnum):
     """The rewrite needs sizes, and no example inputs were given."""
     UNSUPPORTED_OP = "unsupported-op"
     """An op has no batching rule, so frames cannot share one call of it."""
+    NESTED_GRAPH = "nested-graph"
+    """It is in a graph within the graph (autocast, torch.cond), which passes do not change."""
     HOOKED_MODULE = "hooked-module"
     """A module carries hooks, which must still be called as before."""
     PARAMETRIZED_MODULE = "parametrized-module"
@@ -90,6 +92,8 @@ class Code(enum.StrEnum):
     """``nan="confined"`` was asked for, and the rewrite gives NaN where the model does not."""
     WRONG_RESULT = "wrong-result"
     """Verification found other numbers than the original's; the rewrite was undone."""
+    PASS_RAISED = "pass-raised"
+    """The pass itself raised an error where it looked at the site; it was left out."""
     REWRITE_RAISED = "rewrite-raised"
     """The rewritten graph raised an error; the rewrite was undone."""
 

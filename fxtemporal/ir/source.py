@@ -7,7 +7,7 @@ import sysconfig
 
 import torch
 
-__all__ = ["is_user_file", "short_location"]
+__all__ = ["is_own_file", "is_user_file", "is_written_here", "short_location"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, "<")
@@ -19,6 +19,16 @@ def is_user_file(filename: str) -> bool:
     if filename.startswith(_LIBRARIES) or f"{os.sep}einops{os.sep}" in filename:
         return False
     return not filename.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in filename
+
+
+def is_own_file(filename: str) -> bool:
+    """Whether ``filename`` is one of fxtemporal's."""
+    return filename.startswith(_PACKAGE)
+
+
+def is_written_here(filename: str) -> bool:
+    """Whether ``filename`` is the user's own code, and no installed library."""
+    return is_user_file(filename) and f"{os.sep}site-packages{os.sep}" not in filename
 
 
 def short_location(filename: str, line: int) -> str:

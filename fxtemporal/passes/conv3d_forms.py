@@ -89,6 +89,8 @@ class Conv3dSite:
     op: Op | None
     geometry: ConvGeometry | None
     source: Any = None
+    nested: bool = False
+    """Whether it is in a graph within the graph, as torch.export writes autocast and conditions."""
 
     @property
     def form(self) -> str | None:
@@ -168,9 +170,16 @@ class Conv3dForms(Rule[Conv3dSite]):
                 frames = (shape(source) or ())[-3]
                 geometry = replace(geometry, time_padding=pads, frames=frames)
             yield Conv3dSite(node, key, op, geometry, source)
+        for path, inner in program.gm.named_modules():
+            for node in inner.graph.nodes if path and isinstance(inner, fx.GraphModule) else ():
+                op = program.op(node) if node.op.startswith("call") else None
+                if op is not None and op.name == "conv3d":
+                    yield Conv3dSite(node, f"{path}.{node.name}", None, None, nested=True)
 
     def site(self, program: Program, candidate: Conv3dSite) -> Site:
         target = _target(program, candidate.op, candidate.node)
+        if candidate.nested:
+            target = program.module_path(candidate.node) or candidate.key
         return Site(self.name, candidate.key, target, program.location(candidate.node))
 
     def to_choose(self, program: Program) -> Iterator[ToChoose]:
@@ -194,7 +203,9 @@ class Conv3dForms(Rule[Conv3dSite]):
     def preconditions(self, program: Program, candidate: Conv3dSite) -> Iterator[Reason]:
         geometry = candidate.geometry
         choice = self._choice(candidate)
-        if candidate.op is None:
+        if candidate.nested:
+            yield Reason(Code.NESTED_GRAPH, "it runs in a graph of its own, under autocast or cond")
+        elif candidate.op is None:
             reason = blocked_module(program, candidate.node)
             assert reason is not None
             yield reason
@@ -213,7 +224,7 @@ class Conv3dForms(Rule[Conv3dSite]):
             yield Reason(Code.DENSE_KERNEL, text)
 
     def nodes(self, program: Program, candidate: Conv3dSite) -> Iterable[fx.Node]:
-        return (candidate.node,)
+        return () if candidate.nested else (candidate.node,)
 
     def what(self, program: Program, candidate: Conv3dSite) -> str:
         if candidate.geometry is None:

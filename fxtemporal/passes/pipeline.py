@@ -8,11 +8,12 @@ account, and the two cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fxtemporal.analysis.cost import Cost, Costs, SiteCost
 from fxtemporal.ir.program import Program
+from fxtemporal.ir.raised import first_line, innermost_line
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.building.form_layouts import keep_gradient_layouts
 from fxtemporal.passes.building.output_layouts import keep_output_layouts
@@ -62,8 +63,9 @@ def run_rules(
     """Rewrite a copy of ``captured`` by every rule in turn.
 
     ``skips`` maps sites to leave alone to the reason for it. With ``only``, all other sites are
-    left alone without a reason. If a rewrite raises, all starts again without it. With ``costs``,
-    each remark has the cost of its site. ``dump`` is called with the program after each rule.
+    left alone without a reason. If a rewrite raises, all starts again without it; if a rule raises
+    in looking for sites, without the rule, and a remark says so. With ``costs``, each remark has
+    the cost of its site. ``dump`` is called with the program after each rule.
     """
     with quiet():  # of an op that refuses the values of a later rewrite
         return _run(captured, tuple(rules), skips, only, costs, dump)
@@ -79,6 +81,7 @@ def _run(
 ) -> Outcome:
     skips = dict(skips or {})
     careful = False
+    broken: dict[Key, Remark] = {}
     while True:
         try:
             outcome = _run_once(captured.copy(), rules, skips, only, careful, costs, dump)
@@ -88,16 +91,21 @@ def _run(
                 keep_gradient_layouts(outcome.program)
                 outcome.program.refresh()
             outcome.program.gm.recompile()
-            return outcome
+            return replace(outcome, remarks=(*outcome.remarks, *broken.items()))
         except FxTemporalError:
             raise
         except _RewriteError as failure:
-            text = f"{type(failure.error).__name__}: {failure.error}".splitlines()[0]
+            text = first_line(failure.error)
             skips[failure.key] = Skip("failed", Reason(Code.REWRITE_RAISED, text))
-        except Exception:  # a rewrite broke the graph: check after each one to find out which
+        except Exception as failure:  # a rewrite broke the graph: check after each one
             if careful:
-                raise
-            careful = True
+                if not isinstance(failure, _RuleError):
+                    raise
+                name = failure.rule.name
+                rules = tuple(rule for rule in rules if rule is not failure.rule)
+                where = type(captured.gm).__name__
+                broken[name, ""] = Remark(name, "failed", where, None, (_raised(failure.error),))
+            careful = not careful
 
 
 class _RewriteError(Exception):
@@ -105,6 +113,20 @@ class _RewriteError(Exception):
         super().__init__(key)
         self.key = key
         self.error = error
+
+
+class _RuleError(Exception):
+    """``rule`` raised while it looked for its sites."""
+
+    def __init__(self, rule: Rule[Any], error: Exception) -> None:
+        super().__init__(rule.name)
+        self.rule = rule
+        self.error = error
+
+
+def _raised(error: Exception) -> Reason:
+    where = innermost_line(error)
+    return Reason(Code.PASS_RAISED, first_line(error) + (f" at {where}" if where else ""))
 
 
 def _run_once(
@@ -120,8 +142,13 @@ def _run_once(
     ledger = None if costs is None else _Ledger(costs, program)
     for rule in rules:
         program.drop_unread()
-        while _sweep(program, rule, skips, only, careful, ledger, remarks):
-            pass
+        try:
+            while _sweep(program, rule, skips, only, careful, ledger, remarks):
+                pass
+        except (FxTemporalError, _RewriteError):
+            raise
+        except Exception as error:  # of the rule, or of a graph that a rewrite broke
+            raise _RuleError(rule, error) from error
         if dump is not None:
             dump(rule.name, program)
     if any(remark.status == "applied" for remark in remarks.values()):
@@ -152,7 +179,17 @@ def _sweep(
         key = (rule.name, site.key)
         if key in remarks and remarks[key].status != "missed":
             continue
-        reasons = tuple(rule.preconditions(program, candidate))
+        try:
+            reasons = tuple(rule.preconditions(program, candidate))
+        except FxTemporalError:
+            raise
+        except Exception as error:  # a defect of the rule at this site; the others are none
+            if not careful:
+                raise  # the graph may be broken
+            remarks[key] = Remark(
+                site.rule, "failed", site.target, site.location, (_raised(error),)
+            )
+            continue
         skip = skips.get(key)
         applied = not reasons and skip is None and (only is None or key in only)
         if not applied and not reasons and skip is None:

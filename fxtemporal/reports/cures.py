@@ -28,6 +28,8 @@ CURES: Mapping[Code, str] = MappingProxyType(
         Code.RECURRENCE: "compute what does not read the state before the loop, for all frames in "
         "one call; a cell that is an nn.LSTMCell, GRUCell or RNNCell becomes one nn.LSTM, GRU or "
         "RNN",
+        Code.NESTED_GRAPH: "call the model under autocast, or convert it with model.to(dtype), "
+        "instead of entering autocast in its forward; move branches out of it",
         Code.TRAINING_BATCHNORM: "call model.eval() before inference; in training, "
         'TimeDistribute(allow=["training-batchnorm"]) takes the statistics over all frames',
         Code.RANDOMNESS: "call model.eval() before inference; in training, "
@@ -60,6 +62,8 @@ CURES: Mapping[Code, str] = MappingProxyType(
         Code.NOT_BITWISE: "allow rounding: exact='rounding', the default",
         Code.SPREADS_NAN: "allow it: nan='any', the default, if no frame is NaN or infinite",
         Code.WRONG_RESULT: "please report it, with the model; the result is right without it",
+        Code.PASS_RAISED: "please report it, with what FXTEMPORAL_DUMP=folder writes; the result "
+        "is right without it",
         Code.REWRITE_RAISED: "please report it, with the model; the result is right without it",
     }
 )

@@ -9,7 +9,8 @@
     ├── VerificationError     a result did not equal the original, and could not be repaired
     ├── GradientError         a result is asked for gradients that are not the model's
     ├── SpecializationError   a module was called at a size that its trace had fixed
-    └── LoweringError         a backend could not build or load an artifact
+    ├── LoweringError         a backend could not build or load an artifact
+    └── InternalError         fxtemporal itself failed: a defect, to be reported
 
 Each message says what was tried, on what, and what to do next. A rewrite that does not apply is
 never an exception: it is a :class:`fxtemporal.Remark` with its reasons.
@@ -17,11 +18,14 @@ never an exception: it is a :class:`fxtemporal.Remark` with its reasons.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CaptureError",
     "ForwardError",
     "FxTemporalError",
     "GradientError",
+    "InternalError",
     "LoweringError",
     "PassError",
     "SpecializationError",
@@ -42,6 +46,7 @@ class ForwardError(CaptureError):
 
     ``text`` is the message it raised, ``location`` the line of the user's code, ``module_path`` the
     module that was called there, and ``shapes`` the shapes of its inputs, as far as known.
+    ``call`` is that call, ``(module, args, kwargs)``, for what tries a cure on it.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class ForwardError(CaptureError):
         self.location = location
         self.module_path = module_path
         self.shapes = shapes
+        self.call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
 
 
 class PassError(FxTemporalError):
@@ -84,3 +90,7 @@ class GradientError(FxTemporalError):
 
 class LoweringError(FxTemporalError):
     """A backend is missing, refused the graph, or an artifact is damaged."""
+
+
+class InternalError(FxTemporalError):
+    """A defect of fxtemporal: ``__cause__`` is what was raised. Please report it."""

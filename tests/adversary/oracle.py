@@ -174,6 +174,8 @@ class _Judge:
             try:
                 fxtemporal.audit(given.model, args, progress=False)
             except fxtemporal.FxTemporalError as error:
+                if _is_defect(error):
+                    raise _crash("audit", error.__cause__ or error) from error
                 self.notes.append(f"audit: {type(error).__name__}")
             except Exception as error:
                 raise _crash("audit", error) from error
@@ -183,6 +185,8 @@ class _Judge:
             try:
                 fast = self.optimize(given.model, args, tune="static", progress=False)
             except fxtemporal.FxTemporalError as error:
+                if _is_defect(error):
+                    raise _crash("optimize", error.__cause__ or error) from error
                 kind = "crash" if "please report" in str(error) else "refused"
                 refusal = Verdict(kind, type(error).__name__, str(error)[:300])
             except Exception as error:
@@ -590,6 +594,11 @@ def _effects(original: nn.Module, given: nn.Module) -> list[str]:
             if measured is None or measured[0] > near * (measured[1] + 1e-6):
                 lines.append(f"{path} differs")
     return sorted(lines)
+
+
+def _is_defect(error: fxtemporal.FxTemporalError) -> bool:
+    """Whether something raised that nothing expected, here or in the model's code."""
+    return isinstance(error, fxtemporal.InternalError) or type(error) is fxtemporal.FxTemporalError
 
 
 def _crash(
