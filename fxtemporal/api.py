@@ -26,6 +26,7 @@ from fxtemporal.ir.in_place import put_in_place
 from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.ir.otherwise import Otherwise
 from fxtemporal.ir.prepared import Prepared
+from fxtemporal.ir.raised import owning_defects
 from fxtemporal.mistakes import failing, find, telling_cure
 from fxtemporal.passes.dump import Dump
 from fxtemporal.passes.pipeline import run_rules
@@ -44,6 +45,7 @@ from fxtemporal.tuning.settings import Tune
 __all__ = ["audit", "optimize", "optimize_in_place", "refresh", "report"]
 
 
+@owning_defects("optimize")
 def optimize(
     model: Model | Callable[..., Any],
     example_inputs: tuple[Any, ...] | None = None,
@@ -193,6 +195,7 @@ def optimize_in_place(
     return result
 
 
+@owning_defects("audit")
 def audit(
     model: Model | Callable[..., Any],
     example_inputs: tuple[Any, ...] | None = None,
@@ -228,10 +231,10 @@ def audit(
     if measure and example is None:
         raise PassError("measure=True needs example inputs")
     try:
-        with telling_cure(called):
+        with telling_cure():
             program = capture(called, example_inputs, example_kwargs)
     except ForwardError as error:
-        mistake = failing(called, error) if isinstance(called, nn.Module) else None
+        mistake = failing(error)
         if mistake is None:
             raise
         return Report(mode="audit", remarks=(), findings=(mistake,), stopped=str(error))

@@ -48,7 +48,7 @@ def test_a_model_that_fails_by_itself_is_told_from_one_that_cannot_be_traced(cls
     message = str(caught.value)
     module, cure = {
         "ClipIntoConv2d": ("'conv'", ("TimeDistributed", "flatten(0, 1)")),
-        "MapsIntoLSTM": ("'lstm'", ("flatten(2)", "mean((-2, -1))")),
+        "MapsIntoLSTM": ("'lstm'", ("flatten(2)",)),
     }[cls.__name__]
     assert f"in module {module}" in message
     assert "wrong.py:" in message
@@ -131,7 +131,7 @@ def test_what_neither_front_end_can_capture_is_an_error_with_line_and_cause(
         fxtemporal.optimize(Case(forward).build(), (X,), tune="static")
     message = str(caught.value)
     assert f"test_capture_errors.py:{line}" in message
-    assert "tracer stopped at" in message
+    assert "the tracer" in message
     assert "torch.export" in message
 
 

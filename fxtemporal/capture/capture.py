@@ -31,7 +31,7 @@ from fxtemporal.capture.arguments import (
     check_arguments,
     example_of,
 )
-from fxtemporal.capture.failures import raise_if_model_fails, reason_of
+from fxtemporal.capture.failures import raise_if_model_fails, reason_of, refusal
 from fxtemporal.capture.from_export import from_export, from_exported
 from fxtemporal.capture.from_graph import (
     from_graph_module,
@@ -122,7 +122,11 @@ def _captured(
             if attempt is _export:
                 raise
             failures.append(error)
-    raise CaptureError(reason_of(failures[-1])) from failures[-1]
+    raise refusal(model, example, _reasons(failures)) from failures[-1]
+
+
+def _reasons(failures: Sequence[Exception]) -> list[tuple[str, str]]:
+    return [("the tracer", reason_of(error)) for error in failures]
 
 
 class _UntraceableError(Exception):
@@ -207,9 +211,9 @@ def _export(
             "example inputs."
         ) from error
     if isinstance(error, StatefulError | _UntraceableError):
-        return from_export(model, *example, why=str(error))
+        return from_export(model, *example, why=[("the tracer", str(error))])
     raise_if_model_fails(model, example, error)
-    program = from_export(model, *example, why=reason_of(error))
+    program = from_export(model, *example, why=_reasons(failures))
     asked = next((e for e in failures if isinstance(e, GradientModeError)), None)
     program.doubt = program.doubt if asked is None else str(asked)
     return program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from fxtemporal.capture.exported_guards import check_exported_sizes, holds_on_example
-from fxtemporal.capture.failures import reason_of
+from fxtemporal.capture.failures import reason_of, refusal
 from fxtemporal.capture.from_graph import from_graph_module
 from fxtemporal.capture.small_sizes import refuse_small_sizes
 from fxtemporal.capture.tracing.errors import StatefulError
@@ -34,9 +35,12 @@ __all__ = ["from_export", "from_exported"]
 
 
 def from_export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], why: str
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], why: Sequence[tuple[str, str]]
 ) -> Program:
-    """Capture with torch.export, with every dimension free that the model allows to be free."""
+    """Capture with torch.export, with every dimension free that the model allows to be free.
+
+    ``why`` has the attempts before it, each with the reason why it failed.
+    """
     wide_args, wide_kwargs = pytree.tree_map_only(torch.Tensor, _two_samples, (args, kwargs))
     attempts = [
         (wide_args, wide_kwargs, _free(model, wide_args, wide_kwargs)),
@@ -75,18 +79,15 @@ def from_export(
         if not holds_on_example(program):  # a batch of one, and torch.export was shown two
             errors.append(CaptureError("a guard that does not hold on the example inputs"))
             continue
-        program.frontend, program.note = "export", why
+        program.frontend, program.note = "export", why[-1][1]
         program.doubt = asked[0] if asked else None
         _share_tensors(program.gm, model, other)
         _hold_modules(program.gm, model)
         program.modes = modes
         refuse_small_sizes(program, exported, model, (args, kwargs))
         return program
-    raise CaptureError(
-        f"{type(model).__name__} could not be captured. The tracer stopped at {why}; torch.export "
-        f"at {reason_of(errors[-1])}. Move what depends on the data out of the forward, or "
-        "optimize the part of the model that does not."
-    ) from errors[-1]
+    tried = [*why, *(("torch.export", reason_of(error)) for error in errors)]
+    raise refusal(model, (args, kwargs), tried) from errors[-1]
 
 
 def _refuse_frozen_parameters(exported: ExportedProgram, model: nn.Module) -> None:

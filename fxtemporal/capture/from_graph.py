@@ -18,6 +18,7 @@ from fxtemporal.capture.tracing.base_tracer import RecordingTracer
 from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.ir.node_meta import forget_value, has_value, set_value
 from fxtemporal.ir.program import Program
+from fxtemporal.ir.raised import first_line
 from fxtemporal.ir.shallow_copy import twin
 from fxtemporal.ir.values import run_node
 from fxtemporal.support.errors import CaptureError, ForwardError
@@ -129,7 +130,7 @@ def _fill_in_values(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
         except (DataDependentOutputException, DynamicOutputShapeException):
             continue  # its size depends on the data: it stays without a value
         except Exception as error:  # any op of the user's graph may refuse these inputs
-            text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            text = first_line(error)
             where = program.location(node)
             message = (
                 f"the graph fails on the example inputs at {where or f'node {node.name}'} "

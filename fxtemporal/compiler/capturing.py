@@ -6,8 +6,10 @@ from torch import Tensor
 
 from fxtemporal.analysis.cost import Costs
 from fxtemporal.capture.capture import capture
+from fxtemporal.capture.failures import raise_if_model_fails
 from fxtemporal.compiler.state import Request, State
 from fxtemporal.mistakes import telling_cure
+from fxtemporal.passes.dump import Dump
 from fxtemporal.support.errors import CaptureError, VerificationError
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Comparison
@@ -26,8 +28,9 @@ def begin(request: Request) -> State:
     promises = request.promises
     captured = request.captured
     if captured is None:
-        with telling_cure(request.model):
+        with telling_cure():
             captured = capture(request.model, *(request.example or (None, None)))
+    Dump(request.original)("captured", captured)  # a report of a failure behind this needs it
     if captured.doubt is not None and not request.verify:
         raise CaptureError(
             f"{captured.doubt}: only a comparison with the model can tell whether its graph is "
@@ -41,12 +44,24 @@ def begin(request: Request) -> State:
     state = State(request, captured, tuple(keeping), costs=costs, blocks=blocks)
     if request.verify:
         _refuse_meta_tensors(request)
-        state = state.but(verifier=request.verifier(request.original))
+        state = state.but(verifier=_verifier(request))
     state = state.with_captured(captured)
     if captured.doubt is not None:
         _refuse_unless_equal(state.compared(captured.gm))
         _refuse_other_numbers_with_gradients(state)
     return state.but(races=request.races())
+
+
+def _verifier(request: Request) -> Verifier:
+    """The verifier, which runs the model: that may fail although a trace, without data, did not."""
+    try:
+        return request.verifier(request.original)
+    except Exception as error:  # whatever the model raises
+        failed = error
+    assert request.example is not None
+    with telling_cure():
+        raise_if_model_fails(request.original, request.example)
+    raise failed
 
 
 def check_capture(state: State) -> State:

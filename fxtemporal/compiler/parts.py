@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from fxtemporal.analysis.cost import Block, Structure
 from fxtemporal.capture.methods import method_of
+from fxtemporal.capture.tracing.python_patches import user_location
 from fxtemporal.compiler.finishing import META
 from fxtemporal.compiler.stages import run
 from fxtemporal.compiler.state import Example, Request
@@ -61,11 +63,21 @@ class _Part:
     path: str
     result: fx.GraphModule
     source: nn.Module
+    location: str | None
+    """The line of the user's code that calls it."""
 
     @property
     def report(self) -> Report:
         found: Report = self.result.meta[META]
         return found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of a call, and the line of the user's code that makes it."""
+
+    example: Example
+    location: str | None
 
 
 def in_parts(request: Request, why: FxTemporalError) -> nn.Module | None:
@@ -143,20 +155,20 @@ def _has_work(module: nn.Module) -> bool:
 
 def _first_calls(
     model: nn.Module, example: Example, paths: Sequence[str]
-) -> Mapping[str, Example] | None:
-    """The arguments of the first call of each submodule; None if the model fails.
+) -> Mapping[str, _Call] | None:
+    """The first call of each submodule; None if the model fails.
 
     Submodules whose attributes are set by code outside of their calls are left out: a graph would
     hold the values of one call.
     """
-    found: dict[str, Example] = {}
+    found: dict[str, _Call] = {}
     active: list[str] = []
     set_outside: set[str] = set()
 
     def enter(path: str, args: Any, kwargs: Any) -> None:
         active.append(path)
         if path not in found:
-            found[path] = own_inputs((args, kwargs))
+            found[path] = _Call(own_inputs((args, kwargs)), user_location())
 
     def leave(*_: Any) -> None:
         active.pop()
@@ -169,6 +181,8 @@ def _first_calls(
     with stand_in(model) as other, torch.no_grad(), quiet():
         for path in paths:
             part = other.module.get_submodule(path)
+            if isinstance(part, ScriptModule):
+                continue  # takes no hooks, and cannot be traced
             part.register_forward_pre_hook(
                 lambda module, args, kwargs, path=path: enter(path, args, kwargs),
                 with_kwargs=True,
@@ -188,6 +202,8 @@ def _first_calls(
 def _watches_writes(module: nn.Module, note: Callable[[], None]) -> bool:
     """Call ``note`` whenever an attribute of ``module`` is set; False if that cannot be watched."""
     kind: Any = type(module)
+    if isinstance(module, ScriptModule):
+        return True  # its forward is no Python
 
     def put(self: Any, name: str, value: Any) -> None:
         note()
@@ -201,10 +217,11 @@ def _watches_writes(module: nn.Module, note: Callable[[], None]) -> bool:
     return True
 
 
-def _optimized(path: str, module: nn.Module, example: Example, request: Request) -> _Part | None:
+def _optimized(path: str, module: nn.Module, call: _Call, request: Request) -> _Part | None:
     source = method_of(module, "forward")
     try:
-        return _Part(path, run(replace(request, model=source, example=example)), source)
+        result = run(replace(request, model=source, example=call.example))
+        return _Part(path, result, source, call.location)
     except FxTemporalError:
         return None
 
@@ -307,7 +324,11 @@ def _structure(parts: Sequence[_Part], kept: Sequence[_Part]) -> Structure | Non
 
 def _within(part: _Part, remark: Remark, kept: bool) -> Remark:
     """``remark`` as one of the whole model; a rewrite that was not kept failed."""
-    remark = replace(remark, target=f"{part.path}.{remark.target}")
+    layer = type(part.source).__module__.startswith(
+        "torch.nn."
+    )  # it is the site, and no part of it
+    target = part.path if layer else f"{part.path}.{remark.target}"
+    remark = replace(remark, target=target, location=remark.location or part.location)
     if kept or remark.status != "applied":
         return remark
     text = "within the whole model this part gave other numbers than by itself"

@@ -219,6 +219,10 @@ class ShapeTracer(ReadingTracer):
 
     def _apart(self, outputs: Any) -> Any:
         """``outputs`` as a graph can return them."""
+        if any(isinstance(leaf, types.GeneratorType) for leaf in leaves_of(outputs)):
+            raise CaptureError(
+                "the forward returns a generator, which runs after the call: return a list"
+            )
         try:
             apart, self.returns = take_apart(outputs, self.returned)
         except ValueError as error:
@@ -450,6 +454,9 @@ class ShapeTracer(ReadingTracer):
         except (DataDependentOutputException, DynamicOutputShapeException):
             self._note_size_of_settings(node)  # it depends on the data
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+            if node.op == "call_method" and node.target in _READS:
+                text = expression(node.all_input_nodes[0])
+                raise TraceError(f"{node.target}() reads the data of {text}") from error
             path = str(node.target) if node.op == "call_module" else self.scope.module_path
             shapes = ", ".join(
                 str(list(needed_value(source).shape))
@@ -519,6 +526,9 @@ class ShapeTracer(ReadingTracer):
     # -- what Python reads -----------------------------------------------------------------------
 
     def value_of(self, proxy: ShapeProxy, why: str) -> Any:
+        if not proxy.known and self.example is not None:
+            text = expression(proxy.node)
+            raise TraceError(f"{why} reads {text}, which depends on data, not on a shape")
         if not proxy.known:
             raise TraceError(f"{why} needs a size that is not known here")
         return proxy.val
