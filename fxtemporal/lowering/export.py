@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
+from fxtemporal.capture.failures import reason_of
 from fxtemporal.ir.admitted import AdmittedFrames
+from fxtemporal.ir.module import OptimizedModule
 from fxtemporal.ir.node_meta import value_of
 from fxtemporal.ir.shared_state import seed
 from fxtemporal.ir.stand_in import own_inputs, stand_in
@@ -27,7 +29,7 @@ from fxtemporal.support.errors import LoweringError
 from fxtemporal.support.torch_private import pytree
 from fxtemporal.verification.comparison import Tolerance
 
-__all__ = ["Example", "Exported", "Free", "close", "export", "first_line", "leaves_of", "same"]
+__all__ = ["Example", "Exported", "Free", "close", "export", "leaves_of", "same"]
 
 Example: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 Free: TypeAlias = Literal["none", "batch", "frames", "all"]
@@ -82,6 +84,7 @@ def export(
     Raises:
         LoweringError: torch.export refuses the module, or its program gives other numbers.
     """
+    _check_outputs(module, example)
     if free in ("frames", "all"):
         for part in module.modules():
             if isinstance(part, AdmittedFrames):
@@ -101,10 +104,24 @@ def export(
     if isinstance(failure, LoweringError):
         raise failure
     assert failure is not None
+    what = type(module).__name__
+    if isinstance(module, OptimizedModule):
+        what = f"the optimized {what}"
     raise LoweringError(
-        f"torch.export refuses the optimized {type(module).__name__}: {first_line(failure)}. "
-        "Use the optimized module in Python, or leave out the part that torch.export cannot take"
+        f"torch.export refuses {what}: {reason_of(failure)}. Use it in Python, or lower a "
+        "submodule without what torch.export cannot take"
     ) from failure
+
+
+def _check_outputs(module: nn.Module, example: Example) -> None:
+    """Refuse outputs of a class that torch.export would hold as one object."""
+    for _, leaf in leaves_of(module, example):
+        kind = type(leaf)
+        if not isinstance(leaf, Tensor) and kind.__module__ not in ("builtins", "torch"):
+            raise LoweringError(
+                f"{type(module).__name__} returns a {kind.__name__}, which a file cannot hold: "
+                "return its tensors, or register it with torch.export.register_dataclass"
+            )
 
 
 def _freed(module: nn.Module, given: Example, asked: Example, free: str) -> Exported:
@@ -284,8 +301,3 @@ def close(expected: Any, actual: Any, precision: torch.dtype | None = None) -> b
     return torch.allclose(
         actual.double().cpu(), expected.double().cpu(), rtol=0, atol=bound, equal_nan=True
     )
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -13,6 +13,7 @@ import inspect
 import os
 import shutil
 import tempfile
+import types
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,10 +25,14 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from fxtemporal.capture.arguments import check_types
+from fxtemporal.capture.failures import raise_if_model_fails
 from fxtemporal.ir.freeze import freeze
 from fxtemporal.ir.module import OptimizedModule
+from fxtemporal.ir.raised import first_line, owning_defects, root_cause
 from fxtemporal.lowering.artifact import Manifest, checked, read, staged, write
-from fxtemporal.lowering.export import Example, Exported, Free, close, export, first_line, leaves_of
+from fxtemporal.lowering.export import Example, Exported, Free, close, export, leaves_of
+from fxtemporal.mistakes import telling_cure
 from fxtemporal.passes.rule import Remark
 from fxtemporal.support.clock import timed
 from fxtemporal.support.errors import FxTemporalError, LoweringError
@@ -142,7 +147,8 @@ class Artifact:
         except FxTemporalError:
             raise
         except Exception as error:  # an engine raises its own
-            raise LoweringError(f"{self.path} failed: {first_line(error)}") from error
+            why = first_line(root_cause(error))
+            raise LoweringError(f"{self.path} failed: {why}") from error
 
     def start(self) -> Session:
         """The engine, ready to run: a list of tensors in, a list out.
@@ -161,7 +167,7 @@ class Artifact:
                 raise
             except Exception as error:  # an engine raises its own
                 raise LoweringError(
-                    f"{self.backend} cannot load {self.path}: {first_line(error)}"
+                    f"{self.backend} cannot load {self.path}: {first_line(root_cause(error))}"
                 ) from error
         return self._runs[0]
 
@@ -180,6 +186,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     return Artifact(Path(path), manifest)
 
 
+@owning_defects("lower")
 def lower(
     gm: nn.Module | ExportedProgram,
     example_inputs: tuple[Any, ...],
@@ -216,13 +223,16 @@ def lower(
     Raises:
         LoweringError: the backend is unknown, is not installed, refuses the graph, or computes
             other numbers; the path cannot be written; an option is unknown.
+        CaptureError: ``gm`` is no model, or it fails on the example inputs.
     """
     chosen = _backend(backend)
+    check_types(gm, example_inputs, example_kwargs)
     target = None if path is None else checked(Path(path), chosen.suffix)
     asked = not {"dynamic", "batch"}.isdisjoint(options)
     free, options = settings(chosen, options)
     build = _built if asked else _built_somehow
     example: Example = (tuple(example_inputs), dict(example_kwargs or {}))
+    _check_forward(gm, example)
     folder = None
     if target is None:
         folder = tempfile.mkdtemp(prefix="fxtemporal-")
@@ -247,6 +257,22 @@ def lower(
     if folder is not None:
         weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
     return artifact
+
+
+def _check_forward(model: nn.Module | ExportedProgram, example: Example) -> None:
+    """Raise if ``model`` fails on the example inputs by itself, or gives nothing to lower."""
+    module = model.module() if isinstance(model, ExportedProgram) else model
+    held = (*module.parameters(), *module.buffers(), *pytree.tree_leaves(example))
+    if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in held):
+        raise LoweringError(
+            "the model or its example inputs are on the meta device and hold no numbers: load the "
+            "weights first"
+        )
+    with telling_cure():
+        raise_if_model_fails(module, example)
+    plain = (type(None), str, int, float, types.GeneratorType)
+    if all(isinstance(leaf, plain) for _, leaf in leaves_of(module, example)):
+        raise LoweringError(f"{type(module).__name__} returns no tensor: there is nothing to lower")
 
 
 def _backend(name: str) -> BackendFile:
@@ -316,7 +342,8 @@ def _built(
     except FxTemporalError:
         raise
     except Exception as error:  # an engine raises its own
-        raise LoweringError(f"{backend.name} refuses the graph: {first_line(error)}") from error
+        why = first_line(root_cause(error))
+        raise LoweringError(f"{backend.name} refuses the graph: {why}") from error
     manifest.ranges.update(detail.pop("ranges", {}))
     size = sum(file.stat().st_size for file in draft.parent.iterdir() if file.is_file())
     manifest.detail.update({"build_seconds": round(seconds, 3), "bytes": size, **detail})

@@ -32,9 +32,10 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fxtemporal.capture.exported_guards import is_guard
+from fxtemporal.ir.raised import first_line
 from fxtemporal.lowering.archive_names import bad_entry, bad_name
 from fxtemporal.lowering.artifact import checked, staged
-from fxtemporal.lowering.export import export, first_line, leaves_of, same
+from fxtemporal.lowering.export import export, leaves_of, same
 from fxtemporal.support.errors import CaptureError, FxTemporalError, LoweringError
 
 __all__ = ["load_exported", "save_exported"]
