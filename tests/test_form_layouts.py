@@ -315,3 +315,15 @@ def test_views_of_a_clip_in_the_example_s_layout(clip: str, threads: int) -> Non
             assert mine.stride() == theirs.stride()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_weights_that_are_channels_last_where_sizes_of_one_leave_a_choice(groups: int) -> None:
+    model = nn.Sequential(
+        nn.AvgPool3d((2, 1, 1), 1),
+        nn.Conv3d(6, 6, 2, groups=groups),
+        nn.Conv3d(6, 6, (2, 1, 1), groups=6),
+    )
+    model = model.to(memory_format=LAST).eval()
+    result = fxtemporal.optimize(model, None, tune="static", progress=False)
+    assert_alike(result, model, torch.randn(2, 6, 4, 5, 5))

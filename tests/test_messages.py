@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import fxtemporal
 from fxtemporal import Code, ForwardError, FxTemporalError, InternalError
 from fxtemporal.capture.failures import refusal
+from fxtemporal.compiler import rewriting, state
 from fxtemporal.ir.program import Program
 from fxtemporal.passes.rule import Rule, Site
 
@@ -241,8 +242,8 @@ def fails(*_: Any, **__: Any) -> Any:
 def test_a_defect_is_called_one_and_asks_for_the_dump(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fxtemporal.compiler.rewriting.run_rules", fails)
-    monkeypatch.setattr("fxtemporal.compiler.state.run_rules", {}.__getitem__)
+    monkeypatch.setattr(rewriting, "run_rules", fails)
+    monkeypatch.setattr(state, "run_rules", {}.__getitem__)
     monkeypatch.setenv("FXTEMPORAL_DUMP", str(tmp_path))
     with pytest.raises(InternalError, match=r"itself failed in optimize at .*state\.py:\d+: \w+Er"):
         fxtemporal.optimize(Net3d().eval(), (CLIP,), tune="static")

@@ -31,7 +31,7 @@ from fxtemporal.ir.leaf import leaf_function
 from fxtemporal.ir.node_meta import copy_meta, value_of
 from fxtemporal.ir.ops import Attr, Op, Trait
 from fxtemporal.ir.program import Program
-from fxtemporal.support.torch_private.convolutions import memory_format
+from fxtemporal.support.torch_private.convolutions import memory_format, suggest_memory_format
 
 __all__ = [
     "as_conv3d_lays_out",
@@ -274,11 +274,8 @@ def _is_pool(node: fx.Node) -> bool:
 
 
 def _is_channels_last(maps: Tensor) -> bool:
-    return (
-        maps.dim() == 5
-        and not maps.is_contiguous()
-        and maps.is_contiguous(memory_format=torch.channels_last_3d)
-    )
+    """Whether torch takes ``maps`` for channels-last: sizes of 1 may leave a choice."""
+    return maps.dim() == 5 and suggest_memory_format(maps) == torch.channels_last_3d
 
 
 def chooses_layout(node: fx.Node) -> bool:
