@@ -45,6 +45,8 @@ _NOTHING = 64.0
 _LARGEST = frozenset(("nextafter", "nan_to_num"))
 # A relative error that float64 need not confirm, if noise in the inputs does not explain it.
 _GROSS = 1e-2
+# The share of entries that may lie at a pole in half precision.
+_POLES = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,6 +411,8 @@ class _Judge:
             return False
         if off <= _GROSS * scale and not self._low(a):
             return True
+        if measured is None and self._low(a) and _few_poles(a, b):
+            return True
         return off <= _OWN * self._noise(case, where, a)
 
     @staticmethod
@@ -622,6 +626,17 @@ def _kind_of_change(aspect: str, lines: list[str]) -> str:
         if any(end in line for line in lines):
             return f"{aspect}: {end}"
     return f"{aspect}: facts"
+
+
+def _few_poles(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two results of half precision are alike but for Inf in very few entries.
+
+    There a value and its neighbour lie at a pole, as 1.5 and 1.501 for ``mvlgamma``.
+    """
+    odd = a.isfinite() != b.isfinite()
+    if odd.sum() > max(1, _POLES * odd.numel()) or a.isnan().any() != b.isnan().any():
+        return False
+    return comparing.beyond_rounding(a[~odd], b[~odd]) is None
 
 
 def _poison_of(call: Call, done: list[Call]) -> str:
