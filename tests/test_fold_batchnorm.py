@@ -520,6 +520,31 @@ def test_what_is_refused_and_why(name: str) -> None:
             close(actual, expected)
 
 
+class Formats(nn.Module):
+    """Takes a channels-last tensor as it is, and copies another, before it writes."""
+
+    def __init__(self, write: bool) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv3d(3, 6, 2), nn.BatchNorm3d(6), nn.ReLU())
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x).to(memory_format=torch.channels_last_3d)
+        return nn.functional.relu(y, inplace=True) if self.write else y.relu()
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_copy_that_the_layout_decides(write: bool) -> None:
+    """A map of one pixel has other strides behind BatchNorm than behind a convolution."""
+    model = Formats(write).to(memory_format=torch.channels_last_3d).eval()
+    result = fxtemporal.optimize(model, None, tune="static", passes=["fold-batchnorm"])
+    (remark,) = fxtemporal.report(result).remarks
+    assert remark.status == ("missed" if write else "applied")
+    x = torch.randn(2, 3, 2, 2, 2, requires_grad=True)
+    mine, theirs = (torch.autograd.grad(net(x).sum(), x) for net in (result, model))
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_what_is_written_between_the_two_stays() -> None:
     model = Reading(written_before).eval()
     result = optimized(model, data(3))

@@ -319,3 +319,37 @@ def test_comparing_the_parts_leaves_no_trace(act: Any) -> None:
     assert not model.cache
     assert not SEEN
     assert not hasattr(LeavesTraces, "count")
+
+
+class Viewing(nn.Module):
+    """Python between the parts asks for a layout: a view works for a contiguous result only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(3, 4, (2, 2, 2))
+        self.last = nn.Conv3d(4, 2, (2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        globals()["LAST"] = globals().get("LAST", 0) + 1
+        y = self.last(self.first(x))
+        return y.view(y.size(0), -1) if y.is_contiguous() else y.flatten(1)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_results_of_parts_lie_as_the_model_s_at_any_size(last: bool, threads: int) -> None:
+    model = Viewing().eval()
+    model = model.to(memory_format=torch.channels_last_3d) if last else model
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = fxtemporal.optimize(model, (noise(2, 3, 5, 2, 2),), tune="static")
+        assert fxtemporal.report(fast).frontend == "parts"
+        for batch, size in ((1, 2), (2, 2), (3, 4)):
+            for x in (noise(batch, 3, 5, size, size), noise(batch, 5, 3, size, size).mT):
+                x = x if x.shape[1] == 3 else x.transpose(1, 2)
+                mine, theirs = fast.last(fast.first(x)), model.last(model.first(x))
+                assert mine.stride() == theirs.stride()
+                torch.testing.assert_close(fast(x), model(x))
+    finally:
+        torch.set_num_threads(before)

@@ -220,7 +220,7 @@ def _watches_writes(module: nn.Module, note: Callable[[], None]) -> bool:
 def _optimized(path: str, module: nn.Module, call: _Call, request: Request) -> _Part | None:
     source = method_of(module, "forward")
     try:
-        result = run(replace(request, model=source, example=call.example))
+        result = run(replace(request, model=source, example=call.example, is_part=True))
         return _Part(path, result, source, call.location)
     except FxTemporalError:
         return None

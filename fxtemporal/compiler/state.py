@@ -57,6 +57,8 @@ class Request:
     """Makes what the result runs at calls that a guard refuses; None: it raises an error."""
     captured: Program | None = None
     """The captured model, where that was done before."""
+    is_part: bool = False
+    """Whether the model is a part of another, whose Python may read how the outputs lie."""
     referee: Callable[[Races], Races] = lambda races: races
     """What decides races, made of what measures them: for tests, and for other ways to measure."""
 
@@ -154,7 +156,8 @@ class State:
 
     def with_captured(self, captured: Program) -> State:
         """A copy with another program, whose outputs must have the model's memory layout."""
-        captured.keeps_layouts = self.request.promises.layout == "same"
+        captured.exact_layouts = self.request.is_part
+        captured.keeps_layouts = self.request.promises.layout == "same" or self.request.is_part
         if self.verifier is not None:
             captured.output_layouts = tuple(map(layout_of, self.verifier.outputs))
         return self.but(captured=captured)

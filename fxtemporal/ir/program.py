@@ -76,6 +76,17 @@ def _varying(op: Op) -> Any:
     return computed[0] if len(computed) == 1 and plain else None
 
 
+_COPIED = (
+    "modes",
+    "writes",
+    "doubt",
+    "gradients",
+    "output_layouts",
+    "keeps_layouts",
+    "exact_layouts",
+)
+
+
 class Program:
     """A graph module that rewrites may change, and questions about it.
 
@@ -85,7 +96,7 @@ class Program:
     ``writes`` are the settings that the forward gave to layers which run as they are.
     ``gradients`` says why the graph's gradients cannot be the model's. ``output_layouts`` are the
     observed memory layouts of the model's outputs, which fake tensors may not show; with
-    ``keeps_layouts`` rewrites keep them.
+    ``keeps_layouts`` rewrites keep them, and with ``exact_layouts`` for inputs in any layout.
     """
 
     modes: Mapping[str, Specialization] = MappingProxyType({})
@@ -94,6 +105,7 @@ class Program:
     gradients: str | None = None
     output_layouts: tuple[tuple[int | None, ...] | None, ...] | None = None
     keeps_layouts: bool = True
+    exact_layouts: bool = False
 
     def __init__(
         self,
@@ -118,7 +130,7 @@ class Program:
         graph.set_codegen(self.graph._codegen)
         gm = OptimizedModule(twin(self.gm), graph, type(self.gm).__name__, later=True)
         copy = Program(gm, self.fake_mode, self.frontend, self.note, self.shapes)
-        for name in ("modes", "writes", "doubt", "gradients", "output_layouts", "keeps_layouts"):
+        for name in _COPIED:
             setattr(copy, name, getattr(self, name))
         return copy
 

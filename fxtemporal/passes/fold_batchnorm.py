@@ -46,6 +46,7 @@ __all__ = ["FoldBatchNorm", "Normalized", "folded"]
 _LAYERS = (Conv, nn.Linear)
 _STATISTICS = ("running_mean", "running_var")
 _AFFINE = ("weight", "bias")
+_CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
 _RANKS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 """The rank of input that a BatchNorm requires."""
 
@@ -97,6 +98,8 @@ class Normalized:
     layer_op: Op | None
     written: frozenset[str]
     """The parameters and buffers that the forward writes."""
+    formatted: frozenset[fx.Node]
+    """Calls that copy or not, by the layout of what they get, and whose result is written."""
 
 
 class FoldBatchNorm(Rule[Normalized]):
@@ -106,7 +109,7 @@ class FoldBatchNorm(Rule[Normalized]):
     alike = True
 
     def candidates(self, program: Program) -> Iterable[Normalized]:
-        written = attributes_written(program)
+        written, formatted = attributes_written(program), _formatted_before_a_write(program)
         calls: dict[str, int] = {}
         for node in list(program.graph.nodes):
             op = program.op(node)
@@ -125,7 +128,7 @@ class FoldBatchNorm(Rule[Normalized]):
             target = _target(op, node)
             calls[target] = calls.get(target, 0) + 1
             key = target if calls[target] == 1 else f"{target}@{calls[target]}"
-            yield Normalized(node, key, target, op, layer, layer_op, written)
+            yield Normalized(node, key, target, op, layer, layer_op, written, formatted)
 
     def site(self, program: Program, candidate: Normalized) -> Site:
         location = program.location(candidate.node)
@@ -165,6 +168,12 @@ class FoldBatchNorm(Rule[Normalized]):
                 what = "it is an output" if user.op == "output" else f"{user.name} reads it too"
                 text = f"what {program.called(layer)} gives is needed as it is: {what}"
                 yield Reason(Code.OUTPUT_SHARED, text)
+
+        formatted = _reached(candidate.node, candidate.formatted)
+        if formatted is not None:
+            text = f"whether {program.called(formatted)} copies depends on how BatchNorm lays out "
+            text += "its result, and a later op writes in place"
+            yield Reason(Code.VISIBLE_WRITE, text)
 
         switch = mode_switch(program, layer, candidate.node)
         if switch is not None:
@@ -270,6 +279,33 @@ class FoldBatchNorm(Rule[Normalized]):
             for remark in applied
             if (module := modules.get(remark.target)) is not None and not module.training
         }
+
+
+def _formatted_before_a_write(program: Program) -> frozenset[fx.Node]:
+    """Calls that give a tensor as it is if it is channels-last, else a copy, and are written to.
+
+    Where sizes are 1, BatchNorm gives other strides than the layer before it.
+    """
+    found: list[fx.Node] = []
+    written = False
+    for node in reversed(program.graph.nodes):
+        op = program.op(node) if node.op.startswith("call") else None
+        if written and op is not None and op.args.get("memory_format") in _CHANNELS_LAST:
+            found.append(node)
+        written = written or bool(written_by(program, node))
+    return frozenset(found)
+
+
+def _reached(start: fx.Node, among: frozenset[fx.Node]) -> fx.Node | None:
+    """One of the nodes ``among`` that depends on ``start``."""
+    pending, known = [start] if among else [], {start}
+    while pending:
+        for user in pending.pop().users.keys() - known:
+            if user in among:
+                return user
+            known.add(user)
+            pending.append(user)
+    return None
 
 
 def _is_module(program: Program, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:

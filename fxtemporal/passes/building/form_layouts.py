@@ -125,10 +125,11 @@ def keep_gradient_layouts(program: Program) -> None:
             _insert(program, node, contiguous_gradient)
 
 
-def keep_form_layouts(program: Program, *, outputs: bool) -> None:
+def keep_form_layouts(program: Program, *, outputs: bool, exactly: bool = False) -> None:
     """Insert layout nodes after each form of ``program`` whose layout makes a difference.
 
-    ``outputs``: also if the layout is visible only at an output.
+    ``outputs``: also if the layout is visible only at an output; ``exactly``: as torch lays it out
+    for any input, not only for a contiguous one.
     """
     writes = [node for node in program.graph.nodes if _writes(program, node)]
     forms = [node for node in program.graph.nodes if _chooses(node)]
@@ -139,6 +140,7 @@ def keep_form_layouts(program: Program, *, outputs: bool) -> None:
         form
         for form, nodes in above.items()
         if seen[form] is _Seen.AT_AN_OUTPUT
+        and not exactly
         and plain
         and any(map(_chooses, nodes))
         and all(_keeps_contiguous(program, node) for node in nodes)

@@ -72,6 +72,8 @@ def keep_output_layouts(program: Program, captured: Program) -> None:
     chooses = any(map(chooses_layout, program.graph.nodes))
     if chooses:
         _reshape_views(program)
+    if chooses and captured.exact_layouts:
+        return keep_form_layouts(program, outputs=True, exactly=True)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     wanted = _wanted(before, captured.output_layouts)
     if wanted is None or not any(has_value(node) for node in inputs):
