@@ -402,7 +402,7 @@ class _Judge:
         own = self._own_error(case, where, a, double=True)
         if own is not None and off <= _OWN * own:
             return True
-        if own is not None and own > 0.1 * scale and off <= _NOTHING * own:
+        if own is not None and own > 0.01 * scale and off <= _NOTHING * own:
             return True
         if self.case.dtype == "float64":
             return off <= max(_OWN * self._noise(case, where, a), _TINY * scale)
