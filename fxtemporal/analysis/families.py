@@ -28,7 +28,7 @@ from torch import fx
 from fxtemporal.analysis.accumulations import Join, chains_of
 from fxtemporal.analysis.gradients import with_gradients
 from fxtemporal.ir.guards import guard
-from fxtemporal.ir.node_meta import is_no_frame, needed_value, value_of
+from fxtemporal.ir.node_meta import is_clip, is_no_frame, needed_value, value_of
 from fxtemporal.ir.ops import WHOLE, Attr, Op, Trait
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.values import shape
@@ -179,7 +179,7 @@ class _Numbering:
         return family if family is not None and len(family.lanes) > 1 else None
 
     def _visit(self, node: fx.Node) -> None:
-        if node.op in ("placeholder", "get_attr", "output") or node in self.joins:
+        if node.op in ("placeholder", "get_attr", "output") or node in self.joins or is_clip(node):
             return
         if node.target is operator.setitem and node.args[0] not in self.of:
             return  # frames end there

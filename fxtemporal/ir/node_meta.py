@@ -25,7 +25,9 @@ __all__ = [
     "forget_value",
     "frames_of",
     "has_value",
+    "is_clip",
     "is_no_frame",
+    "mark_clip",
     "mark_no_frame",
     "needed_value",
     "readers_of",
@@ -101,6 +103,16 @@ def frames_of(folded: fx.Node) -> int | None:
 def mark_no_frame(node: fx.Node) -> None:
     """Mark a slice as no frame of a loop, so that it is not re-rolled."""
     node.meta["no_frame"] = True
+
+
+def mark_clip(node: fx.Node) -> None:
+    """Mark a node as a clip: loops over its frames are re-rolled, whatever it was made of."""
+    node.meta["clip"] = True
+
+
+def is_clip(node: fx.Node) -> bool:
+    """Whether ``node`` was marked by :func:`mark_clip`."""
+    return bool(node.meta.get("clip"))
 
 
 def is_no_frame(node: fx.Node) -> bool:

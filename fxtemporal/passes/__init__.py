@@ -14,6 +14,7 @@ from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
 from fxtemporal.passes.conv3d_forms import Conv3dForms
 from fxtemporal.passes.fold_batchnorm import FoldBatchNorm
+from fxtemporal.passes.loop_distribution import LoopDistribution
 from fxtemporal.passes.merge_convolutions import MergeConvolutions
 from fxtemporal.passes.overlapping_windows import OverlappingWindows
 from fxtemporal.passes.pool3d_forms import Pool3dForms
@@ -28,6 +29,7 @@ __all__ = [
     "Code",
     "Conv3dForms",
     "FoldBatchNorm",
+    "LoopDistribution",
     "MergeConvolutions",
     "OverlappingWindows",
     "Pool3dForms",
@@ -46,6 +48,7 @@ DEFAULT_PASSES: tuple[Rule[Any], ...] = (
     TimeDistribute(),  # before the forms: T copies of a Conv3d become one
     RecurrentCells(),
     TimeDistribute(),  # again: for ops that read the states of a cell step by step
+    LoopDistribution(),  # after the recurrences are as short as they can be
     OverlappingWindows(),  # after TimeDistribute, which makes loops over clips visible to it
     FoldBatchNorm(),
     MergeConvolutions(),  # after the BatchNorms between the branches are folded
