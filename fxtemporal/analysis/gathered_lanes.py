@@ -122,7 +122,8 @@ def blockers(program: Program, gathered: Gathered, aliasing: Aliasing) -> Iterat
                 text = f"{program.called(node)}: it may write what is read before its new place"
                 yield Reason(Code.VISIBLE_WRITE, text, program.location(node))
                 return
-    window = _between(moved[0], last) if moved else ()
+    # The stack reads all inputs at once: earlier than some calls did, and later than others.
+    window = _between(moved[0] if moved else last, max(gathered.calls))
     read = {source for node in moved for source in node.all_input_nodes} | set(gathered.inputs)
     for node in window:
         for written in () if node in own else written_by(program, node):

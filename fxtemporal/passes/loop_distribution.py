@@ -39,7 +39,11 @@ class LoopDistribution(Rule[Gathered]):
     folds_loops = True
 
     def candidates(self, program: Program) -> Iterable[Gathered]:
-        return gathered_lanes(program)
+        found = list(gathered_lanes(program))
+        loops = loops_of(program) if found else ()
+        # What TimeDistribute can do, and left as it is, was not faster, or takes too much memory.
+        planned = {node for loop in loops for family in loop.plans for node in family.nodes}
+        return (gathered for gathered in found if not planned.issuperset(gathered.calls))
 
     def site(self, program: Program, candidate: Gathered) -> Site:
         first = candidate.calls[0]
