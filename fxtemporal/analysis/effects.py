@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fxtemporal.analysis.aliasing import Aliasing, of_library, written_by
 from fxtemporal.ir.admitted import AdmittedFrames
-from fxtemporal.ir.guards import QUESTIONS, guard
+from fxtemporal.ir.guards import QUESTIONS, guard, stacked
 from fxtemporal.ir.node_meta import has_value, value_of
 from fxtemporal.ir.prepared import Prepared
 from fxtemporal.ir.program import Program
@@ -56,7 +56,7 @@ def leaves_no_trace(program: Program) -> bool:
 
 
 def _ends_a_call(program: Program, node: fx.Node) -> bool:
-    return node.target is guard or isinstance(_module_of(program, node), AdmittedFrames)
+    return node.target in (guard, stacked) or isinstance(_module_of(program, node), AdmittedFrames)
 
 
 def _traces(program: Program) -> Iterator[fx.Node]:

@@ -34,6 +34,7 @@ __all__ = [
     "length",
     "one_shape",
     "specializations",
+    "stacked",
     "structure",
 ]
 
@@ -112,6 +113,22 @@ def length(pieces: Any) -> int:
 def one_shape(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all ``tensors`` have the same shape."""
     return len({tuple(tensor.shape) for tensor in tensors}) <= 1
+
+
+@leaf_function
+def stacked(tensors: Sequence[torch.Tensor], rank: int, location: str | None) -> torch.Tensor:
+    """``torch.stack(tensors, 1)``, if all have one shape of ``rank`` dimensions.
+
+    Raises:
+        SpecializationError: they have others in this call: a first state of batch 1, say.
+    """
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) != 1 or tensors[0].dim() != rank:
+        text = (
+            f"what the calls at {location or 'one line'} read have one shape of {rank} dimensions"
+        )
+        raise SpecializationError(f"this module is right only where {text}, not {shapes}", text)
+    return torch.stack(list(tensors), 1)
 
 
 has_side_effect(guard)  # dead-code elimination must not drop a check

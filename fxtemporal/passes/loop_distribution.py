@@ -16,15 +16,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
 from fxtemporal.analysis.gathered_lanes import Gathered, blockers, gathered_lanes, sunk
 from fxtemporal.analysis.loops import Loop, computes, loops_of
+from fxtemporal.ir.guards import stacked
 from fxtemporal.ir.node_meta import copy_meta, mark_clip
 from fxtemporal.ir.program import Program
 from fxtemporal.ir.reasons import Code, Reason
+from fxtemporal.ir.values import rank
 from fxtemporal.passes.rule import Rule, Site
 from fxtemporal.passes.time_distribute import TimeDistribute
 
@@ -87,7 +88,9 @@ def _gathered(program: Program, gathered: Gathered) -> Loop | None:
     graph, last = program.graph, max(gathered.inputs)
     moved = sunk(program, gathered)
     with graph.inserting_after(last):
-        stack = graph.call_function(torch.stack, (list(gathered.inputs), 1))
+        where = program.location(gathered.calls[0])
+        read = list(gathered.inputs)
+        stack = graph.call_function(stacked, (read, rank(last), where))
     mark_clip(stack)
     place = stack
     for number, call in enumerate(gathered.calls):
