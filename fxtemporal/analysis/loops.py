@@ -152,6 +152,8 @@ class SourceBatch:
 
 def _only_moves_data(program: Program, families: Families, region: list[Family]) -> bool:
     """Whether a loop without arithmetic joins its frames again: then it only moves data."""
+    if any(map(computes, region)):
+        return False  # entries of a small dimension, each for a use of its own: no loop
     if any(families.of[join.parts[0]][0] in region for join in families.joins):
         return True
     for family in region:
