@@ -270,6 +270,31 @@ def test_calls_without_a_gradient_are_not_joined_with_others() -> None:
         torch.testing.assert_close(*grads, equal_nan=True)
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_an_exported_program(dynamic: bool) -> None:
+    model = Recurrent(head_after_the_state).eval()
+    x = clip().float()
+    sizes = {"x": {0: torch.export.Dim("batch", min=1, max=8)}} if dynamic else None
+    exported = torch.export.export(model, (x,), dynamic_shapes=sizes)
+    result = fxtemporal.optimize(exported, (x,), tune="static")
+    assert applied(result)
+    for batch in (1, 2, 3) if dynamic else (2,):
+        x = clip(batch).float()
+        torch.testing.assert_close(result(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compilers_take_the_stack_at_any_batch() -> None:
+    model = Recurrent(head_after_the_state).eval()
+    compiled = torch.compile(model, backend="fxtemporal")
+    for batch in (2, 3, 4):
+        x = clip(batch).float()
+        torch.testing.assert_close(compiled(x), model(x))
+    result = fxtemporal.optimize(model, (clip().float(),), tune="static")
+    traced = torch.jit.trace(result, (clip().float(),))
+    torch.testing.assert_close(traced(clip().float()), model(clip().float()))
+
+
 class Squeezed(nn.Module):
     """With one clip, the states lose their batch: another rank."""
 

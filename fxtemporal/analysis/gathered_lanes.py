@@ -54,7 +54,7 @@ def gathered_lanes(program: Program) -> Iterator[Gathered]:
         if op is not None and op.owns and op.pure and _is_layer(op):
             (source,) = op.nodes()
             value = needed_value(source)
-            described = tuple(value.shape), value.dtype, node in flows, source in flows
+            described = str(value.shape), value.dtype, node in flows, source in flows
             kinds.setdefault((op.static(), described), []).append((node, op))
     found = []
     for calls in kinds.values():

@@ -122,12 +122,13 @@ def stacked(tensors: Sequence[torch.Tensor], rank: int, location: str | None) ->
     Raises:
         SpecializationError: they have others in this call: a first state of batch 1, say.
     """
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) != 1 or tensors[0].dim() != rank:
-        text = (
-            f"what the calls at {location or 'one line'} read have one shape of {rank} dimensions"
-        )
-        raise SpecializationError(f"this module is right only where {text}, not {shapes}", text)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return torch.stack(list(tensors), 1)
+    first = tensors[0].shape  # compared one by one: sizes may be symbols, which have no hash
+    if len(first) != rank or any(tensor.shape != first for tensor in tensors):
+        where = f" at {location}" if location else ""
+        text = f"what the calls{where} read has one shape, of {rank} dimensions"
+        raise SpecializationError(f"this module is right only where {text}", text)
     return torch.stack(list(tensors), 1)
 
 
