@@ -295,6 +295,27 @@ def test_compilers_take_the_stack_at_any_batch() -> None:
     torch.testing.assert_close(traced(clip().float()), model(clip().float()))
 
 
+def updates_statistics(self: Any, x: Tensor) -> Tensor:
+    h, outs = self.start(x) + self.norm(x[:, 0, :2]).mean(), []
+    for t in range(x.size(1)):
+        h = self.step(x[:, t], h)
+        outs.append(self.head(h))
+    return torch.stack(outs, 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_call_of_another_size_can_still_run_the_original(training: bool) -> None:
+    """The stack checks shapes, which it may not do behind an update of statistics."""
+    model = Recurrent(updates_statistics).double().train(training)
+    reference = copy.deepcopy(model)
+    result = fxtemporal.optimize(model, (clip(),), tune="static")
+    assert bool(applied(result)) is not training
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(result(clip(frames=4)), reference(clip(frames=4)))
+    torch.testing.assert_close(result.norm.running_mean, reference.norm.running_mean)
+
+
 class Squeezed(nn.Module):
     """With one clip, the states lose their batch: another rank."""
 

@@ -25,7 +25,7 @@ from fxtemporal.support.torch_private import pytree
 from fxtemporal.support.torch_private.dispatch import TorchDispatchMode
 from fxtemporal.support.torch_private.operators import OpOverload
 
-__all__ = ["Mover", "is_checked_first", "leaves_no_trace", "needed_by"]
+__all__ = ["Mover", "is_checked_first", "leaves_no_trace", "may_end_at", "needed_by"]
 
 
 def needed_by(nodes: Iterable[Any], start: fx.Node) -> list[fx.Node]:
@@ -53,6 +53,12 @@ def is_checked_first(program: Program) -> bool:
 def leaves_no_trace(program: Program) -> bool:
     """Whether a call only gives its outputs: it writes into nothing that outlives it."""
     return next(_traces(program), None) is None
+
+
+def may_end_at(program: Program, node: fx.Node) -> bool:
+    """Whether a call that ends at ``node`` leaves no trace, so that another module can run it."""
+    first = next(_traces(program), None)
+    return first is None or node < first
 
 
 def _ends_a_call(program: Program, node: fx.Node) -> bool:

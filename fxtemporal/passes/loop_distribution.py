@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing
+from fxtemporal.analysis.effects import may_end_at
 from fxtemporal.analysis.gathered_lanes import Gathered, blockers, gathered_lanes, sunk
 from fxtemporal.analysis.loops import Loop, computes, loops_of
 from fxtemporal.ir.guards import stacked
@@ -59,11 +60,15 @@ class LoopDistribution(Rule[Gathered]):
         copies = dict(zip(program.graph.nodes, trial.graph.nodes, strict=True))
         calls = tuple(copies[call] for call in candidate.calls)
         inputs = tuple(copies[source] for source in candidate.inputs)
-        loop = _gathered(trial, Gathered(candidate.op, calls, inputs))
+        stack, loop = _gathered(trial, Gathered(candidate.op, calls, inputs))
         if loop is None or not any(map(computes, loop.plans)):
             yield from (loop and loop.reasons) or (
                 Reason(Code.NOTHING_TO_BATCH, "the stacked calls are no loop"),
             )
+        elif not may_end_at(trial, stack):
+            text = "the forward writes or draws before it, so that a call in which they have other "
+            text += "shapes could not run the original instead"
+            yield Reason(Code.VISIBLE_WRITE, text, program.location(candidate.calls[0]))
 
     def nodes(self, program: Program, candidate: Gathered) -> Iterable[fx.Node]:
         return candidate.calls
@@ -78,13 +83,13 @@ class LoopDistribution(Rule[Gathered]):
         return {"frames": len(candidate.calls)}
 
     def rewrite(self, program: Program, candidate: Gathered) -> Mapping[str, Any]:
-        loop = _gathered(program, candidate)
+        _, loop = _gathered(program, candidate)
         assert loop is not None
         return TimeDistribute().rewrite(program, loop)
 
 
-def _gathered(program: Program, gathered: Gathered) -> Loop | None:
-    """Stack the inputs of the calls, have each call read its entry, and give the loop over them."""
+def _gathered(program: Program, gathered: Gathered) -> tuple[fx.Node, Loop | None]:
+    """Stack the inputs of the calls, and have each call read its entry: the stack and the loop."""
     graph, last = program.graph, max(gathered.inputs)
     moved = sunk(program, gathered)
     with graph.inserting_after(last):
@@ -103,6 +108,5 @@ def _gathered(program: Program, gathered: Gathered) -> Loop | None:
         place = node
     program.fill_in()
     first = gathered.calls[0]
-    return next(
-        (loop for loop in loops_of(program) if any(first in f.nodes for f in loop.families)), None
-    )
+    loops = (loop for loop in loops_of(program) if any(first in f.nodes for f in loop.families))
+    return stack, next(loops, None)
