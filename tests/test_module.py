@@ -15,7 +15,9 @@ from torch.export import ExportedProgram
 
 import fxtemporal
 from fxtemporal import FxTemporalError, Report, SpecializationError
+from fxtemporal.capture.capture import capture
 from fxtemporal.ir.module import OptimizedModule
+from fxtemporal.ir.shallow_copy import twin
 from tests.strictly import strictly
 from tests.zoo import CNNLSTM, InplaceBody, ResidualConv3d, TiedConv3d, ViewByBatch, noise
 
@@ -453,3 +455,19 @@ def test_a_dropped_call_that_is_the_same_in_training_holds_no_mode() -> None:
     x = torch.randn(3, 5, 4)
     fast = strictly(model, (x,), tune="static", progress=False).train()
     torch.testing.assert_close(fast(x), model.train()(x))
+
+
+def test_code_is_made_when_it_is_asked_for() -> None:
+    program = capture(build(), (clip(),))
+    twins = twin(program.gm), twin(program.gm)  # they share a class, whose forward is one
+    program.gm.recompile()
+    assert program.gm.code
+    for other in (*twins, program.copy().gm):
+        assert other.code == program.gm.code
+        assert other.code in str(other)
+    before = program.gm.code
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            node._rename("another")
+    program.refresh()
+    assert program.gm.code != before

@@ -176,6 +176,7 @@ class OptimizedModule(fx.GraphModule):
 
     def recompile_later(self) -> None:
         """Make the forward from the graph when it is next asked for: rewrites change it often."""
+        vars(self).pop("_code", None)
         kind: Any = type(self)
         kind.forward = _FromGraph(self)
 
@@ -190,7 +191,7 @@ class OptimizedModule(fx.GraphModule):
         return super().__str__()
 
     def _make_code(self) -> None:
-        if isinstance(vars(type(self)).get("forward"), _FromGraph):
+        if "_code" not in vars(self):
             self.recompile()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
