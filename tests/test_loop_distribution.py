@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxtemporal
@@ -314,6 +314,49 @@ def test_a_call_of_another_size_can_still_run_the_original(training: bool) -> No
         warnings.simplefilter("ignore")
         torch.testing.assert_close(result(clip(frames=4)), reference(clip(frames=4)))
     torch.testing.assert_close(result.norm.running_mean, reference.norm.running_mean)
+
+
+class HeadWithoutGradients(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, outs = torch.zeros_like(x[:, 0]), []
+        for t in range(4):
+            h = torch.tanh(self.cell(h) + x[:, t])
+            torch._C._set_grad_enabled(False)
+            out = self.head(h)
+            torch._C._set_grad_enabled(True)
+            outs.append(out + h)
+        return torch.stack(outs, 1)
+
+
+def test_no_call_moves_past_a_switch_of_the_mode() -> None:
+    """As in the graphs of Dynamo: ``torch.no_grad()`` is two calls that return nothing."""
+    model = HeadWithoutGradients()
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    h, outs = graph.call_function(torch.zeros_like, (graph.call_method("select", (x, 1, 0)),)), []
+    for t in range(4):
+        frame = graph.call_method("select", (x, 1, t))
+        h = graph.call_function(torch.add, (graph.call_module("cell", (h,)), frame))
+        h = graph.call_function(torch.tanh, (h,))
+        graph.call_function(torch._C._set_grad_enabled, (False,))
+        out = graph.call_module("head", (h,))
+        graph.call_function(torch._C._set_grad_enabled, (True,))
+        outs.append(graph.call_function(torch.add, (out, h)))
+    graph.output(graph.call_function(torch.stack, (outs, 1)))
+    given = fx.GraphModule(model, graph)
+    x = noise(2, 4, 4)
+    result = fxtemporal.optimize(given, (x,), tune="static", verify=False)
+    model(x).sum().backward()
+    wanted = model.cell.weight.grad.clone()
+    assert model.head.weight.grad is None
+    model.zero_grad()
+    result(x).sum().backward()
+    assert model.head.weight.grad is None
+    torch.testing.assert_close(model.cell.weight.grad, wanted)
 
 
 class Squeezed(nn.Module):

@@ -72,11 +72,8 @@ def _traces(program: Program) -> Iterator[fx.Node]:
         if _ends_a_call(program, node):
             continue
         written = written_by(program, node)
-        kept = {n.op for w in written for n in aliasing.shared_with(w)} & {
-            "placeholder",
-            "get_attr",
-        }
-        if kept or _may_be_seen(program, node):
+        reached = {other.op for tensor in written for other in aliasing.shared_with(tensor)}
+        if reached & {"placeholder", "get_attr"} or _may_be_seen(program, node):
             yield node
 
 

@@ -24,6 +24,7 @@ from torch import fx
 
 from fxtemporal.analysis.aliasing import Aliasing, written_by
 from fxtemporal.analysis.gradients import with_gradients
+from fxtemporal.analysis.interference import mode_switch
 from fxtemporal.ir.guards import guard
 from fxtemporal.ir.node_meta import needed_value, value_of
 from fxtemporal.ir.ops import Op
@@ -107,6 +108,11 @@ def blockers(program: Program, gathered: Gathered, aliasing: Aliasing) -> Iterat
     last = max(gathered.inputs)
     moved = sunk(program, gathered)
     own = set(moved)
+    switch = mode_switch(program, min(gathered.calls), max(*gathered.calls, last))
+    if switch is not None:
+        text = f"{program.called(switch)} stands between them, and may switch a mode"
+        yield Reason(Code.UNSUPPORTED_OP, text, program.location(switch))
+        return
     for node in moved:
         op = program.op(node) if node.op.startswith("call") else None
         if node.target is guard:
